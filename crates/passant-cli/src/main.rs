@@ -1,0 +1,3 @@
+//! Table of contents.
+
+fn main() {}

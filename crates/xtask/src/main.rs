@@ -1,0 +1,3 @@
+//! Our automation.
+
+fn main() {}
