@@ -1,3 +1,34 @@
-//! Our automation.
+//! What can our automation do? One subcommand, one file.
 
-fn main() {}
+mod codegen;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+/// Our automation: what a person would otherwise have to remember.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Compile proto/ and write the Rust of passant-proto.
+    Codegen,
+}
+
+fn main() -> anyhow::Result<()> {
+    let root = root();
+    match Args::parse().task {
+        Task::Codegen => codegen::run(&root),
+    }
+}
+
+/// The directory of the workspace.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).expect("xtask stands two levels below the workspace").to_path_buf()
+}

@@ -1,0 +1,30 @@
+//! Which generated file is which module? `cargo xtask codegen` writes them; do not edit them.
+
+#![expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::clone_on_ref_ptr,
+    reason = "written by prost and tonic, which follow other rules than ours"
+)]
+
+#[path = "gen/agent.rs"]
+#[rustfmt::skip]
+pub mod agent;
+#[path = "gen/bundle.rs"]
+#[rustfmt::skip]
+pub mod bundle;
+#[path = "gen/entry.rs"]
+#[rustfmt::skip]
+pub mod entry;
+#[path = "gen/rpc.rs"]
+#[rustfmt::skip]
+pub mod rpc;
+#[path = "gen/svid.rs"]
+#[rustfmt::skip]
+pub mod svid;
+#[path = "gen/types.rs"]
+#[rustfmt::skip]
+pub mod types;
+#[path = "gen/workload.rs"]
+#[rustfmt::skip]
+pub mod workload;

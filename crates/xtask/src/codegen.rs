@@ -1,0 +1,131 @@
+//! How do the files under `proto/` become the generated modules of passant-proto?
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Where the generated files stand, below the workspace.
+const OUT: &str = "crates/passant-proto/src/gen";
+
+/// What every generated file begins with.
+const HEADER: &str = "// Generated from proto/ by `cargo xtask codegen`; do not edit.\n\n";
+
+/// One proto package, which becomes one module.
+struct Module {
+    /// Name of the Rust file, and of the module.
+    name: &'static str,
+    /// The package; empty for the Workload API, which has none.
+    package: &'static str,
+    /// A file, or a directory of files, below `proto/`.
+    source: &'static str,
+}
+
+const MODULES: [Module; 7] = [
+    Module { name: "workload", package: "", source: "spiffe/workload" },
+    Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
+    Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
+    Module { name: "agent", package: "spire.api.server.agent.v1", source: "spire/api/server/agent/v1" },
+    Module { name: "entry", package: "spire.api.server.entry.v1", source: "spire/api/server/entry/v1" },
+    Module { name: "svid", package: "spire.api.server.svid.v1", source: "spire/api/server/svid/v1" },
+    Module { name: "bundle", package: "spire.api.server.bundle.v1", source: "spire/api/server/bundle/v1" },
+];
+
+/// The package that the others import, and where the crate has it.
+const SHARED: (&str, &str) = ("spire.api.types", "crate::types");
+
+/// Writes the generated files, leaving those alone that are current.
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let out = root.join(OUT);
+    for (name, text) in generate(&root.join("proto"))? {
+        let path = out.join(name);
+        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            continue;
+        }
+        fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Compiles the protos; gives file name and text of every module.
+fn generate(proto: &Path) -> Result<BTreeMap<String, String>> {
+    MODULES.iter().map(|module| Ok((format!("{}.rs", module.name), module.generate(proto)?))).collect()
+}
+
+impl Module {
+    fn generate(&self, proto: &Path) -> Result<String> {
+        let sources = protos_in(&proto.join(self.source))?;
+        let descriptors = protox::compile(sources, [proto]).context("failed to compile the protos")?;
+
+        let scratch = tempfile::tempdir().context("failed to make a scratch directory")?;
+        // Without transport: whoever calls brings a channel, which decides on TLS and the peer.
+        let mut build = tonic_prost_build::configure().build_transport(false).out_dir(scratch.path());
+        if self.package != SHARED.0 {
+            build = build.extern_path(format!(".{}", SHARED.0), SHARED.1);
+        }
+        build.compile_fds(descriptors).with_context(|| format!("failed to generate {}", self.name))?;
+
+        let file = if self.package.is_empty() { "_" } else { self.package };
+        let path = scratch.path().join(format!("{file}.rs"));
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("found no code for package {}", self.package))?;
+        Ok(format!("{HEADER}{}", without_allows(&text)))
+    }
+}
+
+/// The proto files directly in a directory, in order of their names.
+fn protos_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("failed to list {}", dir.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "proto") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Drops the `allow` attributes: which lints do not apply is said once, in `generated.rs`.
+fn without_allows(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut inside = false;
+    for line in text.lines() {
+        let start = line.trim_start();
+        inside |= start.starts_with("#![allow(") || start.starts_with("#[allow(");
+        if !inside {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+        inside &= !line.trim_end().ends_with(")]");
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn committed_code_is_what_the_protos_say() {
+        let root = crate::root();
+        let expected = generate(&root.join("proto")).unwrap();
+
+        for (name, text) in &expected {
+            let committed = fs::read_to_string(root.join(OUT).join(name)).unwrap_or_default();
+            assert!(committed == *text, "{OUT}/{name} is not current: run `cargo xtask codegen`");
+        }
+        for entry in fs::read_dir(root.join(OUT)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(expected.contains_key(&name), "{OUT}/{name} belongs to no proto: delete it");
+        }
+    }
+
+    #[test]
+    fn allows_are_dropped() {
+        let text =
+            "mod a {\n    #![allow(\n        dead_code,\n    )]\n    fn b() {}\n}\n#[allow(x)]\nfn c() {}\n";
+        assert_eq!(without_allows(text), "mod a {\n    fn b() {}\n}\nfn c() {}\n");
+    }
+}
