@@ -1,1 +1,36 @@
-//! Map of the crate.
+//! The domain of Passant, pure: SPIFFE types, registration entries, matching, lifetimes and the seams.
+//!
+//! Nothing here does I/O, waits, reads a clock or draws a random number: time and randomness are asked of the
+//! [`host::Host`] that `main` builds. Where to look:
+//!
+//! | question | file |
+//! |---|---|
+//! | what is a valid SPIFFE ID, trust domain, selector? | [`spiffe_id`], [`trust_domain`], [`selector`] |
+//! | what does a registration entry hold, and which entries fit? | [`entry`], [`matching`], [`authorized`] |
+//! | when does a thing end, when is it renewed? | [`time`], [`lifetime`] |
+//! | how is a refusal told to a caller? | [`refusal`] |
+//! | what is bounded, and why? | [`limits`] |
+//! | what must be asked of the machine? | [`host`], [`keys`] |
+
+pub mod authorized;
+pub mod entry;
+pub mod host;
+pub mod keys;
+pub mod lifetime;
+pub mod limits;
+pub mod matching;
+pub mod refusal;
+pub mod secret;
+pub mod selector;
+pub mod spiffe_id;
+pub mod time;
+pub mod trust_domain;
+
+pub use entry::{AuthorizedEntry, Entry, EntryDraft, EntryId};
+pub use host::Host;
+pub use refusal::{AgentFault, Reason, Refusal};
+pub use secret::Secret;
+pub use selector::{Selector, Selectors};
+pub use spiffe_id::SpiffeId;
+pub use time::UnixTime;
+pub use trust_domain::TrustDomain;

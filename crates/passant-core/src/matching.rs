@@ -1,0 +1,106 @@
+//! Which of a node's entries does a workload with these selectors get?
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::entry::{AuthorizedEntry, EntryId};
+use crate::selector::{Selector, Selectors};
+
+/// A node's entries, indexed so that matching reads only entries that share a selector with the workload.
+///
+/// Each entry stands under one of its selectors: the one that fewest entries of the set have. A workload that lacks it
+/// cannot match, so no other place is needed.
+#[derive(Clone, Debug, Default)]
+pub struct EntryIndex {
+    by_selector: BTreeMap<Selector, Vec<Arc<AuthorizedEntry>>>,
+}
+
+impl EntryIndex {
+    /// Indexes `entries`. One without selectors is left out: it matches nothing.
+    pub fn new<'a>(entries: impl IntoIterator<Item = &'a Arc<AuthorizedEntry>> + Clone) -> Self {
+        let mut common: BTreeMap<&Selector, usize> = BTreeMap::new();
+        for selector in entries.clone().into_iter().flat_map(|entry| entry.selectors.iter()) {
+            *common.entry(selector).or_default() += 1;
+        }
+        let mut by_selector: BTreeMap<Selector, Vec<Arc<AuthorizedEntry>>> = BTreeMap::new();
+        for entry in entries {
+            if let Some(rarest) = entry.selectors.iter().min_by_key(|selector| common.get(selector)) {
+                by_selector.entry(rarest.clone()).or_default().push(Arc::clone(entry));
+            }
+        }
+        Self { by_selector }
+    }
+
+    /// Entries whose selectors are all present in `have`, in entry-id order.
+    pub fn matching(&self, have: &Selectors) -> Vec<Arc<AuthorizedEntry>> {
+        let mut found: BTreeMap<&EntryId, &Arc<AuthorizedEntry>> = BTreeMap::new();
+        for entry in have.iter().filter_map(|selector| self.by_selector.get(selector)).flatten() {
+            if have.contains_all(&entry.selectors) {
+                found.insert(&entry.id, entry);
+            }
+        }
+        found.into_values().map(Arc::clone).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::spiffe_id::SpiffeId;
+    use crate::time::UnixTime;
+
+    fn entry(id: usize, selectors: &[u8]) -> Arc<AuthorizedEntry> {
+        Arc::new(AuthorizedEntry {
+            id: EntryId::parse(&format!("e{id:03}")).unwrap(),
+            spiffe_id: SpiffeId::parse("spiffe://example.org/a").unwrap(),
+            selectors: set(selectors),
+            federates_with: BTreeSet::new(),
+            admin: false,
+            downstream: false,
+            store_svid: false,
+            hint: String::new(),
+            jwt_svid_include_jti: false,
+            disable_x509_svid_prefetch: false,
+            revision: 0,
+            created_at: UnixTime::from_secs(0),
+        })
+    }
+
+    fn set(selectors: &[u8]) -> Selectors {
+        selectors.iter().map(|s| Selector::new("t", &s.to_string()).unwrap()).collect()
+    }
+
+    #[test]
+    fn an_entry_without_selectors_matches_nothing() {
+        let index = EntryIndex::new(&[entry(1, &[])]);
+        assert!(index.matching(&set(&[1, 2])).is_empty());
+        assert!(index.matching(&Selectors::new()).is_empty());
+    }
+
+    #[test]
+    fn all_selectors_must_be_present() {
+        let entries = [entry(2, &[1, 2]), entry(1, &[1]), entry(3, &[3])];
+        let index = EntryIndex::new(&entries);
+        let ids: Vec<_> = index.matching(&set(&[1, 2])).iter().map(|e| e.id.to_string()).collect();
+        assert_eq!(ids, ["e001", "e002"]);
+        assert_eq!(index.matching(&set(&[2])).len(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn matching_equals_reading_every_entry(
+            entries in prop::collection::vec(prop::collection::vec(0u8..6, 0..4), 0..30),
+            have in prop::collection::vec(0u8..6, 0..6),
+        ) {
+            let entries: Vec<_> = entries.iter().enumerate().map(|(id, selectors)| entry(id, selectors)).collect();
+            let have = set(&have);
+            let expected: Vec<_> =
+                entries.iter().filter(|e| !e.selectors.is_empty() && have.contains_all(&e.selectors)).cloned().collect();
+            prop_assert_eq!(EntryIndex::new(&entries).matching(&have), expected);
+        }
+    }
+}
