@@ -1,6 +1,7 @@
 //! What can our automation do? One subcommand, one file.
 
 mod codegen;
+mod tidy;
 
 use std::path::{Path, PathBuf};
 
@@ -18,12 +19,15 @@ struct Args {
 enum Task {
     /// Compile proto/ and write the Rust of passant-proto.
     Codegen,
+    /// Check what the compiler does not: layers, sources, locked packages.
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
     let root = root();
     match Args::parse().task {
         Task::Codegen => codegen::run(&root),
+        Task::Tidy => tidy::run(&root),
     }
 }
 
