@@ -26,6 +26,11 @@ impl UnixTime {
         self.0
     }
 
+    /// Reads RFC 3339, with any offset; a fraction of a second is dropped. `None` when the text is something else.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        OffsetDateTime::parse(text, &Rfc3339).ok().map(|at| Self(at.unix_timestamp()))
+    }
+
     /// The instant `span` later. A fraction of a second is dropped; saturates at the end of time.
     #[must_use]
     pub fn plus(self, span: Duration) -> Self {
@@ -67,6 +72,13 @@ mod tests {
     fn displays_as_rfc_3339() {
         assert_eq!(UnixTime::from_secs(1_790_000_000).to_string(), "2026-09-21T14:13:20Z");
         assert_eq!(UnixTime::from_secs(i64::MAX).to_string(), format!("@{}", i64::MAX));
+    }
+
+    #[test]
+    fn reads_rfc_3339_with_any_offset() {
+        assert_eq!(UnixTime::parse_rfc3339("2026-09-21T14:13:20Z"), Some(UnixTime::from_secs(1_790_000_000)));
+        assert_eq!(UnixTime::parse_rfc3339("2026-09-21T16:13:20.9+02:00"), Some(UnixTime::from_secs(1_790_000_000)));
+        assert_eq!(UnixTime::parse_rfc3339("2026-09-21"), None);
     }
 
     #[test]
