@@ -8,13 +8,19 @@
 //! | what is a valid SPIFFE ID, trust domain, selector? | [`spiffe_id`], [`trust_domain`], [`selector`] |
 //! | what does a registration entry hold, and which entries fit? | [`entry`], [`matching`], [`authorized`] |
 //! | when does a thing end, when is it renewed? | [`time`], [`lifetime`] |
+//! | what is a valid X509-SVID, JWT-SVID, CSR, serial number? | [`x509_svid`], [`jwt_svid`], [`csr`], [`serial`] |
+//! | what verifies them, and how is that published? | [`bundle`], [`bundle_document`], [`jwk`] |
 //! | how is a refusal told to a caller? | [`refusal`] |
 //! | what is bounded, and why? | [`limits`] |
 //! | what must be asked of the machine? | [`host`], [`keys`] |
 
 pub mod authorized;
+pub mod bundle;
+pub mod bundle_document;
+pub mod csr;
 pub mod entry;
 pub mod host;
+pub mod jwk;
 pub mod keys;
 pub mod lifetime;
 pub mod limits;
@@ -22,15 +28,25 @@ pub mod matching;
 pub mod refusal;
 pub mod secret;
 pub mod selector;
+pub mod serial;
 pub mod spiffe_id;
 pub mod time;
 pub mod trust_domain;
+pub mod x509_svid;
 
+mod strict_json;
+#[cfg(test)]
+mod test_ca;
+
+pub use bundle::{Bundle, JwtAuthority, X509Authority};
+pub use csr::Csr;
 pub use entry::{AuthorizedEntry, Entry, EntryDraft, EntryId};
 pub use host::Host;
 pub use refusal::{AgentFault, Reason, Refusal};
 pub use secret::Secret;
 pub use selector::{Selector, Selectors};
+pub use serial::Serial;
 pub use spiffe_id::SpiffeId;
 pub use time::UnixTime;
 pub use trust_domain::TrustDomain;
+pub use x509_svid::X509Svid;

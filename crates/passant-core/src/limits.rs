@@ -24,3 +24,31 @@ pub const HINT_BYTES: usize = 1024;
 pub const SVID_TTL_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// How far back `not_before` lies, for peers whose clock is behind (as in SPIRE).
 pub const BACKDATE: Duration = Duration::from_secs(10);
+/// RFC 5280 4.1.2.2: a serial number is at most 20 bytes.
+pub const SERIAL_BYTES: usize = 20;
+/// One certificate; webpki reads none that is longer, and it holds the longest list of DNS names.
+pub const CERTIFICATE_BYTES: usize = 64 * 1024 - 1;
+/// Certificates in one chain, leaf included: what rust-spiffe takes, and far deeper than any real hierarchy.
+pub const CHAIN_CERTIFICATES: usize = 16;
+/// One CSR; it may ask for as many names as a certificate holds.
+pub const CSR_BYTES: usize = 64 * 1024;
+/// A DER public key: RSA of 8192 bits takes about 1100 bytes.
+pub const SPKI_BYTES: usize = 2048;
+/// RFC 7518 3.3: RSA keys of less than 2048 bits are not used.
+pub const RSA_MODULUS_BITS_MIN: usize = 2048;
+/// What ring verifies with; larger keys make every check slow.
+pub const RSA_MODULUS_BITS_MAX: usize = 8192;
+/// What SPIRE agents are configured with at most; larger ones slow down every handshake of the workload.
+pub const CSR_RSA_MODULUS_BITS_MAX: usize = 4096;
+/// A bundle document of 1000 authorities stays well below this.
+pub const BUNDLE_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
+/// Authorities of one kind in one bundle; rotation keeps two or three, a large upstream PKI some dozens.
+pub const BUNDLE_AUTHORITIES: usize = 1000;
+/// A JWT authority's key ID; SPIRE's have 32 bytes.
+pub const KEY_ID_BYTES: usize = 1024;
+/// One JWT-SVID: rust-spiffe's bound for a segment, and more than HTTP servers take in a header.
+pub const JWT_SVID_BYTES: usize = 64 * 1024;
+/// Audiences in one JWT-SVID: rust-spiffe takes no more, and one is what JWT-SVID 3.2 recommends.
+pub const JWT_AUDIENCES: usize = 32;
+/// Clocks of issuer and validator may differ by this much before a token that is not valid yet is refused.
+pub const JWT_CLOCK_SKEW: Duration = Duration::from_secs(60);
