@@ -105,12 +105,13 @@ type x509Line struct {
 }
 
 type jwtLine struct {
-	Kind      string `json:"kind"`
-	Received  string `json:"received"`
-	SpiffeID  string `json:"spiffe_id"`
-	KeyID     string `json:"key_id"`
-	IssuedAt  string `json:"issued_at"`
-	ExpiresAt string `json:"expires_at"`
+	Kind      string   `json:"kind"`
+	Received  string   `json:"received"`
+	SpiffeID  string   `json:"spiffe_id"`
+	Audience  []string `json:"audience"`
+	KeyID     string   `json:"key_id"`
+	IssuedAt  string   `json:"issued_at"`
+	ExpiresAt string   `json:"expires_at"`
 }
 
 type errorLine struct {
@@ -162,6 +163,7 @@ func (l *watchLog) jwt(svid *jwtsvid.SVID) {
 		Kind:      "jwt",
 		Received:  now(),
 		SpiffeID:  described.SpiffeID,
+		Audience:  described.Audience,
 		KeyID:     described.KeyID,
 		IssuedAt:  described.IssuedAt,
 		ExpiresAt: described.ExpiresAt,
