@@ -52,3 +52,6 @@ pub const JWT_SVID_BYTES: usize = 64 * 1024;
 pub const JWT_AUDIENCES: usize = 32;
 /// Clocks of issuer and validator may differ by this much before a token that is not valid yet is refused.
 pub const JWT_CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// The text of a gRPC status. With its copy in the details (base64) it stays below the 8 KiB of headers that every peer
+/// takes.
+pub const STATUS_MESSAGE_BYTES: usize = 3072;

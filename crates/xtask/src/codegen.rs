@@ -60,7 +60,9 @@ impl Module {
 
         let scratch = tempfile::tempdir().context("failed to make a scratch directory")?;
         // Without transport: whoever calls brings a channel, which decides on TLS and the peer.
-        let mut build = tonic_prost_build::configure().build_transport(false).out_dir(scratch.path());
+        // With ordered maps: the same message always has the same bytes.
+        let mut build =
+            tonic_prost_build::configure().build_transport(false).btree_map(".").out_dir(scratch.path());
         if self.package != SHARED.0 {
             build = build.extern_path(format!(".{}", SHARED.0), SHARED.1);
         }

@@ -40,7 +40,7 @@ pub mod selector_match {
     pub enum MatchBehavior {
         /// Both sets are equal.
         MatchExact = 0,
-        /// Every selector of the record is a given one.
+        /// Every selector of the record is a given one, and it has some.
         MatchSubset = 1,
         /// Every given selector is one of the record's.
         MatchSuperset = 2,
@@ -281,7 +281,7 @@ pub struct Entry {
     /// When the entry was created, in Unix seconds. Set by the server.
     #[prost(int64, tag = "15")]
     pub created_at: i64,
-    /// Unset is not the same as all off: see the update rules of the entry API.
+    /// Unset means that all of them are off.
     #[prost(message, optional, tag = "16")]
     pub additional_attributes: ::core::option::Option<entry::AdditionalAttributes>,
 }
@@ -376,7 +376,7 @@ pub mod federates_with_match {
     pub enum MatchBehavior {
         /// Both sets are equal.
         MatchExact = 0,
-        /// Every trust domain of the entry is a given one.
+        /// Every trust domain of the entry is a given one, and it has some.
         MatchSubset = 1,
         /// Every given trust domain is one of the entry's.
         MatchSuperset = 2,
@@ -443,7 +443,7 @@ pub struct Status {
     /// A gRPC code; 0 is success.
     #[prost(int32, tag = "1")]
     pub code: i32,
-    /// Why it failed; empty on success.
+    /// Why it failed; of no interest on success.
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
 }

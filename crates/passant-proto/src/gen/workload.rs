@@ -14,8 +14,8 @@ pub struct X509svidResponse {
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub crl: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     /// Bundles of the foreign trust domains that the caller may talk to.
-    #[prost(map = "string, bytes", tag = "3")]
-    pub federated_bundles: ::std::collections::HashMap<
+    #[prost(btree_map = "string, bytes", tag = "3")]
+    pub federated_bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::vec::Vec<u8>,
     >,
@@ -50,8 +50,8 @@ pub struct X509BundlesResponse {
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub crl: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
     /// DER certificates by trust domain.
-    #[prost(map = "string, bytes", tag = "2")]
-    pub bundles: ::std::collections::HashMap<
+    #[prost(btree_map = "string, bytes", tag = "2")]
+    pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::vec::Vec<u8>,
     >,
@@ -93,8 +93,8 @@ pub struct JwtBundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JwtBundlesResponse {
     /// JWK Set documents (JSON) by trust domain.
-    #[prost(map = "string, bytes", tag = "1")]
-    pub bundles: ::std::collections::HashMap<
+    #[prost(btree_map = "string, bytes", tag = "1")]
+    pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::vec::Vec<u8>,
     >,
@@ -156,8 +156,8 @@ pub struct WitBundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WitBundlesResponse {
     /// JWK Set documents (JSON) by trust domain; every key has a "kid".
-    #[prost(map = "string, string", tag = "1")]
-    pub bundles: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub bundles: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,

@@ -1,0 +1,46 @@
+//! How do wire and domain convert? One file per thing converted; nothing else does it.
+//!
+//! From the wire everything is checked, and the domain's types hold the result. Functions are named
+//! from the wire's point of view: `from_wire`, `to_wire`.
+
+pub mod entry;
+pub mod filter;
+pub mod id;
+pub mod mask;
+pub mod selector;
+
+use std::fmt;
+
+use passant_core::Refusal;
+use thiserror::Error;
+
+/// A message that does not convert. Its text names the field and is safe for whoever sent it.
+///
+/// As a [`Refusal`] it is an invalid request; where the message came from a server instead, the caller
+/// makes of it what fits.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Malformed(String);
+
+impl Malformed {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// In `field`, because of `cause`. The text has the cause in it: it goes out in one piece.
+    pub(crate) fn field(field: &str, cause: impl fmt::Display) -> Self {
+        Self(format!("{field}: {cause}"))
+    }
+
+    /// The same fault, with what was being done: `failed to convert entry: ...`.
+    #[must_use]
+    pub fn during(self, what: &str) -> Self {
+        Self(format!("{what}: {}", self.0))
+    }
+}
+
+impl From<Malformed> for Refusal {
+    fn from(malformed: Malformed) -> Self {
+        Self::invalid(malformed.0)
+    }
+}
