@@ -1,0 +1,367 @@
+//! How does a change become durable, then visible, then answered?
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::limits::{JOURNAL_BATCH, JOURNAL_COMMITS_KEPT, JOURNAL_QUEUE, PRUNE_CHANGES};
+use arc_swap::ArcSwap;
+use passant_core::{Host, Refusal, TrustDomain, UnixTime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use crate::state::change::{Change, Commit, Cursor, RequestId, Revision};
+use crate::state::{State, prune};
+use crate::store::{AppendError, Store, StoreError};
+use crate::writer::{self, Place};
+
+/// The one way to read and to change the state. Clones share it.
+///
+/// A change is written by one writer, in the order of arrival, together with whatever else has queued up; it is
+/// visible in [`Journal::state`] only once it is durable, and answered only after that. When the store fails, nothing
+/// of the batch becomes visible and all of it is answered Unavailable.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    queue: mpsc::UnboundedSender<Message>,
+    room: Arc<Semaphore>,
+    shown: Shown,
+}
+
+/// What the writer shows to everybody else.
+#[derive(Clone, Debug)]
+struct Shown {
+    state: Arc<ArcSwap<State>>,
+    revision: watch::Receiver<Revision>,
+    /// Set once the writer has given up.
+    fault: Arc<OnceLock<String>>,
+}
+
+enum Message {
+    Command(Box<dyn Command>, OwnedSemaphorePermit),
+    Close(oneshot::Sender<()>),
+}
+
+impl Journal {
+    /// Loads `store` and starts the writer. Blocks while it reads the store.
+    ///
+    /// A store that answers at once (the memory store) is written by a task of the current tokio runtime, any other
+    /// by a thread.
+    ///
+    /// # Errors
+    /// When the store cannot be loaded or belongs to another trust domain.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, with a store that answers at once.
+    pub fn open(
+        mut store: Box<dyn Store>,
+        trust_domain: &TrustDomain,
+        host: Host,
+    ) -> Result<Self, StoreError> {
+        let loaded = store.load()?;
+        if loaded.trust_domain != *trust_domain {
+            return Err(StoreError::OtherTrustDomain {
+                place: "of the journal".to_owned(),
+                stored: loaded.trust_domain,
+                configured: trust_domain.clone(),
+            });
+        }
+        let cursor = Cursor { lineage: loaded.lineage, revision: loaded.revision };
+        let state = Arc::new(State::of_objects(loaded.trust_domain, cursor, loaded.objects));
+        let (revision_shown, revision) = watch::channel(cursor.revision);
+        let shown =
+            Shown { state: Arc::new(ArcSwap::new(Arc::clone(&state))), revision, fault: Arc::default() };
+        let place = if store.is_instant() { Place::Task } else { Place::Thread };
+        let mut writer = Some(Writer {
+            store,
+            host,
+            state,
+            shown: shown.clone(),
+            revision_shown,
+            compacted: cursor.revision.number().saturating_sub(JOURNAL_COMMITS_KEPT),
+        });
+        let (queue, messages) = mpsc::unbounded_channel();
+        let work = move |batch| {
+            let Some(closer) = writer.as_mut()?.work(batch) else { return Some(()) };
+            // In this order: who is told that the journal is closed may open the store.
+            drop(writer.take());
+            drop(closer);
+            None
+        };
+        writer::start("journal", place, messages, JOURNAL_BATCH, work).map_err(|source| StoreError::Io {
+            doing: "start",
+            place: "the journal's thread".to_owned(),
+            source,
+        })?;
+        Ok(Self { queue, room: Arc::new(Semaphore::new(JOURNAL_QUEUE)), shown })
+    }
+
+    /// The newest durable state.
+    pub fn state(&self) -> Arc<State> {
+        self.shown.state.load_full()
+    }
+
+    /// Tells the revision of [`Journal::state`] whenever it has moved on.
+    pub fn watch(&self) -> watch::Receiver<Revision> {
+        self.shown.revision.clone()
+    }
+
+    /// Why nothing can be changed any more until the server is restarted; `None` in health.
+    pub fn fault(&self) -> Option<&str> {
+        self.shown.fault.get().map(String::as_str)
+    }
+
+    /// Decides and makes a change: `command` sees the newest state, including changes just before it that are still
+    /// being written, and answers with the changes it wants, which are taken all or none, and a value for the caller.
+    /// Returns once they are durable and visible, and everything that `command` saw, too.
+    ///
+    /// `command` runs on the writer: it must neither wait nor be slow. A caller that goes away before its turn came
+    /// has changed nothing; after that, the change is made.
+    ///
+    /// # Errors
+    /// What `command` refused with; Unavailable when the store failed or the journal is closed.
+    pub async fn submit<T, F>(&self, command: F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&State) -> Result<(Vec<Change>, T), Refusal> + Send + 'static,
+    {
+        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| closed())?;
+        let (reply, answer) = oneshot::channel();
+        let command = Submitted { command: Some(command), decided: None, reply };
+        self.queue.send(Message::Command(Box::new(command), room)).map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Deletes what has outlived its use at `now` (see [`prune::prune`]); how many objects that were.
+    ///
+    /// # Errors
+    /// As [`Journal::submit`].
+    pub async fn prune(&self, now: UnixTime) -> Result<usize, Refusal> {
+        let mut pruned = 0;
+        loop {
+            let some = self
+                .submit(move |state| {
+                    let deletes = prune::prune(state, now, PRUNE_CHANGES);
+                    let some = deletes.len();
+                    Ok((deletes, some))
+                })
+                .await?;
+            pruned += some;
+            if some < PRUNE_CHANGES {
+                return Ok(pruned);
+            }
+        }
+    }
+
+    /// Prunes every `interval`, until dropped. Failures are logged, and tried again at the next turn.
+    pub async fn keep_pruned(&self, host: Host, interval: Duration) {
+        let mut turns = tokio::time::interval(interval);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            match self.prune(host.now()).await {
+                Ok(0) => {}
+                Ok(pruned) => tracing::info!(pruned, "pruned ended entries and expired join tokens"),
+                Err(refusal) => tracing::warn!(%refusal, "failed to prune the state"),
+            }
+        }
+    }
+
+    /// Takes no more commands, finishes those that were taken, and gives the store back to whoever opens it next.
+    pub async fn close(&self) {
+        self.room.close();
+        let (done, closed) = oneshot::channel();
+        if self.queue.send(Message::Close(done)).is_ok() {
+            // The writer drops the sender, whether it says so or has gone already.
+            drop(closed.await);
+        }
+    }
+}
+
+fn closed() -> Refusal {
+    Refusal::unavailable("server is shutting down")
+}
+
+/// A command whose types are hidden from the writer.
+trait Command: Send {
+    /// Decides against `state`; no changes when it refuses.
+    fn decide(&mut self, state: &State) -> Vec<Change>;
+    /// Answers what was decided, or that nothing came of it.
+    fn answer(self: Box<Self>, fault: Option<Refusal>);
+    /// Whether nobody waits for the answer.
+    fn is_abandoned(&self) -> bool;
+}
+
+struct Submitted<T, F> {
+    command: Option<F>,
+    decided: Option<Result<T, Refusal>>,
+    reply: oneshot::Sender<Result<T, Refusal>>,
+}
+
+impl<T, F> Command for Submitted<T, F>
+where
+    T: Send,
+    F: FnOnce(&State) -> Result<(Vec<Change>, T), Refusal> + Send,
+{
+    fn decide(&mut self, state: &State) -> Vec<Change> {
+        let Some(command) = self.command.take() else { return Vec::new() };
+        // One command's defect must not stop everybody's journal; it sees the state through a shared reference only.
+        let decided = catch_unwind(AssertUnwindSafe(|| command(state)))
+            .unwrap_or_else(|_| Err(Refusal::internal("a journal command panicked")));
+        match decided {
+            Ok((changes, value)) => {
+                self.decided = Some(Ok(value));
+                changes
+            }
+            Err(refusal) => {
+                self.decided = Some(Err(refusal));
+                Vec::new()
+            }
+        }
+    }
+
+    fn answer(self: Box<Self>, fault: Option<Refusal>) {
+        let answer = match (fault, self.decided) {
+            (Some(fault), _) => Err(fault),
+            (None, Some(decided)) => decided,
+            (None, None) => return,
+        };
+        // Fails only when the caller has gone; the change stands all the same.
+        drop(self.reply.send(answer));
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+}
+
+struct Writer {
+    store: Box<dyn Store>,
+    host: Host,
+    /// The newest durable state.
+    state: Arc<State>,
+    shown: Shown,
+    revision_shown: watch::Sender<Revision>,
+    /// The number of the revision up to which commits were forgotten.
+    compacted: u64,
+}
+
+impl Writer {
+    /// Commits and answers the commands of `batch`; who is to be told if the journal is to close.
+    fn work(&mut self, batch: Vec<Message>) -> Option<oneshot::Sender<()>> {
+        let mut commands = Vec::with_capacity(batch.len());
+        let mut closer = None;
+        for message in batch {
+            match message {
+                Message::Command(command, room) => commands.push((command, room)),
+                Message::Close(done) => closer = Some(done),
+            }
+        }
+        let outcome = self.commit(&mut commands);
+        for (command, _room) in commands {
+            command.answer(outcome.err().map(Refusal::unavailable));
+        }
+        self.compact();
+        closer
+    }
+
+    /// Decides all commands in order, makes their changes durable together, then visible. Fails with what the
+    /// callers may read.
+    fn commit(
+        &mut self,
+        commands: &mut Vec<(Box<dyn Command>, OwnedSemaphorePermit)>,
+    ) -> Result<(), &'static str> {
+        commands.retain(|(command, _)| !command.is_abandoned());
+        if self.shown.fault.get().is_some() {
+            return Err("the datastore has failed; the server must be restarted");
+        }
+        let mut next = State::clone(&self.state);
+        let mut commits = Vec::new();
+        for (command, _) in commands.iter_mut() {
+            let changes = command.decide(&next);
+            if !changes.is_empty() {
+                let commit = Commit { request_id: RequestId::new(self.host.random_bytes()), changes };
+                next.apply(&commit);
+                commits.push(commit);
+            }
+        }
+        if !commits.is_empty() {
+            self.append(&commits)?;
+            self.show(next);
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, commits: &[Commit]) -> Result<(), &'static str> {
+        let after = self.state.cursor().revision;
+        match self.store.append(after, commits) {
+            Ok(()) => Ok(()),
+            Err(AppendError::Failed(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "failed to write to the datastore");
+                Err("the datastore cannot be written")
+            }
+            Err(AppendError::Unknown(error)) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "datastore failed while writing; looking whether the changes last"
+                );
+                self.resolve(after, commits)
+            }
+            Err(AppendError::Conflict { at }) => {
+                Err(self.give_up(format!("somebody else has written to it: it stands at {at}, not {after}")))
+            }
+        }
+    }
+
+    /// Looks for `commits` in the store, which did not say whether it kept them.
+    fn resolve(&mut self, after: Revision, commits: &[Commit]) -> Result<(), &'static str> {
+        let tail = match self.store.tail(after) {
+            Ok(tail) => tail,
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "failed to read the datastore back"
+                );
+                return Err(self.give_up("nobody can say whether the last changes were kept".to_owned()));
+            }
+        };
+        let kept: Vec<RequestId> = tail.iter().map(|(_, commit)| commit.request_id).collect();
+        let wanted: Vec<RequestId> = commits.iter().map(|commit| commit.request_id).collect();
+        if kept == wanted {
+            tracing::warn!(changes = kept.len(), "the changes last after all");
+            Ok(())
+        } else if kept.is_empty() {
+            tracing::warn!("the changes were not kept");
+            Err("the datastore did not keep the change")
+        } else {
+            Err(self.give_up("it holds changes that this server did not make".to_owned()))
+        }
+    }
+
+    fn give_up(&mut self, why: String) -> &'static str {
+        tracing::error!(why, "the journal stops: nothing can be changed until the server is restarted");
+        // Set once: nothing is written after the first fault.
+        drop(self.shown.fault.set(why));
+        "the datastore has failed; the server must be restarted"
+    }
+
+    fn show(&mut self, state: State) {
+        let revision = state.cursor().revision;
+        self.state = Arc::new(state);
+        self.shown.state.store(Arc::clone(&self.state));
+        self.revision_shown.send_replace(revision);
+    }
+
+    /// Forgets old commits now and then.
+    fn compact(&mut self) {
+        let newest = self.state.cursor().revision.number();
+        if newest.saturating_sub(self.compacted) < JOURNAL_COMMITS_KEPT * 2 {
+            return;
+        }
+        self.compacted = newest - JOURNAL_COMMITS_KEPT;
+        if let Err(error) = self.store.compact(Revision::new(self.compacted)) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "failed to remove old commits from the datastore"
+            );
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What does the server remember of an attested node?
+
+use passant_core::serial::Serial;
+use passant_core::{Selectors, SpiffeId, UnixTime};
+use serde::{Deserialize, Serialize};
+
+/// A node that proved who it is, and the node SVID its agent may call with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttestedNode {
+    /// The agent's SPIFFE ID; one row per ID.
+    pub id: SpiffeId,
+    /// The method that attested it, for example `join_token`.
+    pub attestation_type: String,
+    /// Serial number of the agent's active X509-SVID; `None` while the node is banned.
+    pub serial: Option<Serial>,
+    /// When the active X509-SVID ends.
+    pub not_after: UnixTime,
+    /// A renewed X509-SVID that has not been used yet. Both serials are accepted until the agent first calls with
+    /// the new one, since the reply that carried it may have been lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<PendingSerial>,
+    /// What attestation found out about the node.
+    pub selectors: Selectors,
+    /// Whether the node can attest again by its own evidence (a join token cannot).
+    pub can_reattest: bool,
+    /// The agent's version as it last reported it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// When the node last attested.
+    pub attested_at: UnixTime,
+}
+
+/// The serial number and end of a node SVID that was issued but not yet seen in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingSerial {
+    /// Serial number of the new X509-SVID.
+    pub serial: Serial,
+    /// When the new X509-SVID ends.
+    pub not_after: UnixTime,
+}
+
+impl AttestedNode {
+    /// Whether an operator banned the node: it has no active serial, and nothing it presents is accepted.
+    pub const fn is_banned(&self) -> bool {
+        self.serial.is_none()
+    }
+}

@@ -1,0 +1,516 @@
+//! How is state kept on the disk of one server, in sled?
+//!
+//! What sled 0.34 leaves open is closed here:
+//! - Killed while it recovers, it leaves a `snap.*.generating` behind that it later takes for a snapshot, and can
+//!   then never be opened again. Such leftovers are removed before it is opened.
+//! - Its flush ends in `sync_file_range`, which says nothing of file size and of the disk's own cache. After each flush
+//!   its file is synced through a handle of our own, before anything is acknowledged.
+//! - After a failed write nothing that it says is believed: the store answers [`StoreError::Unusable`] until it is
+//!   opened again.
+//!
+//! One sled tree holds everything, so that one batch, which sled applies atomically, makes a commit:
+//!
+//! | key | value |
+//! |---|---|
+//! | `meta` | format, trust domain and lineage; written once |
+//! | `head` | the newest revision and the number of objects |
+//! | `o/<key of the object>` | a put of the object |
+//! | `j/<revision, 8 bytes><part, 4 bytes>` | request ID and changes of a commit, in parts |
+//!
+//! Every value is an envelope: one byte of record format, the CRC-32 (4 bytes, big endian) of key and content, then the
+//! content as JSON.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::limits::{STORE_CACHE_BYTES, STORE_RECORD_CHANGES};
+use passant_core::{Host, TrustDomain};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sled::{Batch, IVec};
+
+use crate::private_dir::make_private_dir;
+use crate::state::change::{Change, Commit, Lineage, RequestId, Revision};
+use crate::store::{AppendError, Loaded, Store, StoreError, check_trust_domain};
+
+/// The format of the store as a whole, in `meta`.
+const STORE_FORMAT: u64 = 1;
+/// The format of one record, its first byte.
+const RECORD_FORMAT: u8 = 1;
+const META: &[u8] = b"meta";
+const HEAD: &[u8] = b"head";
+const OBJECTS: &str = "o/";
+const JOURNAL: &[u8] = b"j/";
+/// Threads of a store that was dropped a moment ago may still hold sled's own lock: tries, and the wait between them.
+const LINGERING_TRIES: u32 = 100;
+const LINGERING_WAIT: Duration = Duration::from_millis(20);
+
+/// State in the directory `state` of a server's data directory.
+#[derive(Debug)]
+pub struct SledStore {
+    db: sled::Db,
+    place: PathBuf,
+    /// Our own handle of sled's file, to sync it.
+    file: File,
+    meta: Meta,
+    head: Head,
+    /// The newest revision whose commit is no longer kept.
+    compacted: Revision,
+    /// When sled last made or removed a file of its own for a large value, as far as we have synced.
+    blobs_synced: Option<SystemTime>,
+    is_unusable: bool,
+    /// Holds the data directory. Declared last, to be let go after sled.
+    _lock: File,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Meta {
+    format: u64,
+    trust_domain: TrustDomain,
+    lineage: Lineage,
+}
+
+/// Read before [`Meta`], which a newer format may have changed.
+#[derive(Deserialize)]
+struct MetaFormat {
+    format: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Head {
+    revision: Revision,
+    /// Counted so that lost records are noticed.
+    objects: u64,
+}
+
+/// One part of a commit.
+#[derive(Debug, Serialize, Deserialize)]
+struct JournalRecord {
+    request_id: RequestId,
+    /// Whether no further part follows.
+    is_last: bool,
+    changes: Vec<Change>,
+}
+
+impl SledStore {
+    /// Opens the store in `data_dir`, and creates directory and store where there are none. The directory is made
+    /// private to its owner (mode 0700). Holds `data_dir` until dropped, against every other process that asks.
+    ///
+    /// # Errors
+    /// [`StoreError::Held`] when the data directory is in use, [`StoreError::OtherTrustDomain`],
+    /// [`StoreError::NewerFormat`], [`StoreError::Corrupt`], or when the disk refuses.
+    pub fn open(data_dir: &Path, trust_domain: &TrustDomain, host: &Host) -> Result<Self, StoreError> {
+        make_private_dir(data_dir).map_err(io_error("create data directory", data_dir))?;
+        let lock = hold(data_dir)?;
+        let place = data_dir.join("state");
+        make_private_dir(&place).map_err(io_error("create directory", &place))?;
+        remove_unfinished_snapshots(&place)?;
+        let db = open_db(data_dir, &place)?;
+        let db_path = place.join("db");
+        let file =
+            OpenOptions::new().read(true).write(true).open(&db_path).map_err(io_error("open", &db_path))?;
+        let mut store = Self {
+            db,
+            file,
+            meta: Meta {
+                format: STORE_FORMAT,
+                trust_domain: trust_domain.clone(),
+                lineage: Lineage::new(host.random_bytes()),
+            },
+            head: Head { revision: Revision::ZERO, objects: 0 },
+            compacted: Revision::ZERO,
+            blobs_synced: None,
+            is_unusable: false,
+            place,
+            _lock: lock,
+        };
+        if store.db.is_empty() {
+            store.create(data_dir)?;
+        } else {
+            store.recognize(trust_domain)?;
+        }
+        Ok(store)
+    }
+
+    /// Writes the first records, and makes sure that the directories that lead to them last.
+    fn create(&mut self, data_dir: &Path) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        batch.insert(META, envelope(META, &self.meta));
+        batch.insert(HEAD, envelope(HEAD, &self.head));
+        self.write(batch)?;
+        let above = data_dir.parent().filter(|dir| !dir.as_os_str().is_empty());
+        for dir in [Some(self.place.as_path()), Some(data_dir), above].into_iter().flatten() {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync directory", dir))?;
+        }
+        tracing::info!(place = %self.place.display(), lineage = %self.meta.lineage, "created a new datastore");
+        Ok(())
+    }
+
+    /// Reads what an existing store says of itself.
+    fn recognize(&mut self, trust_domain: &TrustDomain) -> Result<(), StoreError> {
+        let content = self.content_of(META)?;
+        let format = serde_json::from_slice::<MetaFormat>(&content)
+            .map_err(|error| self.corrupt(META, error.to_string()))?
+            .format;
+        if format > STORE_FORMAT {
+            let place = self.place.display().to_string();
+            return Err(StoreError::NewerFormat { place, found: format, known: STORE_FORMAT });
+        }
+        self.meta =
+            serde_json::from_slice(&content).map_err(|error| self.corrupt(META, error.to_string()))?;
+        check_trust_domain(&self.place.display().to_string(), &self.meta.trust_domain, trust_domain)?;
+        let head = self.content_of(HEAD)?;
+        self.head = serde_json::from_slice(&head).map_err(|error| self.corrupt(HEAD, error.to_string()))?;
+        self.compacted = match self.db.scan_prefix(JOURNAL).keys().next() {
+            Some(key) => {
+                let key = key.map_err(|source| self.sled_error("read", source))?;
+                Revision::new(self.parse_journal_key(&key)?.0.number().saturating_sub(1))
+            }
+            None => self.head.revision,
+        };
+        Ok(())
+    }
+
+    fn content_of(&self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let value = self.db.get(key).map_err(|source| self.sled_error("read", source))?;
+        let value = value.ok_or_else(|| self.corrupt(key, "it is missing".to_owned()))?;
+        self.content(key, &value).map(<[u8]>::to_vec)
+    }
+
+    /// The content of the envelope `value` under `key`.
+    fn content<'a>(&self, key: &[u8], value: &'a [u8]) -> Result<&'a [u8], StoreError> {
+        let Some((format, rest)) = value.split_first() else {
+            return Err(self.corrupt(key, "it is empty".to_owned()));
+        };
+        if *format > RECORD_FORMAT {
+            let place = self.record_name(key);
+            return Err(StoreError::NewerFormat {
+                place,
+                found: u64::from(*format),
+                known: u64::from(RECORD_FORMAT),
+            });
+        }
+        match rest.split_first_chunk::<4>() {
+            Some((sum, content)) if u32::from_be_bytes(*sum) == checksum(key, content) => Ok(content),
+            _ => Err(self.corrupt(key, "its checksum does not fit".to_owned())),
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &[u8], value: &[u8]) -> Result<T, StoreError> {
+        let content = self.content(key, value)?;
+        serde_json::from_slice(content).map_err(|error| self.corrupt(key, error.to_string()))
+    }
+
+    fn parse_journal_key(&self, key: &[u8]) -> Result<(Revision, u32), StoreError> {
+        let numbers = key.strip_prefix(JOURNAL).and_then(|numbers| {
+            let (revision, part) = numbers.split_first_chunk::<8>()?;
+            Some((Revision::new(u64::from_be_bytes(*revision)), u32::from_be_bytes(part.try_into().ok()?)))
+        });
+        numbers.ok_or_else(|| self.corrupt(key, "its key is not one of the journal".to_owned()))
+    }
+
+    fn load_objects(&self) -> Result<Vec<Change>, StoreError> {
+        let mut objects = Vec::new();
+        for record in self.db.scan_prefix(OBJECTS) {
+            let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
+            let object: Change = self.read(&key, &value)?;
+            if !object.is_put() || object_key(&object) != *key {
+                return Err(self.corrupt(&key, "it holds another object".to_owned()));
+            }
+            objects.push(object);
+        }
+        let found = u64::try_from(objects.len()).unwrap_or(u64::MAX);
+        if found != self.head.objects {
+            let what = format!("{} objects were written, {found} were found", self.head.objects);
+            return Err(StoreError::Corrupt { place: self.place.display().to_string(), what });
+        }
+        Ok(objects)
+    }
+
+    /// The batch that makes `commits`, and the head after it.
+    fn batch_of(&self, commits: &[Commit]) -> Result<(Batch, Head), StoreError> {
+        let mut head = self.head;
+        let mut batch = Batch::default();
+        let mut objects: BTreeMap<Vec<u8>, Option<&Change>> = BTreeMap::new();
+        for commit in commits {
+            head.revision = head.revision.next();
+            for change in &commit.changes {
+                objects.insert(object_key(change), change.is_put().then_some(change));
+            }
+            for (key, record) in journal_records(head.revision, commit) {
+                batch.insert(key.as_slice(), envelope(&key, &record));
+            }
+        }
+        for (key, object) in objects {
+            let stood = self.db.contains_key(&key).map_err(|source| self.sled_error("read", source))?;
+            match (stood, object) {
+                (false, Some(_)) => head.objects += 1,
+                (true, None) => head.objects = head.objects.saturating_sub(1),
+                (true, Some(_)) | (false, None) => {}
+            }
+            match object {
+                Some(object) => batch.insert(key.as_slice(), envelope(&key, object)),
+                None => batch.remove(key.as_slice()),
+            }
+        }
+        batch.insert(HEAD, envelope(HEAD, &head));
+        Ok((batch, head))
+    }
+
+    /// Writes `batch` and returns once it is durable. After a failure the store is unusable.
+    fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
+        let written = self
+            .db
+            .apply_batch(batch)
+            .and_then(|()| self.db.flush())
+            .map_err(|source| self.sled_error("write", source))
+            .and_then(|_| self.file.sync_data().map_err(io_error("sync", &self.place.join("db"))))
+            .and_then(|()| self.sync_blobs());
+        self.is_unusable |= written.is_err();
+        written
+    }
+
+    /// Makes the names of sled's files for large values last. Their contents sled syncs itself.
+    fn sync_blobs(&mut self) -> Result<(), StoreError> {
+        let path = self.place.join("blobs");
+        let sync = |synced: Option<SystemTime>| {
+            let dir = File::open(&path)?;
+            let changed = Some(dir.metadata()?.modified()?);
+            if changed != synced {
+                dir.sync_all()?;
+            }
+            io::Result::Ok(changed)
+        };
+        self.blobs_synced = sync(self.blobs_synced).map_err(io_error("sync directory", &path))?;
+        Ok(())
+    }
+
+    fn check_usable(&self) -> Result<(), StoreError> {
+        if self.is_unusable { Err(StoreError::Unusable) } else { Ok(()) }
+    }
+
+    fn record_name(&self, key: &[u8]) -> String {
+        format!("record {} of datastore {}", key.escape_ascii(), self.place.display())
+    }
+
+    fn corrupt(&self, key: &[u8], what: String) -> StoreError {
+        StoreError::Corrupt { place: self.record_name(key), what }
+    }
+
+    fn sled_error(&self, doing: &'static str, source: sled::Error) -> StoreError {
+        StoreError::Sled { doing, place: format!("datastore {}", self.place.display()), source }
+    }
+}
+
+impl Store for SledStore {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        self.check_usable()?;
+        let objects = unless_it_panics(&self.place, || self.load_objects())?;
+        Ok(Loaded {
+            lineage: self.meta.lineage,
+            revision: self.head.revision,
+            trust_domain: self.meta.trust_domain.clone(),
+            objects,
+        })
+    }
+
+    fn append(&mut self, after: Revision, commits: &[Commit]) -> Result<(), AppendError> {
+        self.check_usable().map_err(AppendError::Failed)?;
+        if after != self.head.revision {
+            return Err(AppendError::Conflict { at: self.head.revision });
+        }
+        if commits.is_empty() {
+            return Ok(());
+        }
+        let (batch, head) = self.batch_of(commits).map_err(AppendError::Failed)?;
+        self.write(batch).map_err(AppendError::Unknown)?;
+        self.head = head;
+        Ok(())
+    }
+
+    fn tail(&mut self, after: Revision) -> Result<Vec<(Revision, Commit)>, StoreError> {
+        self.check_usable()?;
+        if after < self.compacted {
+            return Err(StoreError::Compacted { upto: self.compacted });
+        }
+        let mut tail: Vec<(Revision, Commit)> = Vec::new();
+        let mut is_open = false;
+        for record in self.db.range(journal_key(after.next(), 0)..).take_while(is_journal_record) {
+            let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
+            let (revision, part) = self.parse_journal_key(&key)?;
+            let record: JournalRecord = self.read(&key, &value)?;
+            let newest = tail.last().map_or(after, |(revision, _)| *revision);
+            match tail.last_mut() {
+                Some((open, commit)) if is_open && *open == revision && part > 0 => {
+                    commit.changes.extend(record.changes);
+                }
+                _ if !is_open && revision == newest.next() && part == 0 => {
+                    let commit = Commit { request_id: record.request_id, changes: record.changes };
+                    tail.push((revision, commit));
+                }
+                _ => return Err(self.corrupt(&key, "commits before it are missing".to_owned())),
+            }
+            is_open = !record.is_last;
+        }
+        let newest = tail.last().map_or(after, |(revision, _)| *revision);
+        if is_open || newest < self.head.revision {
+            return Err(self.corrupt(&journal_key(newest.next(), 0), "it is missing".to_owned()));
+        }
+        Ok(tail)
+    }
+
+    fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let upto = upto.min(self.head.revision);
+        loop {
+            let mut batch = Batch::default();
+            let mut most = 0;
+            let old = journal_key(Revision::ZERO, 0)..journal_key(upto.next(), 0);
+            for key in self.db.range(old).keys().take(1_000) {
+                batch.remove(key.map_err(|source| self.sled_error("read", source))?);
+                most += 1;
+            }
+            if most == 0 {
+                break;
+            }
+            self.write(batch)?;
+        }
+        self.compacted = self.compacted.max(upto);
+        Ok(())
+    }
+}
+
+fn object_key(change: &Change) -> Vec<u8> {
+    format!("{OBJECTS}{}", change.key()).into_bytes()
+}
+
+fn journal_key(revision: Revision, part: u32) -> Vec<u8> {
+    [JOURNAL, &revision.number().to_be_bytes(), &part.to_be_bytes()].concat()
+}
+
+fn is_journal_record(record: &Result<(IVec, IVec), sled::Error>) -> bool {
+    record.as_ref().map_or(true, |(key, _)| key.starts_with(JOURNAL))
+}
+
+fn journal_records(revision: Revision, commit: &Commit) -> Vec<(Vec<u8>, JournalRecord)> {
+    let mut parts: Vec<JournalRecord> = commit
+        .changes
+        .chunks(STORE_RECORD_CHANGES)
+        .map(|changes| JournalRecord {
+            request_id: commit.request_id,
+            is_last: false,
+            changes: changes.to_vec(),
+        })
+        .collect();
+    if parts.is_empty() {
+        parts.push(JournalRecord { request_id: commit.request_id, is_last: false, changes: Vec::new() });
+    }
+    if let Some(last) = parts.last_mut() {
+        last.is_last = true;
+    }
+    (0..).zip(parts).map(|(part, record)| (journal_key(revision, part), record)).collect()
+}
+
+fn checksum(key: &[u8], content: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(key);
+    sum.update(content);
+    sum.finalize()
+}
+
+fn envelope<T: Serialize>(key: &[u8], content: &T) -> Vec<u8> {
+    let content =
+        serde_json::to_vec(content).expect("our records have string keys and no failing serializers");
+    let mut value = vec![RECORD_FORMAT];
+    value.extend(checksum(key, &content).to_be_bytes());
+    value.extend(content);
+    value
+}
+
+/// Locks the data directory through a file of its own, which is empty and stays.
+fn hold(data_dir: &Path) -> Result<File, StoreError> {
+    let path = data_dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Held { dir: data_dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
+    }
+}
+
+fn snapshots(place: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let failed = io_error("list", place);
+    let names = fs::read_dir(place).and_then(|dir| {
+        dir.map(|file| Ok(file?.file_name().to_string_lossy().into_owned())).collect::<io::Result<Vec<_>>>()
+    });
+    let names = names.map_err(failed)?;
+    Ok(names.iter().filter(|name| name.starts_with("snap.")).map(|name| place.join(name)).collect())
+}
+
+fn remove_unfinished_snapshots(place: &Path) -> Result<(), StoreError> {
+    for path in snapshots(place)? {
+        if path.extension().is_some_and(|extension| extension == "generating") {
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            tracing::warn!(file = %path.display(), "removed what an interrupted start left in the datastore");
+        }
+    }
+    Ok(())
+}
+
+/// Opens sled; when its snapshot of the index is damaged, once more without it: sled rebuilds the index from its log.
+fn open_db(data_dir: &Path, place: &Path) -> Result<sled::Db, StoreError> {
+    match try_open_db(data_dir, place) {
+        Err(StoreError::Sled { source: sled::Error::Corruption { .. }, .. }) => {
+            for path in snapshots(place)? {
+                let aside = place.join(format!("aside.{}", path.file_name().unwrap_or_default().display()));
+                fs::rename(&path, &aside).map_err(io_error("rename", &path))?;
+                tracing::warn!(file = %aside.display(), "put a damaged index of the datastore aside");
+            }
+            try_open_db(data_dir, place)
+        }
+        opened => opened,
+    }
+}
+
+fn try_open_db(data_dir: &Path, place: &Path) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::default().path(place).cache_capacity(STORE_CACHE_BYTES).flush_every_ms(None);
+    for _ in 0..LINGERING_TRIES {
+        match unless_it_panics(place, || Ok(config.open()))? {
+            Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") => {
+                std::thread::park_timeout(LINGERING_WAIT);
+            }
+            Err(source) => {
+                let place = format!("datastore {}", place.display());
+                return Err(StoreError::Sled { doing: "open", place, source });
+            }
+            Ok(db) => return Ok(db),
+        }
+    }
+    Err(StoreError::Held { dir: data_dir.to_owned() })
+}
+
+/// sled panics on some kinds of damage.
+fn unless_it_panics<T>(place: &Path, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(StoreError::Corrupt {
+            place: format!("datastore {}", place.display()),
+            what: "sled panicked while reading it".to_owned(),
+        })
+    })
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let place = path.display().to_string();
+    move |source| StoreError::Io { doing, place, source }
+}
