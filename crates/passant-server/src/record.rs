@@ -1,0 +1,413 @@
+//! What was signed, for whom and why? Nothing is signed before the answer is on disk.
+//!
+//! The decision record is one chain of JSON lines per server, in segments (see [`chain`] for the lines and
+//! [`segments`] for the files). An [`Intent`] is made only here, and only once its line is durable; what signs takes
+//! an `Intent`, so that nothing can be signed without one. The outcome is written later and is not waited for. An
+//! intent without outcome becomes `unknown`, at the latest when the server starts again, and counts as issued.
+//!
+//! The chain shows whether lines between two known ones were changed or taken out. It does not show that the newest
+//! lines were cut off: for that, keep the head that [`verify_chain`] reports somewhere else.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::limits::{RECORD_BATCH, RECORD_QUEUE};
+use passant_core::{EntryId, Host, SpiffeId, UnixTime};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::encoding;
+use crate::state::authority::AuthorityId;
+use crate::writer::{self, Place};
+
+pub mod chain;
+pub mod segments;
+
+use chain::{Body, Chain};
+use segments::{FileSegments, Segments};
+
+/// One thing that is about to be signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// What is signed.
+    pub kind: DecisionKind,
+    /// The serial number in hex, or the `jti` or another random name of a token; unique.
+    pub serial: String,
+    /// The subject.
+    pub spiffe_id: SpiffeId,
+    /// The registration entry that allows it, with its revision; `None` where no entry is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<(EntryId, u64)>,
+    /// SHA-256 of the SPKI (DER) that the signature binds; of the subject's SPIFFE ID for a token, which binds none.
+    #[serde(with = "encoding::hex")]
+    pub key_hash: [u8; 32],
+    /// When it ends.
+    pub not_after: UnixTime,
+    /// Who asked, as far as it was verified.
+    pub caller: String,
+    /// Why it was allowed.
+    pub reason: String,
+    /// The authority that signs; `None` for a self-signed one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<AuthorityId>,
+    /// When it was decided.
+    pub at: UnixTime,
+}
+
+/// What a signature makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecisionKind {
+    /// The X509-SVID of a workload.
+    X509Svid,
+    /// The JWT-SVID of a workload.
+    JwtSvid,
+    /// The X509-SVID of an agent.
+    NodeSvid,
+    /// The server's own X509-SVID.
+    ServerSvid,
+    /// An X.509 authority.
+    X509Authority,
+    /// A JWT authority.
+    JwtAuthority,
+}
+
+/// What became of an intent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It was signed.
+    Signed,
+    /// It was not signed, and never will be under this intent; why.
+    NotSigned(String),
+}
+
+/// A decision that is durably on record: the permission to sign it, once.
+///
+/// Made only by [`DecisionLog::intend`] and not to be cloned. Dropped without an outcome it becomes `unknown`.
+#[derive(Debug)]
+pub struct Intent {
+    decision: Arc<Decision>,
+    receipt: Receipt,
+}
+
+/// What is left of an [`Intent`] once it was used: the duty to say what became of it.
+#[derive(Debug)]
+pub struct Receipt {
+    seq: u64,
+    /// Taken when the outcome is told.
+    queue: Option<mpsc::UnboundedSender<Message>>,
+}
+
+impl Intent {
+    /// What may be signed.
+    pub fn decision(&self) -> &Arc<Decision> {
+        &self.decision
+    }
+
+    /// Uses the intent up: keep the receipt for [`DecisionLog::outcome`].
+    pub fn into_receipt(self) -> Receipt {
+        self.receipt
+    }
+}
+
+impl Receipt {
+    /// The number of the intent's line.
+    pub const fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    fn settle(&mut self, outcome: Option<Outcome>) {
+        if let Some(queue) = self.queue.take() {
+            // Fails only when the writer has gone: then the next start writes `unknown`.
+            drop(queue.send(Message::Outcome { of: self.seq, outcome }));
+        }
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        self.settle(None);
+    }
+}
+
+/// How much of the record is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// A segment that has reached this size in bytes is ended, and a new one begun.
+    pub segment_bytes: u64,
+    /// Ended segments are removed, oldest first, while all together are larger than this.
+    pub keep_bytes: u64,
+    /// Ended segments are removed once their newest line is older than this.
+    pub keep_for: Duration,
+}
+
+impl Default for Retention {
+    /// Segments of 64 MiB, 2 GiB in all (about four million decisions), 400 days.
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            keep_bytes: 2 << 30,
+            keep_for: Duration::from_secs(400 * 24 * 60 * 60),
+        }
+    }
+}
+
+/// Why the decision record cannot be used, so that nothing may be signed.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// An earlier write failed. Nothing more is taken until the server is started again.
+    #[error(
+        "decision record has stopped ({why}): nothing is signed until the cause is removed and the server restarted"
+    )]
+    Stopped {
+        /// The failure.
+        why: Arc<str>,
+    },
+    /// The record is closed.
+    #[error("decision record is closed")]
+    Closed,
+    /// A line is not what follows from the one before it.
+    #[error(
+        "decision record {place} is broken at line {line} ({what}): keep the directory as evidence, move it away, \
+         and a new chain begins"
+    )]
+    Broken {
+        /// The segment.
+        place: String,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// A later version of this program wrote it.
+    #[error(
+        "decision record {place} has format {found}, but this version reads formats up to {known}: run the newer version"
+    )]
+    NewerFormat {
+        /// The segment.
+        place: String,
+        /// The format that was found.
+        found: u32,
+        /// The newest format that this version reads.
+        known: u32,
+    },
+    /// The operating system refused.
+    #[error("failed to {doing} decision record {place}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The segment or directory.
+        place: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The decision record, open for writing. Clones share it.
+#[derive(Clone, Debug)]
+pub struct DecisionLog {
+    queue: mpsc::UnboundedSender<Message>,
+    room: Arc<Semaphore>,
+    fault: Arc<OnceLock<Arc<str>>>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Group {
+        decisions: Vec<Arc<Decision>>,
+        reply: oneshot::Sender<Result<Vec<Receipt>, RecordError>>,
+        room: OwnedSemaphorePermit,
+    },
+    Outcome {
+        of: u64,
+        /// `None` when the intent was dropped.
+        outcome: Option<Outcome>,
+    },
+    Close(oneshot::Sender<()>),
+}
+
+impl DecisionLog {
+    /// Opens the record in `dir`, the directory `decisions` of a server's data directory, and creates it (mode 0700)
+    /// when there is none. Blocks while it checks the newest segment.
+    ///
+    /// The data directory must be held (see [`crate::store::sled::SledStore`]): two writers would break the chain.
+    ///
+    /// # Errors
+    /// [`RecordError::Broken`] when the newest segment does not hold together, or when the disk refuses.
+    pub fn open(dir: &Path, retention: Retention, host: Host) -> Result<Self, RecordError> {
+        let segments = FileSegments::open(dir).map_err(|source| RecordError::Io {
+            doing: "open",
+            place: dir.display().to_string(),
+            source,
+        })?;
+        Self::over(Box::new(segments), retention, host)
+    }
+
+    /// Opens the record over `segments`: as [`DecisionLog::open`], for whatever stands for a directory. Segments
+    /// that answer at once are written by a task of the current tokio runtime, others by a thread.
+    ///
+    /// # Errors
+    /// As [`DecisionLog::open`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, with segments that answer at once.
+    pub fn over(segments: Box<dyn Segments>, retention: Retention, host: Host) -> Result<Self, RecordError> {
+        let place = if segments.is_instant() { Place::Task } else { Place::Thread };
+        let fault = Arc::new(OnceLock::new());
+        let chain = Chain::open(segments, retention, host)?;
+        let (queue, messages) = mpsc::unbounded_channel();
+        let mut writer = Some(Writer { chain, queue: queue.downgrade(), fault: Arc::clone(&fault) });
+        let work = move |batch| {
+            let Some(closer) = writer.as_mut()?.work(batch) else { return Some(()) };
+            drop(writer.take());
+            drop(closer);
+            None
+        };
+        writer::start("decision-record", place, messages, RECORD_BATCH, work).map_err(|source| {
+            RecordError::Io { doing: "start the thread of", place: String::new(), source }
+        })?;
+        Ok(Self { queue, room: Arc::new(Semaphore::new(RECORD_QUEUE)), fault })
+    }
+
+    /// Puts `decisions` on record together, and returns the permissions to sign them, in the same order, once they
+    /// are durable.
+    ///
+    /// # Errors
+    /// [`RecordError::Stopped`] when the record could not be written, now or earlier; [`RecordError::Closed`].
+    pub async fn intend(&self, decisions: Vec<Decision>) -> Result<Vec<Intent>, RecordError> {
+        if let Some(why) = self.fault.get() {
+            return Err(RecordError::Stopped { why: Arc::clone(why) });
+        }
+        if decisions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| RecordError::Closed)?;
+        let decisions: Vec<Arc<Decision>> = decisions.into_iter().map(Arc::new).collect();
+        let (reply, answer) = oneshot::channel();
+        self.queue
+            .send(Message::Group { decisions: decisions.clone(), reply, room })
+            .map_err(|_| RecordError::Closed)?;
+        let receipts = answer.await.map_err(|_| RecordError::Closed)??;
+        Ok(decisions
+            .into_iter()
+            .zip(receipts)
+            .map(|(decision, receipt)| Intent { decision, receipt })
+            .collect())
+    }
+
+    /// Says what became of an intent. Written soon, with whatever is written next; not waited for.
+    pub fn outcome(&self, mut receipt: Receipt, outcome: Outcome) {
+        receipt.settle(Some(outcome));
+    }
+
+    /// Why nothing can be put on record any more; `None` in health.
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.get().map(AsRef::as_ref)
+    }
+
+    /// Writes what is queued, syncs it, and takes no more.
+    pub async fn close(&self) {
+        self.room.close();
+        let (done, closed) = oneshot::channel();
+        if self.queue.send(Message::Close(done)).is_ok() {
+            // The writer drops the sender, whether it says so or has gone already.
+            drop(closed.await);
+        }
+    }
+}
+
+struct Writer {
+    chain: Chain,
+    /// For receipts. Weak, so that the writer ends once every log and every receipt has gone.
+    queue: mpsc::WeakUnboundedSender<Message>,
+    fault: Arc<OnceLock<Arc<str>>>,
+}
+
+impl Writer {
+    /// Writes `batch` with one sync and answers; who is to be told if the record is to close.
+    fn work(&mut self, batch: Vec<Message>) -> Option<oneshot::Sender<()>> {
+        let mut closer = None;
+        let mut bodies = Vec::new();
+        let mut groups = Vec::new();
+        for message in batch {
+            match message {
+                // Nobody waits for it: nothing will be signed.
+                Message::Group { reply, .. } if reply.is_closed() => {}
+                Message::Group { decisions, reply, room } => {
+                    groups.push((decisions.len(), reply, room));
+                    bodies.extend(decisions.into_iter().map(|decision| Body::Intent { decision }));
+                }
+                Message::Outcome { of, outcome: Some(outcome) } => bodies.push(Body::Outcome { of, outcome }),
+                Message::Outcome { of, outcome: None } => bodies.extend(self.chain.unknown(of)),
+                Message::Close(done) => closer = Some(done),
+            }
+        }
+        let must_last = !groups.is_empty() || closer.is_some();
+        let written = self.write(bodies, must_last);
+        let mut numbers = written.as_ref().map_or(&[][..], Vec::as_slice).iter().copied();
+        for (len, reply, _room) in groups {
+            let answer = match &written {
+                Ok(_) => Ok(numbers.by_ref().take(len).map(|seq| self.receipt(seq)).collect()),
+                Err(why) => Err(RecordError::Stopped { why: Arc::clone(why) }),
+            };
+            // When the caller has gone, the receipts are dropped, and so become unknown.
+            drop(reply.send(answer));
+        }
+        closer
+    }
+
+    fn receipt(&self, seq: u64) -> Receipt {
+        Receipt { seq, queue: self.queue.upgrade() }
+    }
+
+    /// Writes the lines of `bodies`; the numbers of the intents among them, in order.
+    fn write(&mut self, bodies: Vec<Body>, must_last: bool) -> Result<Vec<u64>, Arc<str>> {
+        if let Some(why) = self.fault.get() {
+            return Err(Arc::clone(why));
+        }
+        self.chain.write(bodies, must_last).map_err(|error| {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "failed to write the decision record: nothing is signed until the server is restarted"
+            );
+            let why: Arc<str> = Arc::from(match std::error::Error::source(&error) {
+                Some(cause) => format!("{error}: {cause}"),
+                None => error.to_string(),
+            });
+            // Set once: nothing is written after the first fault.
+            drop(self.fault.set(Arc::clone(&why)));
+            why
+        })
+    }
+}
+
+/// What a whole record holds, as [`verify_chain`] found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainReport {
+    /// Segments that are kept.
+    pub segments: usize,
+    /// Lines in them.
+    pub lines: u64,
+    /// The number of the first line that is kept: 0 unless old segments were removed.
+    pub first_seq: u64,
+    /// SHA-256 of the newest line, in hex. Whoever kept an earlier one can find it as `prev` of some line.
+    pub head: String,
+    /// Intents that have neither outcome nor `unknown` yet: number and serial.
+    pub open: BTreeMap<u64, String>,
+    /// Bytes of an unfinished line at the end.
+    pub torn_bytes: usize,
+}
+
+/// Checks every line of the record in `dir` without changing anything. A server may be writing to it meanwhile.
+///
+/// # Errors
+/// [`RecordError::Broken`] at the first line that does not follow from the one before it, or when the disk refuses.
+pub fn verify_chain(dir: &Path) -> Result<ChainReport, RecordError> {
+    let mut segments = FileSegments::read_only(dir);
+    chain::verify_all(&mut segments)
+}

@@ -1,0 +1,454 @@
+//! Which lines make a decision record, and do they hold together?
+//!
+//! Each line is one JSON object ended by a newline: `seq` (counted from 0), `prev` (SHA-256 in hex of the line before it,
+//! without its newline; 64 zeros at the very beginning), `at`, `kind` and what the kind adds. Every segment begins
+//! with a `start` line that repeats the intents still without outcome, so that the newest segment is enough to go on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use passant_core::{Host, UnixTime};
+use ring::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+use crate::encoding;
+use crate::record::segments::Segments;
+use crate::record::{ChainReport, Decision, Outcome, RecordError, Retention};
+
+/// The format of the lines, in each `start`.
+const FORMAT: u32 = 1;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// Counted from 0 over the whole record.
+    pub seq: u64,
+    /// SHA-256 of the line before.
+    #[serde(with = "encoding::hex")]
+    pub prev: [u8; 32],
+    /// When it was written.
+    pub at: UnixTime,
+    /// What it says.
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// What a line says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Body {
+    /// A segment begins, or a server started.
+    Start {
+        /// The format of what follows.
+        format: u32,
+        /// Intents that have no outcome yet.
+        open: Vec<OpenIntent>,
+        /// Bytes of an unfinished line that were cut off before this one.
+        torn_bytes: u64,
+    },
+    /// Something is about to be signed.
+    Intent {
+        /// What, for whom and why.
+        decision: Arc<Decision>,
+    },
+    /// What became of an intent.
+    Outcome {
+        /// The number of the intent's line.
+        of: u64,
+        /// What became of it.
+        outcome: Outcome,
+    },
+    /// What became of an intent will never be known: it counts as issued.
+    Unknown {
+        /// The number of the intent's line.
+        of: u64,
+        /// The serial of its decision.
+        serial: String,
+    },
+}
+
+/// An intent without outcome, as a `start` line repeats it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenIntent {
+    /// The number of its line.
+    pub seq: u64,
+    /// The serial of its decision.
+    pub serial: String,
+}
+
+/// Where the next line hooks on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Link {
+    seq: u64,
+    prev: [u8; 32],
+}
+
+const GENESIS: Link = Link { seq: 0, prev: [0; 32] };
+
+/// What a segment holds.
+#[derive(Debug)]
+struct Checked {
+    lines: u64,
+    first_seq: Option<u64>,
+    next: Option<Link>,
+    open: BTreeMap<u64, String>,
+    /// Bytes of good lines; what follows them is torn.
+    good_bytes: usize,
+    torn_bytes: usize,
+}
+
+/// Why a segment does not hold together.
+#[derive(Debug)]
+enum Fault {
+    Broken { line: usize, what: &'static str },
+    NewerFormat(u32),
+}
+
+/// Checks the lines of one segment; the first must hook on to `from` where that is known.
+///
+/// What stands behind the last good line, and holds no whole line, was being written when the machine stopped: it was
+/// never acknowledged, and is called torn. Anything else that does not follow is broken.
+fn check(bytes: &[u8], from: Option<Link>) -> Result<Checked, Fault> {
+    let mut checked = Checked {
+        lines: 0,
+        first_seq: None,
+        next: from,
+        open: BTreeMap::new(),
+        good_bytes: 0,
+        torn_bytes: 0,
+    };
+    let mut rest = bytes.split_inclusive(|byte| *byte == b'\n').enumerate();
+    while let Some((at, text)) = rest.next() {
+        let Some(line) = whole_line(text) else {
+            if let Some(format) = newer_format(text) {
+                return Err(Fault::NewerFormat(format));
+            }
+            if rest.any(|(_, later)| whole_line(later).is_some()) {
+                return Err(Fault::Broken { line: at + 1, what: "it is no line of a record" });
+            }
+            checked.torn_bytes = bytes.len() - checked.good_bytes;
+            break;
+        };
+        if let Some(format) = newer_format(text) {
+            return Err(Fault::NewerFormat(format));
+        }
+        checked.take(&line, text).map_err(|what| Fault::Broken { line: at + 1, what })?;
+    }
+    Ok(checked)
+}
+
+impl Checked {
+    fn take(&mut self, line: &Line, text: &[u8]) -> Result<(), &'static str> {
+        let hook = Link { seq: line.seq, prev: line.prev };
+        if self.next.is_some_and(|next| next != hook) {
+            return Err("it does not follow from the line before it");
+        }
+        match &line.body {
+            Body::Start { open, .. } => {
+                self.open = open.iter().map(|open| (open.seq, open.serial.clone())).collect();
+            }
+            Body::Intent { .. } | Body::Outcome { .. } | Body::Unknown { .. } if self.lines == 0 => {
+                return Err("a segment must begin with a start line");
+            }
+            body @ (Body::Intent { .. } | Body::Outcome { .. } | Body::Unknown { .. }) => {
+                follow(&mut self.open, line.seq, body);
+            }
+        }
+        self.lines += 1;
+        self.first_seq.get_or_insert(line.seq);
+        self.next = Some(Link { seq: line.seq + 1, prev: hash(text) });
+        self.good_bytes += text.len();
+        Ok(())
+    }
+}
+
+/// Keeps `open`, the intents without outcome, up to date.
+fn follow(open: &mut BTreeMap<u64, String>, seq: u64, body: &Body) {
+    match body {
+        Body::Intent { decision } => {
+            open.insert(seq, decision.serial.clone());
+        }
+        Body::Outcome { of, .. } | Body::Unknown { of, .. } => {
+            open.remove(of);
+        }
+        Body::Start { .. } => {}
+    }
+}
+
+fn whole_line(text: &[u8]) -> Option<Line> {
+    serde_json::from_slice(text.strip_suffix(b"\n")?).ok()
+}
+
+/// The format of a `start` line, if it is newer than ours; whatever else the line holds.
+fn newer_format(text: &[u8]) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Start {
+        kind: String,
+        format: u32,
+    }
+    let start: Start = serde_json::from_slice(text).ok()?;
+    (start.kind == "start" && start.format > FORMAT).then_some(start.format)
+}
+
+/// SHA-256 of a line without its newline.
+fn hash(text: &[u8]) -> [u8; 32] {
+    let digest = digest(&SHA256, text.strip_suffix(b"\n").unwrap_or(text));
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// The chain, open for writing.
+pub(super) struct Chain {
+    segments: Box<dyn Segments>,
+    retention: Retention,
+    host: Host,
+    current: u32,
+    current_bytes: u64,
+    next: Link,
+    open: BTreeMap<u64, String>,
+    /// The segments before the current one, oldest first.
+    ended: VecDeque<Ended>,
+}
+
+struct Ended {
+    number: u32,
+    bytes: u64,
+    at: UnixTime,
+}
+
+impl Chain {
+    /// Checks the newest segment, cuts off a torn end, and writes `start`, then `unknown` for every open intent.
+    pub(super) fn open(
+        mut segments: Box<dyn Segments>,
+        retention: Retention,
+        host: Host,
+    ) -> Result<Self, RecordError> {
+        let numbers = segments.list().map_err(io_error("list segments of", ""))?;
+        let mut chain = Self {
+            segments,
+            retention,
+            host,
+            current: numbers.last().copied().unwrap_or(1),
+            current_bytes: 0,
+            next: GENESIS,
+            open: BTreeMap::new(),
+            ended: VecDeque::new(),
+        };
+        let torn_bytes = match numbers.as_slice() {
+            [] => {
+                let created = chain.segments.create(chain.current);
+                created.map_err(chain.failed("create"))?;
+                0
+            }
+            [ended @ .., newest] => {
+                chain.note_ended(ended, *newest)?;
+                chain.resume(ended.last().copied(), *newest)?
+            }
+        };
+        chain.start(torn_bytes)?;
+        chain.retain()?;
+        Ok(chain)
+    }
+
+    /// Takes up the chain at the end of segment `newest`. How many torn bytes were cut off.
+    fn resume(&mut self, before: Option<u32>, newest: u32) -> Result<u64, RecordError> {
+        let bytes = self.segments.read(newest).map_err(self.failed("read"))?;
+        let checked = check(&bytes, None).map_err(|fault| self.fault(newest, fault))?;
+        self.current_bytes = len(checked.good_bytes);
+        if checked.torn_bytes > 0 {
+            tracing::warn!(
+                segment = self.segments.name(newest),
+                torn_bytes = checked.torn_bytes,
+                "cut off a line of the decision record that was being written when the server stopped"
+            );
+            let cut = self.segments.truncate(newest, self.current_bytes);
+            cut.map_err(self.failed("cut"))?;
+        }
+        let torn_bytes = len(checked.torn_bytes);
+        // A segment without any line was begun just when the server stopped: go on from the one before it.
+        let last = match (checked.lines, before) {
+            (0, Some(before)) => {
+                let bytes = self.segments.read(before).map_err(self.failed("read"))?;
+                check(&bytes, None).map_err(|fault| self.fault(before, fault))?
+            }
+            _ => checked,
+        };
+        self.next = last.next.unwrap_or(GENESIS);
+        self.open = last.open;
+        Ok(torn_bytes)
+    }
+
+    /// Notes size and age of the segments before the newest, for retention.
+    fn note_ended(&mut self, ended: &[u32], newest: u32) -> Result<(), RecordError> {
+        for (number, following) in ended.iter().zip(ended.iter().skip(1).chain([&newest])) {
+            let (_, bytes) = self.segments.peek(*number).map_err(self.failed("read"))?;
+            let (first, _) = self.segments.peek(*following).map_err(self.failed("read"))?;
+            // One that cannot be read is as good as new: it is kept.
+            let at = whole_line(&first).map_or_else(|| self.host.now(), |line| line.at);
+            self.ended.push_back(Ended { number: *number, bytes, at });
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, torn_bytes: u64) -> Result<(), RecordError> {
+        let unknown: Vec<Body> = self.open.keys().filter_map(|of| self.unknown(*of)).collect();
+        if !unknown.is_empty() {
+            tracing::warn!(
+                intents = unknown.len(),
+                "the server stopped while it signed: what became of these intents is unknown"
+            );
+        }
+        let start = self.start_line(torn_bytes);
+        self.append([start].into_iter().chain(unknown).collect())?;
+        self.sync()
+    }
+
+    fn start_line(&self, torn_bytes: u64) -> Body {
+        let open = |(seq, serial): (&u64, &String)| OpenIntent { seq: *seq, serial: serial.clone() };
+        Body::Start { format: FORMAT, open: self.open.iter().map(open).collect(), torn_bytes }
+    }
+
+    /// The line that gives up on an open intent; `None` when `of` is none.
+    pub(super) fn unknown(&self, of: u64) -> Option<Body> {
+        self.open.get(&of).map(|serial| Body::Unknown { of, serial: serial.clone() })
+    }
+
+    /// Appends a line for each of `bodies`, durably if it `must_last`. The numbers of the intents among them.
+    ///
+    /// After an error the chain must not be written to again.
+    pub(super) fn write(&mut self, bodies: Vec<Body>, must_last: bool) -> Result<Vec<u64>, RecordError> {
+        if self.current_bytes >= self.retention.segment_bytes {
+            self.roll()?;
+        }
+        let numbers = self.append(bodies)?;
+        if must_last {
+            self.sync()?;
+        }
+        self.retain()?;
+        Ok(numbers)
+    }
+
+    fn append(&mut self, bodies: Vec<Body>) -> Result<Vec<u64>, RecordError> {
+        let at = self.host.now();
+        let mut text = Vec::new();
+        let mut intents = Vec::new();
+        for body in bodies {
+            let line = Line { seq: self.next.seq, prev: self.next.prev, at, body };
+            let bytes = serde_json::to_vec(&line).expect("a line has string keys and no failing serializers");
+            self.next = Link { seq: line.seq + 1, prev: hash(&bytes) };
+            follow(&mut self.open, line.seq, &line.body);
+            if matches!(line.body, Body::Intent { .. }) {
+                intents.push(line.seq);
+            }
+            text.extend(bytes);
+            text.push(b'\n');
+        }
+        if !text.is_empty() {
+            let appended = self.segments.append(self.current, &text);
+            appended.map_err(self.failed("write"))?;
+        }
+        self.current_bytes += len(text.len());
+        Ok(intents)
+    }
+
+    fn sync(&mut self) -> Result<(), RecordError> {
+        let synced = self.segments.sync(self.current);
+        synced.map_err(self.failed("sync"))
+    }
+
+    /// Ends the current segment and begins the next.
+    fn roll(&mut self) -> Result<(), RecordError> {
+        self.sync()?;
+        let ended = Ended { number: self.current, bytes: self.current_bytes, at: self.host.now() };
+        self.current += 1;
+        self.current_bytes = 0;
+        let created = self.segments.create(self.current);
+        created.map_err(self.failed("create"))?;
+        self.ended.push_back(ended);
+        let start = self.start_line(0);
+        self.append(vec![start])?;
+        self.sync()
+    }
+
+    /// Removes the oldest segments that retention no longer covers; never the current one.
+    fn retain(&mut self) -> Result<(), RecordError> {
+        let now = self.host.now();
+        let mut total: u64 = self.current_bytes + self.ended.iter().map(|ended| ended.bytes).sum::<u64>();
+        while let Some(oldest) = self.ended.front() {
+            let is_old = oldest.at.plus(self.retention.keep_for) < now;
+            if total <= self.retention.keep_bytes && !is_old {
+                break;
+            }
+            total -= oldest.bytes;
+            let name = self.segments.name(oldest.number);
+            self.segments.remove(oldest.number).map_err(io_error("remove", &name))?;
+            tracing::info!(segment = name, "removed the oldest segment of the decision record");
+            self.ended.pop_front();
+        }
+        Ok(())
+    }
+
+    fn failed(&self, doing: &'static str) -> impl FnOnce(io::Error) -> RecordError + use<> {
+        io_error(doing, &self.segments.name(self.current))
+    }
+
+    fn fault(&self, number: u32, fault: Fault) -> RecordError {
+        fault.in_segment(self.segments.name(number))
+    }
+}
+
+impl Fault {
+    fn in_segment(self, place: String) -> RecordError {
+        match self {
+            Self::Broken { line, what } => RecordError::Broken { place, line, what: what.to_owned() },
+            Self::NewerFormat(found) => RecordError::NewerFormat { place, found, known: FORMAT },
+        }
+    }
+}
+
+/// Checks every line of every segment.
+pub(super) fn verify_all(segments: &mut dyn Segments) -> Result<ChainReport, RecordError> {
+    let numbers = segments.list().map_err(io_error("list segments of", ""))?;
+    let mut report = ChainReport {
+        segments: numbers.len(),
+        lines: 0,
+        first_seq: 0,
+        head: encoding::to_hex(&GENESIS.prev),
+        open: BTreeMap::new(),
+        torn_bytes: 0,
+    };
+    let mut next = None;
+    for (at, number) in numbers.iter().enumerate() {
+        let place = segments.name(*number);
+        let bytes = segments.read(*number).map_err(io_error("read", &place))?;
+        // Segment 1 begins the chain; of a later one that is the first, those before it were removed.
+        let from = next.or((*number == 1).then_some(GENESIS));
+        let checked = check(&bytes, from).map_err(|fault| fault.in_segment(place.clone()))?;
+        if checked.torn_bytes > 0 && at + 1 < numbers.len() {
+            let line = usize::try_from(checked.lines).unwrap_or(usize::MAX).saturating_add(1);
+            return Err(RecordError::Broken { place, line, what: "it is no line of a record".to_owned() });
+        }
+        if at == 0 {
+            report.first_seq = checked.first_seq.unwrap_or(0);
+        }
+        report.lines += checked.lines;
+        report.torn_bytes = checked.torn_bytes;
+        if checked.lines > 0 {
+            report.open = checked.open;
+        }
+        next = checked.next;
+    }
+    if let Some(next) = next {
+        report.head = encoding::to_hex(&next.prev);
+    }
+    Ok(report)
+}
+
+fn len(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+fn io_error(doing: &'static str, place: &str) -> impl FnOnce(io::Error) -> RecordError + use<> {
+    let place = place.to_owned();
+    move |source| RecordError::Io { doing, place, source }
+}
