@@ -77,7 +77,10 @@ mod tests {
     #[test]
     fn reads_rfc_3339_with_any_offset() {
         assert_eq!(UnixTime::parse_rfc3339("2026-09-21T14:13:20Z"), Some(UnixTime::from_secs(1_790_000_000)));
-        assert_eq!(UnixTime::parse_rfc3339("2026-09-21T16:13:20.9+02:00"), Some(UnixTime::from_secs(1_790_000_000)));
+        assert_eq!(
+            UnixTime::parse_rfc3339("2026-09-21T16:13:20.9+02:00"),
+            Some(UnixTime::from_secs(1_790_000_000))
+        );
         assert_eq!(UnixTime::parse_rfc3339("2026-09-21"), None);
     }
 
