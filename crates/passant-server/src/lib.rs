@@ -5,9 +5,11 @@
 //! | what does the server know, and how does that change? | [`state`] |
 //! | how does a change become durable and visible? | [`journal`], [`store`] |
 //! | what was signed, for whom and why? | [`record`] |
+//! | where do the private keys of authorities rest? | [`keystore`] |
 
 mod encoding;
 pub mod journal;
+pub mod keystore;
 pub mod limits;
 mod private_dir;
 pub mod record;
