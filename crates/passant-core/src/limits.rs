@@ -20,6 +20,8 @@ pub const ENTRY_FEDERATES_WITH: usize = 256;
 pub const DNS_NAMES: usize = 256;
 /// Workload API 8: hints of up to 1024 bytes are supported, longer ones are not.
 pub const HINT_BYTES: usize = 1024;
+/// One audience value: as long as the longest SPIFFE ID; services are named by one, or by a URL.
+pub const JWT_AUDIENCE_BYTES: usize = 2048;
 /// Nobody needs a workload SVID of over a year; a slip of units (milliseconds for seconds) is caught by this.
 pub const SVID_TTL_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// How far back `not_before` lies, for peers whose clock is behind (as in SPIRE).

@@ -5,9 +5,16 @@
 //! | what does the server know, and how does that change? | [`state`] |
 //! | how does a change become durable and visible? | [`journal`], [`store`] |
 //! | what was signed, for whom and why? | [`record`] |
-//! | where do the private keys of authorities rest? | [`keystore`] |
+//! | who is calling, and may they? | [`caller`] |
+//! | how is an SVID issued? | [`issue`] |
+//! | how does a node become an attested agent? | [`attest_node`] |
+//! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
 
+pub mod attest_node;
+pub mod authority;
+pub mod caller;
 mod encoding;
+pub mod issue;
 pub mod journal;
 pub mod keystore;
 pub mod limits;

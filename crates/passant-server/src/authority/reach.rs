@@ -1,0 +1,65 @@
+//! Which agents are known to have a bundle?
+//!
+//! An agent has a bundle once it fetched it over its own authenticated connection and had time to hand it to its
+//! workloads. Held in memory only: after a restart agents tell anew, by their next poll.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use passant_core::{SpiffeId, UnixTime};
+
+use crate::state::State;
+use crate::state::node::AttestedNode;
+
+/// What each agent last fetched.
+pub struct Reach {
+    settle: Duration,
+    seen: Mutex<BTreeMap<SpiffeId, Seen>>,
+}
+
+#[derive(Clone, Copy)]
+struct Seen {
+    sequence: u64,
+    /// When the agent first fetched a bundle of this sequence number.
+    since: UnixTime,
+}
+
+impl Reach {
+    /// A tracker that has heard of no agent. `settle` is how long after its fetch a bundle counts as handed on.
+    pub const fn new(settle: Duration) -> Self {
+        Self { settle, seen: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Notes that an agent was given the own bundle of this sequence number, on its own authenticated connection.
+    ///
+    /// Grows by one row per attested agent at most, since only those are authenticated; [`Reach::lacking`] drops the rows
+    /// of agents that are gone.
+    pub fn saw_bundle(&self, agent_id: &SpiffeId, sequence: u64, at: UnixTime) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.get_mut(agent_id) {
+            Some(known) if known.sequence >= sequence => {}
+            Some(known) => *known = Seen { sequence, since: at },
+            None => {
+                seen.insert(agent_id.clone(), Seen { sequence, since: at });
+            }
+        }
+    }
+
+    /// The agents not known to have a bundle of at least `sequence`, in order of their IDs.
+    ///
+    /// Banned agents and those whose SVID has expired do not count: they get nothing that would be verified.
+    pub fn lacking(&self, state: &State, sequence: u64, now: UnixTime) -> Vec<SpiffeId> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|agent_id, _| state.node(agent_id).is_some());
+        let has = |id: &SpiffeId| {
+            seen.get(id).is_some_and(|s| s.sequence >= sequence && s.since.plus(self.settle) <= now)
+        };
+        state.nodes().filter(|node| counts(node, now) && !has(&node.id)).map(|node| node.id.clone()).collect()
+    }
+}
+
+fn counts(node: &AttestedNode, now: UnixTime) -> bool {
+    let end = node.pending.as_ref().map_or(node.not_after, |pending| pending.not_after.max(node.not_after));
+    !node.is_banned() && end >= now
+}

@@ -1,0 +1,347 @@
+//! Who is calling, and may they?
+//!
+//! A [`ConnPeer`] is what the transport knows of a connection. On every RPC the service asks [`Callers`] for the role it
+//! needs and gets a value of that role or a refusal; the roles have no other constructor, so a function that takes an
+//! [`AgentCaller`] cannot be reached by anybody else. Chains are verified again whenever the own bundle has changed since:
+//! a revoked authority ends the standing of open connections too.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use passant_core::serial::Serial;
+use passant_core::x509_svid::{self, X509Svid};
+use passant_core::{AgentFault, EntryId, Host, Refusal, SpiffeId, UnixTime};
+
+use crate::journal::Journal;
+use crate::state::change::Change;
+use crate::state::node::AttestedNode;
+use crate::state::{State, node};
+
+/// The other end of a connection, as the transport found it. A request extension of every RPC.
+///
+/// It says who connected, not what they may do: that is decided anew for each RPC, because an open connection outlives
+/// a ban.
+#[derive(Clone, Debug)]
+pub enum ConnPeer {
+    /// Over TLS, or a simulation's stand-in for it.
+    Remote {
+        /// Where the connection came from.
+        address: SocketAddr,
+        /// What the client showed, and proved to hold the key of. `None`: it showed no certificate.
+        svid: Option<Arc<PeerSvid>>,
+    },
+    /// Over the operator socket, admitted.
+    Local(LocalPeer),
+    /// Over the operator socket, by someone it is not for. Every RPC is refused.
+    Uninvited(LocalPeer),
+}
+
+/// The client certificate of one connection. Remembers against which bundle its chain was last verified.
+#[derive(Debug)]
+pub struct PeerSvid {
+    svid: X509Svid,
+    /// Sequence number of the own bundle against which the chain was last verified, plus one; 0 for never.
+    verified_at: AtomicU64,
+}
+
+/// A process of this machine, as the kernel named it when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalPeer {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Process, if the kernel knew it in our namespace.
+    pub pid: Option<i32>,
+}
+
+/// A process on this machine that may use the server's own socket.
+#[derive(Clone, Debug)]
+pub struct LocalCaller(LocalPeer);
+
+/// An attested agent in good standing: verified node SVID of the active serial, neither banned nor expired.
+#[derive(Clone, Debug)]
+pub struct AgentCaller {
+    id: SpiffeId,
+    serial: Serial,
+}
+
+/// Whoever may administer the server: a local process, or an X509-SVID of an admin entry or of `admin_ids`.
+#[derive(Clone, Debug)]
+pub struct OperatorCaller(Operator);
+
+#[derive(Clone, Debug)]
+enum Operator {
+    Local(LocalCaller),
+    Admin(SpiffeId),
+}
+
+/// A server below this one: its X509-SVID is of a downstream entry.
+#[derive(Clone, Debug)]
+pub struct DownstreamCaller {
+    id: SpiffeId,
+    entry: EntryId,
+}
+
+/// Decides who callers are, by the state of the moment.
+#[derive(Clone)]
+pub struct Callers {
+    journal: Journal,
+    admin_ids: Arc<BTreeSet<SpiffeId>>,
+    host: Host,
+}
+
+impl ConnPeer {
+    /// Where the peer is on the network.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Remote { address, .. } => Some(*address),
+            Self::Local(_) | Self::Uninvited(_) => None,
+        }
+    }
+
+    fn svid(&self) -> Option<&PeerSvid> {
+        match self {
+            Self::Remote { svid, .. } => svid.as_deref(),
+            Self::Local(_) | Self::Uninvited(_) => None,
+        }
+    }
+}
+
+impl Callers {
+    /// `admin_ids` are SPIFFE IDs that administer without an entry; they may lie in a federated trust domain.
+    pub fn new(journal: Journal, admin_ids: BTreeSet<SpiffeId>, host: Host) -> Self {
+        Self { journal, admin_ids: Arc::new(admin_ids), host }
+    }
+
+    /// The peer as an attested agent.
+    ///
+    /// The first call with a renewed SVID makes its serial the active one, durably, before it is answered; from then on
+    /// the old serial is refused.
+    ///
+    /// # Errors
+    /// Denied, with the [`AgentFault`] that says what the agent should do; Unauthenticated when its chain does not verify
+    /// against the bundle of the moment; Unavailable when a promotion could not be journaled.
+    pub async fn agent(&self, peer: &ConnPeer) -> Result<AgentCaller, Refusal> {
+        let presented = peer.svid().ok_or_else(|| Refusal::denied("caller does not have an X509-SVID"))?;
+        let now = self.host.now();
+        let state = self.journal.state();
+        let svid = presented.verify(&state, &self.admin_ids, now)?;
+        match standing(state.node(svid.id()), svid, now)? {
+            Standing::Active => {}
+            Standing::Pending => self.promote(svid, now).await?,
+        }
+        Ok(AgentCaller { id: svid.id().clone(), serial: svid.serial().clone() })
+    }
+
+    /// The peer as an operator.
+    ///
+    /// # Errors
+    /// Denied when it is none; Unauthenticated when its SVID does not verify or has expired.
+    pub fn operator(&self, peer: &ConnPeer) -> Result<OperatorCaller, Refusal> {
+        if let ConnPeer::Local(local) = peer {
+            return Ok(OperatorCaller(Operator::Local(LocalCaller(*local))));
+        }
+        let (state, now, svid) = self.verified(peer)?;
+        let is_admin = self.admin_ids.contains(svid.id())
+            || state.entries_by_spiffe_id(svid.id()).any(|entry| entry.admin && !entry.has_ended(now));
+        if is_admin { Ok(OperatorCaller(Operator::Admin(svid.id().clone()))) } else { Err(not_allowed()) }
+    }
+
+    /// The peer as a process on this machine; some calls are for nobody else, not even an administrator.
+    ///
+    /// # Errors
+    /// Denied when it came over the network.
+    pub fn local(&self, peer: &ConnPeer) -> Result<LocalCaller, Refusal> {
+        match peer {
+            ConnPeer::Local(local) => Ok(LocalCaller(*local)),
+            ConnPeer::Remote { .. } | ConnPeer::Uninvited(_) => Err(not_allowed()),
+        }
+    }
+
+    /// The peer as a downstream server.
+    ///
+    /// # Errors
+    /// Denied when it is none; Unauthenticated when its SVID does not verify or has expired.
+    pub fn downstream(&self, peer: &ConnPeer) -> Result<DownstreamCaller, Refusal> {
+        let (state, now, svid) = self.verified(peer)?;
+        let entry = state
+            .entries_by_spiffe_id(svid.id())
+            .find(|entry| entry.downstream && !entry.has_ended(now))
+            .ok_or_else(not_allowed)?;
+        Ok(DownstreamCaller { id: svid.id().clone(), entry: entry.id.clone() })
+    }
+
+    /// The SVID of a peer who is asked for nothing but a valid one.
+    fn verified<'a>(&self, peer: &'a ConnPeer) -> Result<(Arc<State>, UnixTime, &'a X509Svid), Refusal> {
+        let presented = peer.svid().ok_or_else(not_allowed)?;
+        let now = self.host.now();
+        let state = self.journal.state();
+        let svid = presented.verify(&state, &self.admin_ids, now)?;
+        if now > svid.not_after() {
+            return Err(Refusal::unauthenticated("X509-SVID of the caller has expired"));
+        }
+        Ok((state, now, svid))
+    }
+
+    /// Makes the renewed serial that the agent now calls with its active one.
+    async fn promote(&self, svid: &X509Svid, now: UnixTime) -> Result<(), Refusal> {
+        let svid = svid.clone();
+        let command = move |state: &State| {
+            let row = state.node(svid.id());
+            match (standing(row, &svid, now)?, row) {
+                (Standing::Pending, Some(row)) => Ok((vec![Change::PutNode(Arc::new(promoted(row)))], ())),
+                // Another call of the same agent was faster.
+                (Standing::Active | Standing::Pending, _) => Ok((Vec::new(), ())),
+            }
+        };
+        self.journal.submit(command).await
+    }
+}
+
+fn promoted(row: &AttestedNode) -> AttestedNode {
+    let mut node = row.clone();
+    if let Some(node::PendingSerial { serial, not_after }) = node.pending.take() {
+        node.serial = Some(serial);
+        node.not_after = not_after;
+    }
+    node
+}
+
+fn not_allowed() -> Refusal {
+    Refusal::denied("caller is not allowed to call this method")
+}
+
+impl PeerSvid {
+    /// The chain of the handshake. It is verified here, on each call that depends on it.
+    pub const fn new(svid: X509Svid) -> Self {
+        Self { svid, verified_at: AtomicU64::new(0) }
+    }
+
+    /// The SVID, once its chain is known to verify against the bundle of the moment.
+    ///
+    /// Does not refuse an SVID for having expired since: who asks decides, since an agent is to be told so. A chain that
+    /// had expired is verified as of its last second, so that a revoked authority still shows.
+    fn verify(
+        &self,
+        state: &State,
+        admin_ids: &BTreeSet<SpiffeId>,
+        now: UnixTime,
+    ) -> Result<&X509Svid, Refusal> {
+        let untrusted = || Refusal::unauthenticated("X509-SVID of the caller is not trusted");
+        let is_own = self.svid.id().is_member_of(state.trust_domain());
+        // Of other trust domains only those are known that the configuration names.
+        if !is_own && !admin_ids.contains(self.svid.id()) {
+            return Err(untrusted());
+        }
+        let bundle = state.bundle_of(&self.svid.id().trust_domain()).ok_or_else(untrusted)?;
+        let mark = if is_own { bundle.sequence.saturating_add(1) } else { 0 };
+        if mark != 0 && self.verified_at.load(Ordering::Acquire) == mark {
+            return Ok(&self.svid);
+        }
+        let at = now.min(self.svid.not_after());
+        x509_svid::verify(self.svid.chain().to_vec(), &bundle, at)
+            .map_err(|error| untrusted().because(error))?;
+        self.verified_at.store(mark, Ordering::Release);
+        Ok(&self.svid)
+    }
+}
+
+enum Standing {
+    /// It calls with its active serial.
+    Active,
+    /// It calls with its renewed serial for the first time.
+    Pending,
+}
+
+/// Whether an agent with this row may call with this SVID. The order of the refusals is SPIRE's.
+fn standing(row: Option<&Arc<AttestedNode>>, svid: &X509Svid, now: UnixTime) -> Result<Standing, Refusal> {
+    if now > svid.not_after() {
+        return Err(at_fault(svid.id(), AgentFault::Expired));
+    }
+    let row = row.ok_or_else(|| at_fault(svid.id(), AgentFault::NotAttested))?;
+    if row.is_banned() {
+        return Err(at_fault(svid.id(), AgentFault::Banned));
+    }
+    if row.serial.as_ref() == Some(svid.serial()) {
+        return Ok(Standing::Active);
+    }
+    if row.pending.as_ref().is_some_and(|pending| pending.serial == *svid.serial()) {
+        return Ok(Standing::Pending);
+    }
+    Err(at_fault(svid.id(), AgentFault::NotActive))
+}
+
+/// Refuses an agent for what is wrong with its own standing.
+pub(crate) fn at_fault(id: &SpiffeId, fault: AgentFault) -> Refusal {
+    let text = match fault {
+        AgentFault::Expired => format!("X509-SVID of agent \"{id}\" has expired"),
+        AgentFault::NotAttested => format!("agent \"{id}\" is not attested"),
+        AgentFault::Banned => format!("agent \"{id}\" is banned"),
+        AgentFault::NotActive => format!("X509-SVID of agent \"{id}\" is not its active one"),
+        AgentFault::MustReattest => format!("agent \"{id}\" must attest again instead of renewing its SVID"),
+    };
+    Refusal::denied(text).with_agent_fault(fault)
+}
+
+impl LocalCaller {
+    /// The process, as the kernel named it.
+    pub const fn peer(&self) -> LocalPeer {
+        self.0
+    }
+}
+
+impl AgentCaller {
+    /// The agent's SPIFFE ID.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The serial of the SVID it calls with, which is its active one.
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+}
+
+impl DownstreamCaller {
+    /// The downstream server's SPIFFE ID.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The entry that makes it one.
+    pub fn entry(&self) -> &EntryId {
+        &self.entry
+    }
+}
+
+impl fmt::Display for LocalCaller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "local uid={} gid={}", self.0.uid, self.0.gid)?;
+        self.0.pid.map_or(Ok(()), |pid| write!(f, " pid={pid}"))
+    }
+}
+
+impl fmt::Display for AgentCaller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "agent {}", self.id)
+    }
+}
+
+impl fmt::Display for OperatorCaller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Operator::Local(local) => local.fmt(f),
+            Operator::Admin(id) => write!(f, "admin {id}"),
+        }
+    }
+}
+
+impl fmt::Display for DownstreamCaller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "downstream {}", self.id)
+    }
+}

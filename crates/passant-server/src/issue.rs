@@ -1,0 +1,350 @@
+//! How is an SVID issued?
+//!
+//! One straight path: wire bytes -> `Csr` -> caller -> order -> intent -> minted -> issued. Each step takes the value that
+//! only the step before can make, so that none can be left out:
+//!
+//! - a [`Csr`] has a checked signature and key; nothing but its public key is taken over,
+//! - an [`AgentCaller`] or [`OperatorCaller`] is verified and in good standing,
+//! - an order (`issue/order.rs`) holds names, times and serial, which come from the entry, never from the CSR,
+//! - an [`Intent`](crate::record::Intent) is made by the decision record once the decision is durable,
+//! - what is minted (`issue/mint.rs`) uses up its intent and was read back and compared with its order,
+//! - only [`IssuedX509`] and [`IssuedJwt`] show what was minted; for an agent that is after its row is journaled.
+
+mod mint;
+mod order;
+mod pool;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passant_core::csr::{self, Csr};
+use passant_core::jwt_svid::JwtSvid;
+use passant_core::keys::{KeyType, SigningKey};
+use passant_core::x509_svid::X509Svid;
+use passant_core::{AgentFault, Entry, EntryId, Host, Refusal, SpiffeId, UnixTime};
+
+use crate::attest_node::{self, NodeProof};
+use crate::authority::{ActiveX509, Authorities};
+use crate::caller::{AgentCaller, OperatorCaller, at_fault};
+use crate::journal::Journal;
+use crate::record::{DecisionLog, Outcome};
+pub(crate) use mint::NodeSvidFacts;
+use mint::{Approved, Minted};
+use order::{JwtOrder, Ordered, X509Order};
+pub use pool::{PoolError, SigningPool};
+
+/// The lifetimes and names that entries leave open.
+#[derive(Clone, Debug)]
+pub struct IssueConfig {
+    /// Lifetime of X509-SVIDs whose entry names none.
+    pub x509_svid_ttl: Duration,
+    /// Lifetime of JWT-SVIDs whose entry names none.
+    pub jwt_svid_ttl: Duration,
+    /// Lifetime of agents' X509-SVIDs.
+    pub agent_ttl: Duration,
+    /// Lifetime of the server's own X509-SVID.
+    pub server_ttl: Duration,
+    /// The `iss` claim of JWT-SVIDs, if they are to have one.
+    pub jwt_issuer: Option<String>,
+    /// Kind of the server's own key.
+    pub key_type: KeyType,
+}
+
+/// Issues SVIDs. Clones share it.
+#[derive(Clone)]
+pub struct Issuer {
+    journal: Journal,
+    authorities: Arc<Authorities>,
+    record: DecisionLog,
+    host: Host,
+    pool: SigningPool,
+    config: Arc<IssueConfig>,
+}
+
+/// An X509-SVID that may leave the server.
+#[derive(Clone, Debug)]
+pub struct IssuedX509 {
+    svid: X509Svid,
+}
+
+/// A JWT-SVID that may leave the server.
+#[derive(Clone, Debug)]
+pub struct IssuedJwt {
+    svid: JwtSvid,
+}
+
+/// The server's own X509-SVID with its key, which never rests anywhere.
+pub struct ServerSvid {
+    /// For `/spire/server`.
+    pub svid: IssuedX509,
+    /// Its private key.
+    pub key: Arc<dyn SigningKey>,
+}
+
+/// What all orders of one request are measured against: the moment, and who signs at that moment.
+#[derive(Clone)]
+struct Scene {
+    now: UnixTime,
+    authority: Arc<ActiveX509>,
+    host: Host,
+}
+
+impl Issuer {
+    /// An issuer over the server's one journal, authorities and record.
+    pub fn new(
+        journal: Journal,
+        authorities: Arc<Authorities>,
+        record: DecisionLog,
+        host: Host,
+        pool: SigningPool,
+        config: IssueConfig,
+    ) -> Self {
+        Self { journal, authorities, record, host, pool, config: Arc::new(config) }
+    }
+
+    /// Issues an X509-SVID for each pair of entry ID and DER CSR; answers are in the order of the requests.
+    ///
+    /// The whole batch waits for the disk once and is signed on all cores.
+    ///
+    /// # Errors
+    /// Each for itself: Invalid for an empty ID or a CSR that is empty, malformed, wrongly signed, of a weak or oversized
+    /// key, or made out to another SPIFFE ID than the entry's; NotFound for an entry that does not exist, has ended, or is
+    /// not of this agent; Unavailable while no signature can be recorded or no authority is valid.
+    pub async fn x509_batch(
+        &self,
+        caller: &AgentCaller,
+        requests: Vec<(String, Vec<u8>)>,
+    ) -> Vec<Result<IssuedX509, Refusal>> {
+        let scene = self.scene();
+        let entries = self.entries_of(caller, scene.now);
+        let (who, ttl, wanted) = (caller.clone(), self.config.x509_svid_ttl, requests.len());
+        let order = move |(entry_id, der): (String, Vec<u8>)| {
+            let entry = asked_for(&entries, &entry_id, &der)?;
+            X509Order::workload(&scene, &who, entry, read_csr(&der)?, ttl)
+        };
+        let orders = self.pool.map(requests, order).await;
+        let orders = orders.unwrap_or_else(|lost| each(wanted, || Refusal::internal(lost.to_string())));
+        let approved = self.approve(orders).await;
+        let minted = self.mint(approved).await;
+        minted.into_iter().map(|minted| Ok(IssuedX509 { svid: minted?.release() })).collect()
+    }
+
+    /// Issues a JWT-SVID for an entry and one or more audiences. Empty audiences are dropped.
+    ///
+    /// # Errors
+    /// NotFound for an entry that does not exist, has ended, or is not of this agent; Invalid without audience, or with too
+    /// many or too long ones; Unavailable as [`Issuer::x509_batch`].
+    pub async fn jwt(
+        &self,
+        caller: &AgentCaller,
+        entry_id: &str,
+        audience: Vec<String>,
+    ) -> Result<IssuedJwt, Refusal> {
+        let now = self.host.now();
+        let entries = self.entries_of(caller, now);
+        let entry = find(&entries, entry_id)?;
+        let order = JwtOrder::workload(&self.tokens(now), caller, entry, audience, self.config.jwt_svid_ttl)?;
+        Ok(IssuedJwt { svid: self.mint_one(order).await?.release() })
+    }
+
+    /// Issues the X509-SVID of a node that has just attested, and admits the node: its row, and for a join token the
+    /// spending and the alias entry, are one commit, before the SVID is shown.
+    ///
+    /// # Errors
+    /// Invalid for a CSR as in [`Issuer::x509_batch`]; Denied when the node is banned; Invalid when its join token was spent
+    /// meanwhile; Unavailable as [`Issuer::x509_batch`].
+    pub async fn node(&self, proof: NodeProof, csr: Csr) -> Result<IssuedX509, Refusal> {
+        proof.check(&self.journal.state(), &csr.key_hash(), self.host.now())?;
+        let order = X509Order::node(&self.scene(), &proof, csr, self.config.agent_ttl)?;
+        let minted = self.mint_one(order).await?;
+        let (host, node) = (self.host.clone(), minted.about());
+        self.journal.submit(move |state| proof.admit(state, &node, &host)).await?;
+        Ok(IssuedX509 { svid: minted.release() })
+    }
+
+    /// Renews an agent's X509-SVID. The new serial is journaled before it is shown; the old one stays valid until the agent
+    /// calls with the new one.
+    ///
+    /// # Errors
+    /// Denied with [`AgentFault::MustReattest`] when the node can attest again instead, and with the fault of the moment
+    /// when it was banned or removed meanwhile; otherwise as [`Issuer::node`].
+    pub async fn renew(&self, caller: &AgentCaller, csr: &[u8]) -> Result<IssuedX509, Refusal> {
+        if self.journal.state().node(caller.id()).is_some_and(|node| node.can_reattest) {
+            return Err(at_fault(caller.id(), AgentFault::MustReattest));
+        }
+        let csr = self.csr(csr).await?;
+        let order = X509Order::renewal(&self.scene(), caller, csr, self.config.agent_ttl)?;
+        let minted = self.mint_one(order).await?;
+        let (caller, node) = (caller.clone(), minted.about());
+        self.journal.submit(move |state| attest_node::renewed(state, &caller, &node)).await?;
+        Ok(IssuedX509 { svid: minted.release() })
+    }
+
+    /// Mints an X509-SVID for an operator: SPIFFE ID and DNS names are those of the CSR. `ttl` is the default one if `None`.
+    ///
+    /// # Errors
+    /// Invalid for a CSR that is not acceptable, or does not name exactly one SPIFFE ID of a workload of this trust domain;
+    /// Unavailable as [`Issuer::x509_batch`].
+    pub async fn mint_x509(
+        &self,
+        caller: &OperatorCaller,
+        csr: &[u8],
+        ttl: Option<Duration>,
+    ) -> Result<IssuedX509, Refusal> {
+        let csr = self.csr(csr).await?;
+        let ttl = ttl.unwrap_or(self.config.x509_svid_ttl);
+        let trust_domain = self.journal.state().trust_domain().clone();
+        let order = X509Order::operator(&self.scene(), caller, csr, ttl, &trust_domain)?;
+        Ok(IssuedX509 { svid: self.mint_one(order).await?.release() })
+    }
+
+    /// Mints a JWT-SVID for an operator. `ttl` is the default one if `None`.
+    ///
+    /// # Errors
+    /// Invalid for an ID that is not of a workload of this trust domain, and for audiences as in [`Issuer::jwt`];
+    /// Unavailable as [`Issuer::x509_batch`].
+    pub async fn mint_jwt(
+        &self,
+        caller: &OperatorCaller,
+        spiffe_id: SpiffeId,
+        audience: Vec<String>,
+        ttl: Option<Duration>,
+    ) -> Result<IssuedJwt, Refusal> {
+        let ttl = ttl.unwrap_or(self.config.jwt_svid_ttl);
+        let trust_domain = self.journal.state().trust_domain().clone();
+        let tokens = self.tokens(self.host.now());
+        let order = JwtOrder::operator(&tokens, caller, spiffe_id, audience, ttl, &trust_domain)?;
+        Ok(IssuedJwt { svid: self.mint_one(order).await?.release() })
+    }
+
+    /// Issues the server's own X509-SVID, with a new key.
+    ///
+    /// # Errors
+    /// Unavailable as [`Issuer::x509_batch`]; Internal when no key can be made.
+    pub async fn server_svid(&self) -> Result<ServerSvid, Refusal> {
+        let (keys, key_type) = (Arc::clone(&self.host.keys), self.config.key_type);
+        let key = self.pool.run(move || keys.generate(key_type)).await.map_err(Refusal::internal)?;
+        let key = key.map_err(Refusal::internal)?;
+        let csr = csr::make(&*key, None).and_then(|der| Csr::parse(&der)).map_err(Refusal::internal)?;
+        let server_id = self.journal.state().trust_domain().server_id();
+        let order = X509Order::server(&self.scene(), server_id, csr, self.config.server_ttl)?;
+        let svid = IssuedX509 { svid: self.mint_one(order).await?.release() };
+        Ok(ServerSvid { svid, key })
+    }
+
+    /// Reads one CSR off the I/O threads.
+    ///
+    /// # Errors
+    /// Invalid when it is empty, malformed, wrongly signed or of an unfit key.
+    pub(crate) async fn csr(&self, der: &[u8]) -> Result<Csr, Refusal> {
+        let der = der.to_vec();
+        self.pool.run(move || read_csr(&der)).await.map_err(Refusal::internal)?
+    }
+
+    fn scene(&self) -> Scene {
+        Scene { now: self.host.now(), authority: self.authorities.x509(), host: self.host.clone() }
+    }
+
+    fn tokens(&self, now: UnixTime) -> order::TokenScene {
+        let (authority, issuer) = (self.authorities.jwt(), self.config.jwt_issuer.clone());
+        order::TokenScene { now, authority, issuer, host: self.host.clone() }
+    }
+
+    fn entries_of(&self, caller: &AgentCaller, now: UnixTime) -> BTreeMap<EntryId, Arc<Entry>> {
+        let entries = self.journal.state().authorized_entries(caller.id(), now);
+        entries.into_iter().map(|entry| (entry.id.clone(), entry)).collect()
+    }
+
+    /// Puts all orders on record with one sync, and pairs each with its permission.
+    async fn approve<O: Ordered>(
+        &self,
+        orders: Vec<Result<O, Refusal>>,
+    ) -> Vec<Result<Approved<O>, Refusal>> {
+        let decisions = orders.iter().flatten().map(|order| order.decision().clone()).collect();
+        match self.record.intend(decisions).await {
+            Ok(intents) => {
+                let mut intents = intents.into_iter();
+                orders.into_iter().map(|order| Approved::pair(order?, intents.next())).collect()
+            }
+            Err(error) => {
+                let refuse =
+                    || Refusal::unavailable("the decision record cannot be written: nothing is signed");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "nothing is signed: no decision record"
+                );
+                orders.into_iter().map(|order| Err(order.err().unwrap_or_else(refuse))).collect()
+            }
+        }
+    }
+
+    /// Signs all that was approved, and tells the record how it went.
+    async fn mint<O: Ordered>(
+        &self,
+        approved: Vec<Result<Approved<O>, Refusal>>,
+    ) -> Vec<Result<Minted<O::Svid>, Refusal>> {
+        let wanted = approved.len();
+        let record = self.record.clone();
+        let mint = move |approved: Result<Approved<O>, Refusal>| {
+            let (minted, receipt) = approved?.mint();
+            let outcome =
+                minted.as_ref().map_or_else(|e| Outcome::NotSigned(e.to_string()), |_| Outcome::Signed);
+            record.outcome(receipt, outcome);
+            minted.map_err(Refusal::internal)
+        };
+        let minted = self.pool.map(approved, mint).await;
+        minted.unwrap_or_else(|lost| each(wanted, || Refusal::internal(lost.to_string())))
+    }
+
+    async fn mint_one<O: Ordered>(&self, order: O) -> Result<Minted<O::Svid>, Refusal> {
+        let approved = self.approve(vec![Ok(order)]).await;
+        let minted = self.mint(approved).await.pop();
+        minted.unwrap_or_else(|| Err(Refusal::internal("one order made no result")))
+    }
+}
+
+fn read_csr(der: &[u8]) -> Result<Csr, Refusal> {
+    if der.is_empty() {
+        return Err(Refusal::invalid("missing CSR"));
+    }
+    Csr::parse(der).map_err(|error| Refusal::invalid(error.to_string()).because(error))
+}
+
+fn asked_for<'a>(
+    entries: &'a BTreeMap<EntryId, Arc<Entry>>,
+    entry_id: &str,
+    csr: &[u8],
+) -> Result<&'a Entry, Refusal> {
+    if entry_id.is_empty() {
+        return Err(Refusal::invalid("missing entry ID"));
+    }
+    if csr.is_empty() {
+        return Err(Refusal::invalid("missing CSR"));
+    }
+    find(entries, entry_id)
+}
+
+fn find<'a>(entries: &'a BTreeMap<EntryId, Arc<Entry>>, entry_id: &str) -> Result<&'a Entry, Refusal> {
+    let entry = EntryId::parse(entry_id).ok().and_then(|id| entries.get(&id));
+    entry.map(AsRef::as_ref).ok_or_else(order::no_entry)
+}
+
+/// The same refusal for every item of a batch.
+fn each<T>(wanted: usize, refuse: impl Fn() -> Refusal) -> Vec<Result<T, Refusal>> {
+    std::iter::repeat_with(|| Err(refuse())).take(wanted).collect()
+}
+
+impl IssuedX509 {
+    /// The chain, leaf first, no root, with its SPIFFE ID and times.
+    pub const fn svid(&self) -> &X509Svid {
+        &self.svid
+    }
+}
+
+impl IssuedJwt {
+    /// The token with its SPIFFE ID and times.
+    pub const fn svid(&self) -> &JwtSvid {
+        &self.svid
+    }
+}

@@ -1,0 +1,146 @@
+//! How does an approved order become an SVID?
+//!
+//! Signed, parsed back by the same code that verifies other people's SVIDs, and compared with the order field by field:
+//! what differs is dropped and never seen outside.
+
+use std::sync::Arc;
+
+use passant_core::jwt_svid::JwtSvid;
+use passant_core::serial::Serial;
+use passant_core::x509_svid::X509Svid;
+use passant_core::{Refusal, UnixTime};
+use rcgen::{
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber,
+};
+
+use super::order::{JwtOrder, Ordered, X509Order};
+use crate::authority::{self, MintError};
+use crate::record::{Intent, Receipt};
+
+/// RFC 5280 A.1, `ub-common-name`: longer DNS names are not repeated there.
+const COMMON_NAME: usize = 64;
+
+/// An order whose decision is durably on record.
+pub(super) struct Approved<O> {
+    order: O,
+    intent: Intent,
+}
+
+/// A signed SVID that matches its order and has not left this module yet.
+pub(super) struct Minted<S> {
+    svid: S,
+}
+
+/// What is journaled of a node SVID before it is shown.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeSvidFacts {
+    /// Its serial.
+    pub(crate) serial: Serial,
+    /// Its last valid second.
+    pub(crate) not_after: UnixTime,
+    /// SHA-256 of the DER SubjectPublicKeyInfo.
+    pub(crate) key_hash: [u8; 32],
+}
+
+impl<O: Ordered> Approved<O> {
+    /// Takes the permission for exactly this order.
+    pub(super) fn pair(order: O, intent: Option<Intent>) -> Result<Self, Refusal> {
+        match intent {
+            Some(intent) if **intent.decision() == *order.decision() => Ok(Self { order, intent }),
+            _ => Err(Refusal::internal("decision record answered with another decision than was asked for")),
+        }
+    }
+
+    /// Uses the permission up.
+    pub(super) fn mint(self) -> (Result<Minted<O::Svid>, MintError>, Receipt) {
+        let minted = self.order.sign(&self.intent).map(|svid| Minted { svid });
+        (minted, self.intent.into_receipt())
+    }
+}
+
+impl<S> Minted<S> {
+    /// Lets the SVID out. Called last, when everything that must stand before it is seen does stand.
+    pub(super) fn release(self) -> S {
+        self.svid
+    }
+}
+
+impl Minted<X509Svid> {
+    /// What the journal keeps of it.
+    pub(super) fn about(&self) -> NodeSvidFacts {
+        NodeSvidFacts {
+            serial: self.svid.serial().clone(),
+            not_after: self.svid.not_after(),
+            key_hash: passant_core::csr::key_hash(self.svid.public_key()),
+        }
+    }
+}
+
+/// Signs and checks an X509-SVID.
+pub(super) fn x509(order: &X509Order, recorded: &Intent) -> Result<X509Svid, MintError> {
+    let params = leaf(order)?;
+    let chain = order.authority.sign(recorded, &params, &order.csr)?;
+    let svid = X509Svid::parse(chain).map_err(|error| MintError::Invalid(Box::new(error)))?;
+    let ordered = &order.decision;
+    matches(&[
+        (*svid.id() == ordered.spiffe_id, "SPIFFE ID"),
+        (svid.public_key() == order.csr.public_key(), "public key"),
+        (*svid.serial() == order.serial, "serial number"),
+        (svid.not_before() == order.not_before, "not_before"),
+        (svid.not_after() == ordered.not_after, "not_after"),
+        (svid.not_after() <= order.authority.not_after(), "end of the authority"),
+        (svid.dns_names() == order.dns_names, "DNS names"),
+        (svid.authority_key_id() == Some(order.authority.key_id()), "authority key identifier"),
+    ])?;
+    Ok(svid)
+}
+
+/// The profile of a leaf: X509-SVID 4 and appendix A.
+fn leaf(order: &X509Order) -> Result<CertificateParams, MintError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = authority::subject()?;
+    if let Some(name) = order.dns_names.first().filter(|name| name.len() <= COMMON_NAME) {
+        params.distinguished_name.push(DnType::CommonName, name.as_str());
+    }
+    params.serial_number = Some(SerialNumber::from(order.serial.as_bytes().to_vec()));
+    params.not_before = authority::moment(order.not_before)?;
+    params.not_after = authority::moment(order.decision.not_after)?;
+    params.subject_alt_names = vec![SanType::URI(authority::ia5(order.decision.spiffe_id.as_str())?)];
+    for name in &order.dns_names {
+        params.subject_alt_names.push(SanType::DnsName(authority::ia5(name)?));
+    }
+    // Written out: rust-spiffe refuses a leaf without the extension.
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+/// Signs and checks a JWT-SVID.
+pub(super) fn jwt(order: &JwtOrder, recorded: &Intent) -> Result<JwtSvid, MintError> {
+    let claims = &order.claims;
+    let token = order.authority.sign(recorded, claims)?;
+    let audience = claims.aud.first().map_or("", String::as_str);
+    let bundle = order.authority.bundle();
+    let of_domain =
+        |name: &passant_core::TrustDomain| (*name == bundle.trust_domain).then(|| Arc::clone(bundle));
+    let svid = JwtSvid::verify(&token, audience, &of_domain, claims.iat)
+        .map_err(|error| MintError::Invalid(Box::new(error)))?;
+    matches(&[
+        (*svid.id() == order.decision.spiffe_id, "SPIFFE ID"),
+        (svid.audience() == claims.aud, "audience"),
+        (svid.expires_at() == claims.exp, "exp"),
+        (svid.issued_at() == Some(claims.iat), "iat"),
+        (claims.exp <= order.authority.not_after(), "end of the authority"),
+    ])?;
+    Ok(svid)
+}
+
+fn matches(checks: &[(bool, &'static str)]) -> Result<(), MintError> {
+    match checks.iter().find(|(is_same, _)| !is_same) {
+        Some((_, what)) => Err(MintError::Mismatch { what }),
+        None => Ok(()),
+    }
+}
