@@ -147,8 +147,8 @@ pub enum EntryError {
         /// Ours.
         trust_domain: TrustDomain,
     },
-    /// The SPIFFE ID is the server's own.
-    #[error("invalid SPIFFE ID: \"{0}\" is reserved for the server")]
+    /// The SPIFFE ID lies where servers' and agents' own IDs do.
+    #[error("invalid SPIFFE ID: \"{0}\" lies below /spire, which is reserved for servers and agents")]
     ReservedSpiffeId(SpiffeId),
     /// The parent ID names a trust domain.
     #[error("invalid parent ID: path cannot be empty")]
@@ -310,7 +310,7 @@ impl EntryDraft {
         if self.spiffe_id.is_trust_domain_id() {
             return Err(EntryError::SpiffeIdWithoutPath);
         }
-        if self.spiffe_id == trust_domain.server_id() {
+        if self.spiffe_id.is_reserved() {
             return Err(EntryError::ReservedSpiffeId(self.spiffe_id.clone()));
         }
         if !self.parent_id.is_member_of(trust_domain) {
@@ -454,6 +454,7 @@ mod tests {
         );
         assert!(refused(|d| d.spiffe_id = td().id()).contains("path cannot be empty"));
         assert!(refused(|d| d.spiffe_id = td().server_id()).contains("reserved"));
+        assert!(refused(|d| d.spiffe_id = td().join("/spire/agent/x/y").unwrap()).contains("reserved"));
         assert!(refused(|d| d.parent_id = other.join("/a").unwrap()).contains("invalid parent ID"));
         assert!(refused(|d| d.parent_id = td().id()).contains("invalid parent ID"));
         assert!(refused(|d| d.selectors = Selectors::new()).contains("selector list is empty"));

@@ -46,6 +46,9 @@ pub enum SpiffeIdError {
         "trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores"
     )]
     BadTrustDomainChar,
+    /// A path that would run into the trust domain.
+    #[error("path must have a leading slash")]
+    NoLeadingSlash,
     /// Two slashes in a row.
     #[error("path cannot contain empty segments")]
     EmptySegment,

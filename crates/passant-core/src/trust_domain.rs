@@ -42,6 +42,9 @@ impl TrustDomain {
     /// # Errors
     /// When the path is not one of SPIFFE-ID 2.2, or the whole is longer than 2048 bytes.
     pub fn join(&self, path: &str) -> Result<SpiffeId, SpiffeIdError> {
+        if !path.is_empty() && !path.starts_with('/') {
+            return Err(SpiffeIdError::NoLeadingSlash);
+        }
         SpiffeId::parse(&format!("{SCHEME}{}{path}", self.0))
     }
 
@@ -132,5 +135,6 @@ mod tests {
             "spiffe://example.org/spire/agent/x509pop/ab"
         );
         assert!(td.agent_id("x509pop", "a b").is_err());
+        assert_eq!(td.join("x"), Err(SpiffeIdError::NoLeadingSlash));
     }
 }
