@@ -7,6 +7,7 @@
 
 pub mod join_token;
 pub mod path_template;
+pub mod x509pop;
 
 use std::error::Error;
 use std::fmt;

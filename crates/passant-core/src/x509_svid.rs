@@ -347,6 +347,7 @@ fn authority_key_id(leaf: &X509Certificate<'_>) -> Result<Option<Vec<u8>>, X509S
 mod tests {
     use proptest::prelude::*;
     use rcgen::{CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, KeyUsagePurpose, SanType};
+    use rustls_pki_types::pem::PemObject;
 
     use super::*;
     use crate::bundle::X509Authority;
@@ -608,6 +609,24 @@ mod tests {
             });
         });
         assert!(check(&[&dns_only.leaf(ID)], &bundle("example.org", &[&dns_only]), NOW).is_ok());
+    }
+
+    #[test]
+    fn authorities_of_other_makers_verify_where_ring_has_the_algorithm() {
+        let pairs: Vec<CertificateDer<'static>> =
+            CertificateDer::pem_slice_iter(include_bytes!("testdata/chains.pem"))
+                .map(Result::unwrap)
+                .collect();
+        let verified: Vec<bool> = pairs
+            .chunks(2)
+            .map(|pair| {
+                let mut bundle = bundle("example.org", &[]);
+                bundle.x509_authorities.push(X509Authority::from_der(&pair[0]).unwrap());
+                check(&[&pair[1]], &bundle, NOW).is_ok()
+            })
+            .collect();
+        // RSA with SHA-256, with SHA-512, as PSS; P-384; then RSA of 1024 bits and P-521.
+        assert_eq!(verified, [true, true, true, true, false, false]);
     }
 
     #[test]

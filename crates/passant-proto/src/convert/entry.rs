@@ -194,7 +194,9 @@ fn selectors(entry: &types::Entry) -> Result<Selectors, Malformed> {
 
 fn federates_with(entry: &types::Entry) -> Result<BTreeSet<TrustDomain>, Malformed> {
     let names = entry.federates_with.iter().map(|name| TrustDomain::parse(name));
-    names.collect::<Result<_, _>>().map_err(|cause| Malformed::field("invalid federated trust domain", cause))
+    names
+        .collect::<Result<_, _>>()
+        .map_err(|cause| Malformed::field("invalid federated trust domain", &cause))
 }
 
 /// Seconds; 0 leaves it to the server.
