@@ -58,7 +58,8 @@ mod tests {
     fn a_wait_is_spread_by_at_most_a_tenth_and_success_starts_over() {
         let host = Host::system();
         let mut backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(100));
-        let within = |wait: Duration, middle: f64| (wait.as_secs_f64() - middle).abs() <= middle / 10.0 + 1e-6;
+        let within =
+            |wait: Duration, middle: f64| (wait.as_secs_f64() - middle).abs() <= middle / 10.0 + 1e-6;
         assert!(within(backoff.failed(&host), 10.0));
         assert!(within(backoff.failed(&host), 15.0));
         backoff.succeeded();

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use passant_core::bundle::Bundle;
 use passant_core::jwt_svid::JwtSvid;
 use passant_core::x509_svid::X509Svid;
-use passant_core::{AuthorizedEntry, EntryId, Host, Refusal, Secret, Selectors, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{
+    AuthorizedEntry, EntryId, Host, Refusal, Secret, Selectors, SpiffeId, TrustDomain, UnixTime,
+};
 use tokio::sync::{Notify, watch};
 
 use crate::jwt_cache::{JwtCache, JwtIssuer};
@@ -154,7 +156,9 @@ impl Cache {
     pub fn new(trust_domain: TrustDomain, host: Host, issuer: Arc<dyn JwtIssuer>) -> Self {
         let book = Book { state: State::default(), subscribers: BTreeMap::new(), next_subscriber: 0 };
         let jwt = JwtCache::new(host.clone(), issuer);
-        Self { shared: Arc::new(Shared { trust_domain, host, book: Mutex::new(book), work: Notify::new(), jwt }) }
+        Self {
+            shared: Arc::new(Shared { trust_domain, host, book: Mutex::new(book), work: Notify::new(), jwt }),
+        }
     }
 
     /// The trust domain of this agent.

@@ -198,7 +198,12 @@ impl Config {
     /// Every fault at once.
     pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let table = toml::from_str::<toml::Table>(text).map_err(|error| {
-            ConfigError::single(file, "", &format!("is not TOML: {}", error.to_string().trim_end()), "mend its syntax")
+            ConfigError::single(
+                file,
+                "",
+                &format!("is not TOML: {}", error.to_string().trim_end()),
+                "mend its syntax",
+            )
         })?;
         let mut faults = Vec::new();
         let config = read(&mut Section::root(table, &mut faults));
@@ -211,10 +216,14 @@ impl Config {
 
 /// `None` leaves a fault behind.
 fn read(root: &mut Section<'_>) -> Option<Config> {
-    let trust_domain = root.required("trust_domain", "write the name of your trust domain, as in \"example.org\"");
-    let trust_domain = root.parse("trust_domain", trust_domain, TrustDomain::parse, "write a name as in \"example.org\"");
-    let data_dir = root.required("data_dir", "name a directory that only the agent may read").map(PathBuf::from);
-    let server_address = root.required("server_address", "write host:port, as in \"passant.example.org:8081\"");
+    let trust_domain =
+        root.required("trust_domain", "write the name of your trust domain, as in \"example.org\"");
+    let trust_domain =
+        root.parse("trust_domain", trust_domain, TrustDomain::parse, "write a name as in \"example.org\"");
+    let data_dir =
+        root.required("data_dir", "name a directory that only the agent may read").map(PathBuf::from);
+    let server_address =
+        root.required("server_address", "write host:port, as in \"passant.example.org:8081\"");
     let server_address = root.parse(
         "server_address",
         server_address,
@@ -223,8 +232,11 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
     );
     let sync_interval = root.duration("sync_interval", Duration::from_secs(5), (1, 60));
     let evidence_max_age = root.duration("evidence_max_age", Duration::from_secs(300), (1, 86_400));
-    let x509_key_type =
-        root.choice("x509_key_type", KeyType::EcP256, &[("ec-p256", KeyType::EcP256), ("ec-p384", KeyType::EcP384)]);
+    let x509_key_type = root.choice(
+        "x509_key_type",
+        KeyType::EcP256,
+        &[("ec-p256", KeyType::EcP256), ("ec-p384", KeyType::EcP384)],
+    );
 
     let bootstrap = root.section("bootstrap", read_bootstrap);
     let node_attestor = root.section("node_attestor", read_node_attestor);
@@ -240,10 +252,17 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
     let log = root.section("log", |section| {
         let level = section.string("level").unwrap_or_else(|| "info".to_owned());
         if tracing_subscriber::EnvFilter::try_new(&level).is_err() {
-            section.fault("level", &format!("\"{level}\" is no log level"), "write error, warn, info, debug or trace");
+            section.fault(
+                "level",
+                &format!("\"{level}\" is no log level"),
+                "write error, warn, info, debug or trace",
+            );
         }
-        let format =
-            section.choice("format", LogFormat::Text, &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+        let format = section.choice(
+            "format",
+            LogFormat::Text,
+            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+        );
         Some(Log { level, format })
     });
     root.finish();
@@ -307,7 +326,11 @@ fn read_node_attestor(section: &mut Section<'_>) -> Option<NodeAttestor> {
             }))
         }
         other => {
-            section.fault("method", &format!("\"{other}\" is no node attestor"), "write \"join_token\" or \"x509pop\"");
+            section.fault(
+                "method",
+                &format!("\"{other}\" is no node attestor"),
+                "write \"join_token\" or \"x509pop\"",
+            );
             section.ignore_rest();
             None
         }
@@ -389,7 +412,9 @@ pub fn read_bundle(path: &Path, trust_domain: &TrustDomain) -> Result<Bundle, Fi
         false => Bundle::from_pem(trust_domain.clone(), &text).map_err(BundleFault::Pem),
     };
     bundle
-        .and_then(|bundle| if bundle.x509_authorities.is_empty() { Err(BundleFault::Empty) } else { Ok(bundle) })
+        .and_then(
+            |bundle| if bundle.x509_authorities.is_empty() { Err(BundleFault::Empty) } else { Ok(bundle) },
+        )
         .map_err(|why| FileError::Bundle { path: path.to_owned(), why })
 }
 
@@ -429,8 +454,7 @@ pub fn read_limited(path: &Path) -> Result<Vec<u8>, FileError> {
 }
 
 fn refuse_world_readable(path: &Path) -> Result<(), FileError> {
-    let metadata =
-        fs::metadata(path).map_err(|error| FileError::Read { path: path.to_owned(), error })?;
+    let metadata = fs::metadata(path).map_err(|error| FileError::Read { path: path.to_owned(), error })?;
     match metadata.permissions().mode() & 0o007 {
         0 => Ok(()),
         _ => Err(FileError::WorldReadable { path: path.to_owned() }),
@@ -488,7 +512,9 @@ mod tests {
             .lines()
             .filter(|line| !line.starts_with("bundle =") && !line.starts_with("method ="))
             .map(|line| match line.strip_prefix("# ") {
-                Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => format!("{rest}\n"),
+                Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => {
+                    format!("{rest}\n")
+                }
                 Some(_) | None => format!("{line}\n"),
             })
             .collect();
@@ -503,7 +529,8 @@ mod tests {
     }
 
     fn is_key(text: &str) -> bool {
-        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit())
+        !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit())
     }
 
     #[test]
@@ -563,12 +590,16 @@ mod tests {
 
     #[test]
     fn server_addresses_need_a_host_and_a_port() {
-        for (text, shown) in
-            [("a.example:1", "a.example:1"), ("127.0.0.1:8081", "127.0.0.1:8081"), ("[::1]:65535", "[::1]:65535")]
-        {
+        for (text, shown) in [
+            ("a.example:1", "a.example:1"),
+            ("127.0.0.1:8081", "127.0.0.1:8081"),
+            ("[::1]:65535", "[::1]:65535"),
+        ] {
             assert_eq!(ServerAddress::parse(text).unwrap().to_string(), shown);
         }
-        for wrong in ["", "a.example", "a.example:", "a.example:0", "a.example:65536", "::1:80", "a b:80", ":80"] {
+        for wrong in
+            ["", "a.example", "a.example:", "a.example:0", "a.example:65536", "::1:80", "a b:80", ":80"]
+        {
             assert!(ServerAddress::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -177,7 +177,9 @@ impl Inner {
                 Ok(Ok(svid)) => return Ok(svid),
                 Ok(Err(refusal)) => refusal,
                 Err(_) => {
-                    return Err(Refusal::unavailable("could not fetch JWT-SVID: the server did not answer in time"));
+                    return Err(Refusal::unavailable(
+                        "could not fetch JWT-SVID: the server did not answer in time",
+                    ));
                 }
             };
             if !may_help_to_ask_again(refusal.reason) || tokio::time::Instant::now() + wait >= end {
@@ -224,7 +226,9 @@ impl Inner {
 impl Cell {
     fn fresh(&self, entry: &AuthorizedEntry, now: UnixTime) -> Option<JwtSvid> {
         let held = self.held();
-        held.as_ref().filter(|token| token.is_for(entry, now) && now < token.renew_at).map(|token| token.svid.clone())
+        held.as_ref()
+            .filter(|token| token.is_for(entry, now) && now < token.renew_at)
+            .map(|token| token.svid.clone())
     }
 
     /// A token past its half-life, but valid.

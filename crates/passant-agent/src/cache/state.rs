@@ -279,7 +279,9 @@ impl State {
             }
         }
         match lacking {
-            Some(slot) if svids.is_empty() || !complete_once => return Update::NotReady(self.why_lacking(slot)),
+            Some(slot) if svids.is_empty() || !complete_once => {
+                return Update::NotReady(self.why_lacking(slot));
+            }
             Some(_) | None => {}
         }
         let federated = entries

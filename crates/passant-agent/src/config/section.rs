@@ -39,13 +39,14 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn string(&mut self, key: &'static str) -> Option<String> {
-        match self.take(key)? {
-            Value::String(text) if text.is_empty() => {
+        let value = self.take(key)?;
+        match value.as_str() {
+            Some("") => {
                 self.fault(key, "is empty", "give it a value or remove it");
                 None
             }
-            Value::String(text) => Some(text),
-            other => self.wrong_type(key, &other, "a text in quotes"),
+            Some(text) => Some(text.to_owned()),
+            None => self.wrong_type(key, &value, "a text in quotes"),
         }
     }
 
@@ -59,17 +60,13 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
-        match self.take(key)? {
-            Value::Boolean(value) => Some(value),
-            other => self.wrong_type(key, &other, "true or false"),
-        }
+        let value = self.take(key)?;
+        value.as_bool().or_else(|| self.wrong_type(key, &value, "true or false"))
     }
 
     pub(super) fn integer(&mut self, key: &'static str) -> Option<i64> {
-        match self.take(key)? {
-            Value::Integer(value) => Some(value),
-            other => self.wrong_type(key, &other, "a whole number"),
-        }
+        let value = self.take(key)?;
+        value.as_integer().or_else(|| self.wrong_type(key, &value, "a whole number"))
     }
 
     /// A duration between `bounds`, both in seconds and allowed.
@@ -79,8 +76,16 @@ impl<'a> Section<'a> {
             Ok(span) if (bounds.0..=bounds.1).contains(&span.as_secs()) => return span,
             Ok(_) => {
                 let what = format!("\"{text}\" is out of bounds");
-                self.fault(key, &what, &format!("write a time from {} to {} seconds, as in \"{}s\"",
-                    bounds.0, bounds.1, default.as_secs()));
+                self.fault(
+                    key,
+                    &what,
+                    &format!(
+                        "write a time from {} to {} seconds, as in \"{}s\"",
+                        bounds.0,
+                        bounds.1,
+                        default.as_secs()
+                    ),
+                );
             }
             Err(what) => self.fault(key, &what, &format!("for instance \"{}s\"", default.as_secs())),
         }
@@ -191,7 +196,9 @@ mod tests {
 
     #[test]
     fn edits_count_single_changes() {
-        for (one, two, count) in [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("adress", "address", 1)] {
+        for (one, two, count) in
+            [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("adress", "address", 1)]
+        {
             assert_eq!(edits(one, two), count, "{one} {two}");
         }
     }
