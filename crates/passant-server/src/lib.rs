@@ -8,11 +8,13 @@
 //! | who is calling, and may they? | [`caller`] |
 //! | how is an SVID issued? | [`issue`] |
 //! | how does a node become an attested agent? | [`attest_node`] |
+//! | how is a server configured? | [`config`] |
 //! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
 
 pub mod attest_node;
 pub mod authority;
 pub mod caller;
+pub mod config;
 mod encoding;
 pub mod issue;
 pub mod journal;

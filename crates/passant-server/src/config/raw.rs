@@ -1,0 +1,134 @@
+//! What may be written in server.toml, before anything is checked?
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// One key: a value of the wrong type is kept as a fault instead of ending the reading, so that all faults of a file
+/// are reported together.
+#[derive(Debug, Default)]
+pub(super) enum Field<T> {
+    #[default]
+    Absent,
+    Good(T),
+    /// Has the wrong type; the text says how.
+    Bad(String),
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Field<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = toml::Value::deserialize(deserializer)?;
+        Ok(match T::deserialize(value) {
+            Ok(good) => Self::Good(good),
+            Err(error) => Self::Bad(error.message().to_owned()),
+        })
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Raw {
+    pub(super) trust_domain: Field<String>,
+    pub(super) data_dir: Field<String>,
+    pub(super) listen: Field<String>,
+    pub(super) store: Field<String>,
+    pub(super) keys: Field<String>,
+    pub(super) ca_ttl: Field<String>,
+    pub(super) ca_key_type: Field<String>,
+    pub(super) jwt_key_type: Field<String>,
+    pub(super) default_x509_svid_ttl: Field<String>,
+    pub(super) default_jwt_svid_ttl: Field<String>,
+    pub(super) agent_ttl: Field<String>,
+    pub(super) accept_lost_keys: Field<bool>,
+    pub(super) jwt_issuer: Field<String>,
+    pub(super) admin_ids: Field<Vec<String>>,
+    pub(super) socket: Field<RawSocket>,
+    pub(super) log: Field<RawLog>,
+    pub(super) decision_log: Field<RawDecisionLog>,
+    pub(super) node_attestor: Field<Vec<RawNodeAttestor>>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl Raw {
+    pub(super) const KEYS: &[&str] = &[
+        "trust_domain",
+        "data_dir",
+        "listen",
+        "store",
+        "keys",
+        "ca_ttl",
+        "ca_key_type",
+        "jwt_key_type",
+        "default_x509_svid_ttl",
+        "default_jwt_svid_ttl",
+        "agent_ttl",
+        "accept_lost_keys",
+        "jwt_issuer",
+        "admin_ids",
+        "socket",
+        "log",
+        "decision_log",
+        "node_attestor",
+    ];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawSocket {
+    pub(super) path: Field<String>,
+    pub(super) mode: Field<String>,
+    pub(super) group: Field<String>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawSocket {
+    pub(super) const KEYS: &[&str] = &["path", "mode", "group"];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawLog {
+    pub(super) level: Field<String>,
+    pub(super) format: Field<String>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawLog {
+    pub(super) const KEYS: &[&str] = &["level", "format"];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawDecisionLog {
+    pub(super) max_age: Field<String>,
+    pub(super) max_size_mib: Field<u64>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawDecisionLog {
+    pub(super) const KEYS: &[&str] = &["max_age", "max_size_mib"];
+}
+
+/// The options of a method are read by the method.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawNodeAttestor {
+    pub(super) method: Field<String>,
+    #[serde(flatten)]
+    pub(super) options: BTreeMap<String, toml::Value>,
+}
+
+impl RawNodeAttestor {
+    pub(super) const X509POP: &[&str] = &[
+        "ca_bundle_path",
+        "ca_bundle_paths",
+        "agent_path_template",
+        "max_intermediates",
+        "max_rsa_key_size",
+    ];
+}
