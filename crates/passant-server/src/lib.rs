@@ -2,18 +2,23 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | what does the server know, and how does that change? | [`state`] |
+//! | how is a server started, and stopped? | [`server`] |
+//! | how is it configured? | [`config`] |
+//! | what does the server know, and how does that change? | [`state`], `command`, `query` |
 //! | how does a change become durable and visible? | [`journal`], [`store`] |
 //! | what was signed, for whom and why? | [`record`] |
-//! | who is calling, and may they? | [`caller`] |
+//! | who is calling, and may they? | [`caller`], `api/authorize.rs` |
 //! | how is an SVID issued? | [`issue`] |
 //! | how does a node become an attested agent? | [`attest_node`] |
-//! | how is a server configured? | [`config`] |
 //! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
+//! | how are the services answered? | `api` |
+//! | how do connections come in, and how does the server prove itself? | `serve`, [`tls`], `rotate` |
 
+mod api;
 pub mod attest_node;
 pub mod authority;
 pub mod caller;
+mod command;
 pub mod config;
 mod encoding;
 pub mod issue;
@@ -21,7 +26,15 @@ pub mod journal;
 pub mod keystore;
 pub mod limits;
 mod private_dir;
+mod query;
 pub mod record;
+mod rotate;
+pub mod serve;
+pub mod server;
 pub mod state;
 pub mod store;
+pub mod tls;
 mod writer;
+
+pub use config::Config;
+pub use server::{Running, Server, StartError, check};

@@ -7,8 +7,6 @@ use thiserror::Error;
 
 use crate::state::change::{Change, Commit, Lineage, Revision};
 
-#[cfg(test)]
-mod contract;
 pub mod memory;
 pub mod sled;
 

@@ -1,0 +1,144 @@
+//! How does a node attest over AttestAgent?
+//!
+//! The caller is a stranger until the end, so everything is bounded: the time, the evidence, the number of challenges.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use passant_attest::node::{Dialog, DialogError, join_token};
+use passant_core::Refusal;
+use passant_proto::agent::attest_agent_request::Step as Asked;
+use passant_proto::agent::attest_agent_response::{Result as Attested, Step};
+use passant_proto::agent::{AttestAgentRequest, AttestAgentResponse};
+use passant_proto::convert;
+use passant_proto::types::AttestationData;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::api::{Api, refuse};
+use crate::caller::ConnPeer;
+
+/// From the first message to the last. Stays below the lease of a stranger's connection.
+const WITHIN: Duration = Duration::from_secs(50);
+
+/// The most evidence, in bytes. A chain of certificates or a cloud's signed document has some thousands.
+const EVIDENCE_BYTES: usize = 128 * 1024;
+
+/// The most challenges of one attestation. The known methods need one or two.
+const CHALLENGES: usize = 8;
+
+/// Messages that wait for a slow reader.
+const WAITING: usize = 2;
+
+type Out = mpsc::Sender<Result<AttestAgentResponse, Status>>;
+
+/// Starts the attestation; it ends with the result, a refusal, or when the node leaves.
+pub(super) fn answer(
+    api: Api,
+    request: Request<Streaming<AttestAgentRequest>>,
+) -> Result<Response<<Api as passant_proto::agent::agent_server::Agent>::AttestAgentStream>, Status> {
+    let caller = match request.extensions().get::<ConnPeer>() {
+        Some(ConnPeer::Remote { address, .. }) => format!("node at {address}"),
+        Some(ConnPeer::Local(local) | ConnPeer::Uninvited(local)) => format!("local uid={}", local.uid),
+        None => return Err(Status::internal("no peer")),
+    };
+    let (out, stream) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        let attested = tokio::select! {
+            biased;
+            () = out.closed() => return,
+            done = tokio::time::timeout(WITHIN, attest(&api, request.into_inner(), &out, caller)) => {
+                done.unwrap_or_else(|_| Err(Status::deadline_exceeded("node attestation took too long")))
+            }
+        };
+        if out.send(attested).await.is_err() {
+            tracing::debug!("node left before the end of its attestation");
+        }
+    });
+    Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+}
+
+async fn attest(
+    api: &Api,
+    mut requests: Streaming<AttestAgentRequest>,
+    out: &Out,
+    caller: String,
+) -> Result<AttestAgentResponse, Status> {
+    let first = requests.message().await?;
+    let (data, csr) = opening(first)?;
+    if data.r#type == join_token::METHOD && !api.join_tokens {
+        return Err(refuse(Refusal::precondition(
+            "node attestor \"join_token\" is not configured on this server",
+        )));
+    }
+    let mut dialog = GrpcDialog { requests, out: out.clone(), left: CHALLENGES };
+    let attested = api
+        .attestation
+        .attest(&data.r#type, &data.payload, &csr, &mut dialog, caller.clone())
+        .await
+        .map_err(|refusal| {
+            tracing::info!(method = %data.r#type.escape_default(), caller, "node attestation refused: {refusal}");
+            refuse(refusal)
+        })?;
+    let svid = attested.svid.svid();
+    tracing::info!(agent = %svid.id(), method = data.r#type, caller, "node attested");
+    let result =
+        Attested { svid: Some(convert::svid::x509_to_wire(svid, "")), reattestable: attested.can_reattest };
+    Ok(AttestAgentResponse { step: Some(Step::Result(result)) })
+}
+
+/// Evidence and CSR from the first message.
+fn opening(first: Option<AttestAgentRequest>) -> Result<(AttestationData, Vec<u8>), Status> {
+    let malformed = |what: &str| Status::invalid_argument(format!("malformed param: {what}"));
+    let Some(Asked::Params(params)) = first.and_then(|first| first.step) else {
+        return Err(malformed("missing params"));
+    };
+    let data = params.data.ok_or_else(|| malformed("missing attestation data"))?;
+    let csr = params.params.ok_or_else(|| malformed("missing X509-SVID parameters"))?.csr;
+    if csr.is_empty() {
+        return Err(malformed("missing CSR"));
+    }
+    if data.r#type.is_empty() {
+        return Err(malformed("missing attestation data type"));
+    }
+    if data.payload.is_empty() {
+        return Err(malformed("missing attestation data payload"));
+    }
+    if data.payload.len() > EVIDENCE_BYTES {
+        return Err(malformed("attestation data payload is too large"));
+    }
+    Ok((data, csr))
+}
+
+/// The way back to the node while its evidence is judged.
+struct GrpcDialog {
+    requests: Streaming<AttestAgentRequest>,
+    out: Out,
+    left: usize,
+}
+
+impl GrpcDialog {
+    async fn ask(&mut self, challenge: Vec<u8>) -> Result<Vec<u8>, DialogError> {
+        let failed = |why: &str| DialogError::new(Some(why.into()));
+        self.left = self.left.checked_sub(1).ok_or_else(|| failed("too many challenges"))?;
+        let challenge = AttestAgentResponse { step: Some(Step::Challenge(challenge)) };
+        self.out.send(Ok(challenge)).await.map_err(|_| failed("the node has left"))?;
+        let answer = self.requests.message().await.map_err(|status| DialogError::new(Some(status.into())))?;
+        match answer.and_then(|answer| answer.step) {
+            Some(Asked::ChallengeResponse(response)) if response.len() <= EVIDENCE_BYTES => Ok(response),
+            Some(Asked::ChallengeResponse(_)) => Err(failed("the challenge response is too large")),
+            Some(Asked::Params(_)) => Err(failed("expected a challenge response, got params")),
+            None => Err(failed("the node ended the attestation")),
+        }
+    }
+}
+
+impl Dialog for GrpcDialog {
+    fn challenge(
+        &mut self,
+        challenge: Vec<u8>,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, DialogError>> + Send + '_>> {
+        Box::pin(self.ask(challenge))
+    }
+}

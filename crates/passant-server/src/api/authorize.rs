@@ -1,0 +1,216 @@
+//! Who may call which method?
+//!
+//! The table below is the whole answer. It is asked before a request's body is read, so a stranger cannot make the
+//! server decode what it will not act on; and the role it finds is handed to the method as a value, so a method cannot
+//! run for anybody else. A method without a row does not exist.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use passant_core::{Reason, Refusal};
+use passant_proto::status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use crate::caller::{AgentCaller, Callers, ConnPeer, OperatorCaller};
+
+/// Who a method is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Everybody, with or without an X509-SVID.
+    Anyone,
+    /// Attested nodes.
+    Agent,
+    /// Administrators over TLS, and whoever may use the operator socket.
+    Operator,
+    /// Servers below this one.
+    Downstream,
+}
+
+use Role::{Agent, Anyone, Downstream, Operator};
+
+/// Every method of this server and who it is for, as in SPIRE's default policy.
+const METHODS: &[(&str, &[Role])] = &[
+    ("/spire.api.server.agent.v1.Agent/CountAgents", &[Operator]),
+    ("/spire.api.server.agent.v1.Agent/ListAgents", &[Operator]),
+    ("/spire.api.server.agent.v1.Agent/GetAgent", &[Operator]),
+    ("/spire.api.server.agent.v1.Agent/DeleteAgent", &[Operator]),
+    ("/spire.api.server.agent.v1.Agent/BanAgent", &[Operator]),
+    ("/spire.api.server.agent.v1.Agent/CreateJoinToken", &[Operator]),
+    ("/spire.api.server.agent.v1.Agent/AttestAgent", &[Anyone]),
+    ("/spire.api.server.agent.v1.Agent/RenewAgent", &[Agent]),
+    ("/spire.api.server.agent.v1.Agent/PostStatus", &[Agent]),
+    ("/spire.api.server.entry.v1.Entry/CountEntries", &[Operator]),
+    ("/spire.api.server.entry.v1.Entry/ListEntries", &[Operator]),
+    ("/spire.api.server.entry.v1.Entry/GetEntry", &[Operator]),
+    ("/spire.api.server.entry.v1.Entry/BatchCreateEntry", &[Operator]),
+    ("/spire.api.server.entry.v1.Entry/BatchUpdateEntry", &[Operator]),
+    ("/spire.api.server.entry.v1.Entry/BatchDeleteEntry", &[Operator]),
+    ("/spire.api.server.entry.v1.Entry/GetAuthorizedEntries", &[Agent]),
+    ("/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries", &[Agent]),
+    ("/spire.api.server.svid.v1.SVID/MintX509SVID", &[Operator]),
+    ("/spire.api.server.svid.v1.SVID/MintJWTSVID", &[Operator]),
+    ("/spire.api.server.svid.v1.SVID/MintWITSVID", &[Operator]),
+    ("/spire.api.server.svid.v1.SVID/BatchNewX509SVID", &[Agent]),
+    ("/spire.api.server.svid.v1.SVID/NewJWTSVID", &[Agent]),
+    ("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", &[Agent]),
+    ("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA", &[Downstream]),
+    ("/spire.api.server.bundle.v1.Bundle/GetBundle", &[Anyone]),
+    ("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", &[Operator, Agent]),
+    ("/spire.api.server.bundle.v1.Bundle/CountBundles", &[Operator]),
+    ("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", &[Operator]),
+    ("/spire.api.server.bundle.v1.Bundle/AppendBundle", &[Operator]),
+    ("/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle", &[Operator]),
+    ("/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle", &[Operator]),
+    ("/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle", &[Operator]),
+    ("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle", &[Operator]),
+    ("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", &[Downstream]),
+    ("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", &[Downstream]),
+];
+
+/// The role in which a call was admitted. A request extension of every call that reaches a method.
+#[derive(Clone, Debug)]
+pub(crate) enum Admitted {
+    /// The method is for everybody, and the caller is no agent in good standing.
+    Anyone,
+    Agent(AgentCaller),
+    Operator(OperatorCaller),
+    Downstream,
+}
+
+/// The layer that asks the table.
+#[derive(Clone)]
+pub(crate) struct Authorize {
+    callers: Callers,
+}
+
+/// A service behind the table.
+#[derive(Clone)]
+pub(crate) struct Authorized<S> {
+    inner: S,
+    callers: Callers,
+}
+
+impl Authorize {
+    pub(crate) fn new(callers: Callers) -> Self {
+        Self { callers }
+    }
+}
+
+impl<S> Layer<S> for Authorize {
+    type Service = Authorized<S>;
+
+    fn layer(&self, inner: S) -> Authorized<S> {
+        Authorized { inner, callers: self.callers.clone() }
+    }
+}
+
+impl<S> Service<http::Request<Body>> for Authorized<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        // The clone is not ready; the one that was polled is.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        let callers = self.callers.clone();
+        Box::pin(async move {
+            match admit(&callers, request.uri().path(), request.extensions().get::<ConnPeer>()).await {
+                Ok(admitted) => {
+                    request.extensions_mut().insert(admitted);
+                    inner.call(request).await
+                }
+                Err(refusal) => Ok(status::to_status(&refusal).into_http()),
+            }
+        })
+    }
+}
+
+async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Result<Admitted, Refusal> {
+    let Some(peer) = peer else {
+        return Err(Refusal::internal("a connection without a peer reached the API"));
+    };
+    if let ConnPeer::Uninvited(local) = peer {
+        return Err(Refusal::denied(format!(
+            "user {} may not use the operator socket: run as root or as the server's user, or join the group that \
+             socket.group names",
+            local.uid
+        )));
+    }
+    let Some((_, roles)) = METHODS.iter().find(|(name, _)| *name == method) else {
+        return Err(Refusal::unimplemented(format!("unknown method {method}")));
+    };
+    let mut denial = Refusal::denied(format!("authorization denied for method {method}"));
+    for role in *roles {
+        let refused = match (role, peer) {
+            // Whoever comes with an SVID is told apart, but nobody is turned away.
+            (Anyone, _) => return Ok(callers.agent(peer).await.map_or(Admitted::Anyone, Admitted::Agent)),
+            (Agent, ConnPeer::Local(_)) => continue,
+            (Agent, _) => callers.agent(peer).await.map(Admitted::Agent),
+            (Operator, _) => callers.operator(peer).map(Admitted::Operator),
+            (Downstream, _) => callers.downstream(peer).map(|_| Admitted::Downstream),
+        };
+        match refused {
+            Ok(admitted) => return Ok(admitted),
+            // Why an agent is refused tells it what to do next.
+            Err(refusal) if refusal.reason == Reason::Denied => {
+                denial.agent_fault = refusal.agent_fault.or(denial.agent_fault);
+                denial = denial.because(refusal);
+            }
+            Err(refusal) => return Err(refusal),
+        }
+    }
+    if let ConnPeer::Remote { address, .. } = peer {
+        tracing::info!(%address, method, why = denial.source.as_ref().map(tracing::field::display), "call refused");
+    }
+    Err(denial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::METHODS;
+    use std::collections::BTreeSet;
+
+    const PROTOS: &[&str] = &[
+        include_str!("../../../../proto/spire/api/server/agent/v1/agent.proto"),
+        include_str!("../../../../proto/spire/api/server/bundle/v1/bundle.proto"),
+        include_str!("../../../../proto/spire/api/server/entry/v1/entry.proto"),
+        include_str!("../../../../proto/spire/api/server/svid/v1/svid.proto"),
+    ];
+
+    #[test]
+    fn every_method_of_the_protos_has_exactly_one_row() {
+        let mut served = BTreeSet::new();
+        for proto in PROTOS {
+            let after = |line: &str, word: &str| {
+                let rest = line.trim().strip_prefix(word)?.trim_start();
+                let end =
+                    rest.find(|c: char| !c.is_alphanumeric() && c != '.' && c != '_').unwrap_or(rest.len());
+                Some(rest[..end].to_owned())
+            };
+            let package = proto.lines().find_map(|line| after(line, "package ")).unwrap();
+            let service = proto.lines().find_map(|line| after(line, "service ")).unwrap();
+            for method in proto.lines().filter_map(|line| after(line, "rpc ")) {
+                served.insert(format!("/{package}.{service}/{method}"));
+            }
+        }
+        let rows: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
+        let unique: BTreeSet<String> = rows.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(rows.len(), unique.len());
+        assert_eq!(unique, served);
+        assert!(METHODS.iter().all(|(_, roles)| !roles.is_empty()));
+    }
+}

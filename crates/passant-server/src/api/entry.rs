@@ -1,0 +1,222 @@
+//! How is spire.api.server.entry.v1.Entry answered?
+
+mod sync;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use passant_core::{Entry, EntryDraft, EntryId, Refusal};
+use passant_proto::convert::filter::EntryFilter;
+use passant_proto::convert::{self, mask};
+use passant_proto::entry::{
+    BatchCreateEntryRequest, BatchCreateEntryResponse, BatchDeleteEntryRequest, BatchDeleteEntryResponse,
+    BatchUpdateEntryRequest, BatchUpdateEntryResponse, CountEntriesRequest, CountEntriesResponse,
+    GetAuthorizedEntriesRequest, GetAuthorizedEntriesResponse, GetEntryRequest, ListEntriesRequest,
+    ListEntriesResponse, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse,
+    batch_create_entry_response, batch_delete_entry_response, batch_update_entry_response, entry_server,
+};
+use passant_proto::{status, types};
+use prost::Message;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{Api, RESPONSE, agent, bounded, refuse, refuse_item};
+use crate::command;
+use crate::command::entry::Edit;
+use crate::query::{self, Paging};
+
+#[async_trait]
+impl entry_server::Entry for Api {
+    async fn count_entries(
+        &self,
+        request: Request<CountEntriesRequest>,
+    ) -> Result<Response<CountEntriesResponse>, Status> {
+        let state = self.journal.state();
+        let filter = EntryFilter::from_count(state.trust_domain(), request.get_ref().filter.as_ref())
+            .map_err(|malformed| refuse(malformed.into()))?;
+        let count = i32::try_from(query::entries(&state, &filter, None).count()).unwrap_or(i32::MAX);
+        Ok(Response::new(CountEntriesResponse { count }))
+    }
+
+    async fn list_entries(
+        &self,
+        request: Request<ListEntriesRequest>,
+    ) -> Result<Response<ListEntriesResponse>, Status> {
+        let request = request.get_ref();
+        let state = self.journal.state();
+        let filter = EntryFilter::from_list(state.trust_domain(), request.filter.as_ref())
+            .map_err(|malformed| refuse(malformed.into()))?;
+        let paging = Paging::parse(request.page_size, &request.page_token).map_err(refuse)?;
+        let after = paging.after_entry().map_err(refuse)?;
+        let found = query::entries(&state, &filter, after.as_ref())
+            .map(|entry| shown(entry, request.output_mask.as_ref()));
+        let page = paging
+            .fill(found, |entry: &types::Entry| entry.id.as_str(), Message::encoded_len, RESPONSE)
+            .map_err(refuse)?;
+        Ok(Response::new(ListEntriesResponse { entries: page.items, next_page_token: page.next }))
+    }
+
+    async fn get_entry(&self, request: Request<GetEntryRequest>) -> Result<Response<types::Entry>, Status> {
+        let request = request.get_ref();
+        if request.id.is_empty() {
+            return Err(Status::invalid_argument("missing ID"));
+        }
+        let state = self.journal.state();
+        // What can be no ID names no entry.
+        let entry = EntryId::parse(&request.id).ok().and_then(|id| state.entry(&id).map(Arc::clone));
+        let entry = entry.ok_or_else(|| Status::not_found("entry not found"))?;
+        Ok(Response::new(shown(&entry, request.output_mask.as_ref())))
+    }
+
+    async fn batch_create_entry(
+        &self,
+        request: Request<BatchCreateEntryRequest>,
+    ) -> Result<Response<BatchCreateEntryResponse>, Status> {
+        let BatchCreateEntryRequest { entries, output_mask } = request.into_inner();
+        bounded(entries.len())?;
+        let (drafts, places) = sorted_out(entries.iter().map(|entry| self.draft(entry)));
+        let now = self.host.now();
+        let created = if drafts.is_empty() {
+            Vec::new()
+        } else {
+            self.journal
+                .submit(move |state| Ok(command::entry::create(state, drafts, now)))
+                .await
+                .map_err(refuse)?
+        };
+        let results = merged(places, created).map(|outcome| match outcome {
+            Ok(created) => batch_create_entry_response::Result {
+                status: Some(if created.existed { twin() } else { status::ok() }),
+                entry: Some(shown(&created.entry, output_mask.as_ref())),
+            },
+            Err(refusal) => {
+                batch_create_entry_response::Result { status: Some(refuse_item(refusal)), entry: None }
+            }
+        });
+        Ok(Response::new(BatchCreateEntryResponse { results: results.collect() }))
+    }
+
+    async fn batch_update_entry(
+        &self,
+        request: Request<BatchUpdateEntryRequest>,
+    ) -> Result<Response<BatchUpdateEntryResponse>, Status> {
+        let BatchUpdateEntryRequest { entries, input_mask, output_mask } = request.into_inner();
+        bounded(entries.len())?;
+        let (edits, places) = sorted_out(entries.into_iter().map(|entry| edit(entry, input_mask)));
+        let updated = if edits.is_empty() {
+            Vec::new()
+        } else {
+            self.journal
+                .submit(move |state| Ok(command::entry::update(state, edits)))
+                .await
+                .map_err(refuse)?
+        };
+        let results = merged(places, updated).map(|outcome| match outcome {
+            Ok(entry) => batch_update_entry_response::Result {
+                status: Some(status::ok()),
+                entry: Some(shown(&entry, output_mask.as_ref())),
+            },
+            Err(refusal) => {
+                batch_update_entry_response::Result { status: Some(refuse_item(refusal)), entry: None }
+            }
+        });
+        Ok(Response::new(BatchUpdateEntryResponse { results: results.collect() }))
+    }
+
+    async fn batch_delete_entry(
+        &self,
+        request: Request<BatchDeleteEntryRequest>,
+    ) -> Result<Response<BatchDeleteEntryResponse>, Status> {
+        let texts = request.into_inner().ids;
+        bounded(texts.len())?;
+        let (ids, places) = sorted_out(texts.iter().map(|text| match text.as_str() {
+            "" => Err(Refusal::invalid("missing entry ID")),
+            text => EntryId::parse(text).map_err(|_| Refusal::not_found("entry not found")),
+        }));
+        let deleted = if ids.is_empty() {
+            Vec::new()
+        } else {
+            self.journal.submit(move |state| Ok(command::entry::delete(state, ids))).await.map_err(refuse)?
+        };
+        let results = merged(places, deleted).zip(texts).map(|(outcome, id)| {
+            let status = outcome.map_or_else(refuse_item, |()| status::ok());
+            batch_delete_entry_response::Result { status: Some(status), id }
+        });
+        Ok(Response::new(BatchDeleteEntryResponse { results: results.collect() }))
+    }
+
+    async fn get_authorized_entries(
+        &self,
+        request: Request<GetAuthorizedEntriesRequest>,
+    ) -> Result<Response<GetAuthorizedEntriesResponse>, Status> {
+        let agent = agent(&request)?;
+        let mask = request.get_ref().output_mask;
+        let authorized = self.journal.state().authorized_entries(agent.id(), self.host.now());
+        let entries: Vec<types::Entry> = authorized.iter().map(|entry| shown(entry, mask.as_ref())).collect();
+        let response = GetAuthorizedEntriesResponse { entries };
+        if response.encoded_len() > RESPONSE {
+            let remedy = "the entries of this agent are too much for one message; call SyncAuthorizedEntries";
+            return Err(Status::resource_exhausted(remedy));
+        }
+        Ok(Response::new(response))
+    }
+
+    type SyncAuthorizedEntriesStream =
+        Pin<Box<dyn Stream<Item = Result<SyncAuthorizedEntriesResponse, Status>> + Send>>;
+
+    async fn sync_authorized_entries(
+        &self,
+        request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
+    ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
+        sync::answer(self.clone(), request)
+    }
+}
+
+impl Api {
+    fn draft(&self, wire: &types::Entry) -> Result<(EntryDraft, EntryId), Refusal> {
+        let draft = convert::entry::draft_from_wire(wire).map_err(|e| e.during("failed to convert entry"))?;
+        let fresh = EntryId::parse(&self.host.uuid()).expect("a UUID is an entry ID");
+        Ok((draft, fresh))
+    }
+}
+
+/// The entry as the caller wants to see it.
+fn shown(entry: &Entry, output: Option<&types::EntryMask>) -> types::Entry {
+    let mut wire = convert::entry::to_wire(entry);
+    mask::entry(&mut wire, output);
+    wire
+}
+
+fn edit(wire: types::Entry, input: Option<types::EntryMask>) -> Result<(EntryId, Box<dyn Edit>), Refusal> {
+    if wire.id.is_empty() {
+        return Err(Refusal::invalid("missing entry ID"));
+    }
+    let id = EntryId::parse(&wire.id).map_err(|_| Refusal::not_found("entry not found"))?;
+    let edit = move |entry: &Entry| {
+        convert::entry::apply_update(entry, &wire, input.as_ref())
+            .map_err(|malformed| malformed.during("failed to convert entry").into())
+    };
+    Ok((id, Box::new(edit)))
+}
+
+/// What SPIRE says of an entry that stands already; clients look at the code.
+fn twin() -> types::Status {
+    status::to_item(&Refusal::already_exists("similar entry already exists"))
+}
+
+/// Takes out what could not be decoded, keeping the places: `Ok` where a decided outcome belongs.
+fn sorted_out<T>(items: impl Iterator<Item = Result<T, Refusal>>) -> (Vec<T>, Vec<Result<(), Refusal>>) {
+    let mut sound = Vec::new();
+    let places = items.map(|item| item.map(|item| sound.push(item))).collect();
+    (sound, places)
+}
+
+/// Puts outcomes back into their places.
+fn merged<T>(
+    places: Vec<Result<(), Refusal>>,
+    outcomes: Vec<Result<T, Refusal>>,
+) -> impl Iterator<Item = Result<T, Refusal>> {
+    let mut outcomes = outcomes.into_iter();
+    let missing = || Err(Refusal::internal("a batch lost one of its outcomes"));
+    places.into_iter().map(move |place| place.and_then(|()| outcomes.next().unwrap_or_else(missing)))
+}

@@ -1,0 +1,168 @@
+//! How does an agent learn its entries over SyncAuthorizedEntries?
+//!
+//! A small set is sent whole. Of a large one the agent first gets every entry's revision, then asks for those that it
+//! lacks; this is what SPIRE's agents expect, down to which field may stand in which message.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passant_core::Entry;
+use passant_proto::entry::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
+use passant_proto::types::EntryMask;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::shown;
+use crate::api::{Api, RESPONSE, agent, refuse};
+use crate::caller::ConnPeer;
+
+/// The most entries or revisions of one message, as SPIRE has it.
+const PAGE: usize = 500;
+
+/// How long one exchange may take. SPIRE's agents give up after 30 seconds.
+const WITHIN: Duration = Duration::from_secs(120);
+
+/// Messages that wait for a slow reader.
+const WAITING: usize = 2;
+
+type Out = mpsc::Sender<Result<SyncAuthorizedEntriesResponse, Status>>;
+
+/// Starts the exchange. It ends by itself with the agent's standing: evicted, banned or replaced, the agent reads so at
+/// once.
+pub(super) fn answer(
+    api: Api,
+    request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
+) -> Result<Response<<Api as passant_proto::entry::entry_server::Entry>::SyncAuthorizedEntriesStream>, Status>
+{
+    let agent = agent(&request)?;
+    let peer = request.extensions().get::<ConnPeer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
+    let entries = api.journal.state().authorized_entries(agent.id(), api.host.now());
+    let (out, stream) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        let ended = tokio::select! {
+            biased;
+            fallen = api.fallen(&peer) => Err(fallen),
+            () = out.closed() => Ok(()),
+            done = tokio::time::timeout(WITHIN, exchange(request.into_inner(), &entries, &out)) => {
+                done.unwrap_or_else(|_| Err(Status::deadline_exceeded("the synchronization took too long")))
+            }
+        };
+        if let Err(status) = ended
+            && out.send(Err(status)).await.is_err()
+        {
+            tracing::debug!(agent = %agent.id(), "agent left before it could read why its stream ended");
+        }
+    });
+    Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+}
+
+impl Api {
+    /// Resolves once the agent behind `peer` is no longer in good standing, with the reason it is to read.
+    pub(in crate::api) async fn fallen(&self, peer: &ConnPeer) -> Status {
+        let mut revisions = self.journal.watch();
+        loop {
+            if let Err(refusal) = self.callers.agent(peer).await {
+                return refuse(refusal);
+            }
+            if revisions.changed().await.is_err() {
+                return Status::unavailable("server is shutting down");
+            }
+        }
+    }
+}
+
+/// The whole exchange. The agent may end it whenever it has what it wants.
+async fn exchange(
+    mut requests: Streaming<SyncAuthorizedEntriesRequest>,
+    entries: &[Arc<Entry>],
+    out: &Out,
+) -> Result<(), Status> {
+    let Some(first) = next(&mut requests).await? else {
+        return Err(Status::invalid_argument("missing initial request"));
+    };
+    if !first.ids.is_empty() {
+        return Err(Status::invalid_argument("specifying IDs on initial request is not supported"));
+    }
+    let mask = first.output_mask;
+    if mask.is_some_and(|mask| !mask.revision_number) {
+        return Err(Status::invalid_argument("revision number cannot be masked"));
+    }
+    if entries.len() <= PAGE {
+        let whole = SyncAuthorizedEntriesResponse {
+            entries: entries.iter().map(|entry| shown(entry, mask.as_ref())).collect(),
+            ..SyncAuthorizedEntriesResponse::default()
+        };
+        if whole.encoded_len() <= RESPONSE {
+            return send(out, whole).await;
+        }
+    }
+    send_revisions(entries, out).await?;
+    let by_id: BTreeMap<&str, &Arc<Entry>> = entries.iter().map(|entry| (entry.id.as_str(), entry)).collect();
+    while let Some(request) = next(&mut requests).await? {
+        send_entries(&by_id, request.ids, mask.as_ref(), out).await?;
+    }
+    Ok(())
+}
+
+/// The next request; `None` when the agent has ended the exchange, by closing or by cancelling.
+async fn next(
+    requests: &mut Streaming<SyncAuthorizedEntriesRequest>,
+) -> Result<Option<SyncAuthorizedEntriesRequest>, Status> {
+    match requests.message().await {
+        Ok(request) => Ok(request),
+        Err(status) if status.code() == Code::Cancelled => Ok(None),
+        Err(status) => Err(status),
+    }
+}
+
+async fn send_revisions(entries: &[Arc<Entry>], out: &Out) -> Result<(), Status> {
+    let mut pages = entries.chunks(PAGE).peekable();
+    while let Some(page) = pages.next() {
+        let entry_revisions = page.iter().map(|entry| EntryRevision {
+            id: entry.id.to_string(),
+            revision_number: i64::try_from(entry.revision).unwrap_or(i64::MAX),
+            created_at: entry.created_at.secs(),
+        });
+        let response = SyncAuthorizedEntriesResponse {
+            entry_revisions: entry_revisions.collect(),
+            entries: Vec::new(),
+            more: pages.peek().is_some(),
+        };
+        send(out, response).await?;
+    }
+    Ok(())
+}
+
+/// Answers one request: the entries with these IDs in as many messages as it takes. An ID that is not the agent's is
+/// left out without a word.
+async fn send_entries(
+    by_id: &BTreeMap<&str, &Arc<Entry>>,
+    mut ids: Vec<String>,
+    mask: Option<&EntryMask>,
+    out: &Out,
+) -> Result<(), Status> {
+    ids.sort_unstable();
+    ids.dedup();
+    let mut page = SyncAuthorizedEntriesResponse::default();
+    let mut weight = 0;
+    for entry in ids.iter().filter_map(|id| by_id.get(id.as_str())) {
+        let wire = shown(entry, mask);
+        // Tag and length of a repeated message take at most six bytes more.
+        let more = wire.encoded_len() + 6;
+        if page.entries.len() == PAGE || (weight + more > RESPONSE && !page.entries.is_empty()) {
+            page.more = true;
+            send(out, std::mem::take(&mut page)).await?;
+            weight = 0;
+        }
+        weight += more;
+        page.entries.push(wire);
+    }
+    send(out, page).await
+}
+
+async fn send(out: &Out, response: SyncAuthorizedEntriesResponse) -> Result<(), Status> {
+    out.send(Ok(response)).await.map_err(|_| Status::cancelled("the agent has left"))
+}

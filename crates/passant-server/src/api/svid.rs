@@ -1,0 +1,110 @@
+//! How is spire.api.server.svid.v1.SVID answered?
+
+use std::time::Duration;
+
+use passant_core::Refusal;
+use passant_proto::convert;
+use passant_proto::status;
+use passant_proto::svid::svid_server::Svid;
+use passant_proto::svid::{
+    BatchNewWitsvidRequest, BatchNewWitsvidResponse, BatchNewX509svidRequest, BatchNewX509svidResponse,
+    MintJwtsvidRequest, MintJwtsvidResponse, MintWitsvidRequest, MintWitsvidResponse, MintX509svidRequest,
+    MintX509svidResponse, NewDownstreamX509caRequest, NewDownstreamX509caResponse, NewJwtsvidRequest,
+    NewJwtsvidResponse, batch_new_x509svid_response,
+};
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{Api, agent, bounded, operator, refuse, refuse_item};
+
+#[async_trait]
+impl Svid for Api {
+    async fn mint_x509svid(
+        &self,
+        request: Request<MintX509svidRequest>,
+    ) -> Result<Response<MintX509svidResponse>, Status> {
+        let operator = operator(&request)?;
+        let MintX509svidRequest { csr, ttl } = request.into_inner();
+        if csr.is_empty() {
+            return Err(Status::invalid_argument("missing CSR"));
+        }
+        let issued = self.issuer.mint_x509(&operator, &csr, lifetime(ttl)?).await.map_err(refuse)?;
+        Ok(Response::new(MintX509svidResponse { svid: Some(convert::svid::x509_to_wire(issued.svid(), "")) }))
+    }
+
+    async fn mint_jwtsvid(
+        &self,
+        request: Request<MintJwtsvidRequest>,
+    ) -> Result<Response<MintJwtsvidResponse>, Status> {
+        let operator = operator(&request)?;
+        let MintJwtsvidRequest { id, audience, ttl } = request.into_inner();
+        let id = convert::id::workload_from_wire(self.journal.state().trust_domain(), id.as_ref())
+            .map_err(|malformed| refuse(malformed.during("invalid SPIFFE ID").into()))?;
+        let issued = self.issuer.mint_jwt(&operator, id, audience, lifetime(ttl)?).await.map_err(refuse)?;
+        Ok(Response::new(MintJwtsvidResponse { svid: Some(convert::svid::jwt_to_wire(issued.svid(), "")) }))
+    }
+
+    async fn batch_new_x509svid(
+        &self,
+        request: Request<BatchNewX509svidRequest>,
+    ) -> Result<Response<BatchNewX509svidResponse>, Status> {
+        let agent = agent(&request)?;
+        let params = request.into_inner().params;
+        if params.is_empty() {
+            return Err(Status::invalid_argument("missing parameters"));
+        }
+        bounded(params.len())?;
+        let orders = params.into_iter().map(|param| (param.entry_id, param.csr)).collect();
+        let outcomes = self.issuer.x509_batch(&agent, orders).await;
+        let results = outcomes.into_iter().map(|outcome| match outcome {
+            Ok(issued) => batch_new_x509svid_response::Result {
+                status: Some(status::ok()),
+                svid: Some(convert::svid::x509_to_wire(issued.svid(), "")),
+            },
+            Err(refusal) => {
+                batch_new_x509svid_response::Result { status: Some(refuse_item(refusal)), svid: None }
+            }
+        });
+        Ok(Response::new(BatchNewX509svidResponse { results: results.collect() }))
+    }
+
+    async fn new_jwtsvid(
+        &self,
+        request: Request<NewJwtsvidRequest>,
+    ) -> Result<Response<NewJwtsvidResponse>, Status> {
+        let agent = agent(&request)?;
+        let NewJwtsvidRequest { entry_id, audience } = request.into_inner();
+        let issued = self.issuer.jwt(&agent, &entry_id, audience).await.map_err(refuse)?;
+        Ok(Response::new(NewJwtsvidResponse { svid: Some(convert::svid::jwt_to_wire(issued.svid(), "")) }))
+    }
+
+    async fn mint_witsvid(
+        &self,
+        _: Request<MintWitsvidRequest>,
+    ) -> Result<Response<MintWitsvidResponse>, Status> {
+        Err(not_offered("WIT-SVIDs"))
+    }
+
+    async fn batch_new_witsvid(
+        &self,
+        _: Request<BatchNewWitsvidRequest>,
+    ) -> Result<Response<BatchNewWitsvidResponse>, Status> {
+        Err(not_offered("WIT-SVIDs"))
+    }
+
+    async fn new_downstream_x509ca(
+        &self,
+        _: Request<NewDownstreamX509caRequest>,
+    ) -> Result<Response<NewDownstreamX509caResponse>, Status> {
+        Err(not_offered("downstream X.509 authorities"))
+    }
+}
+
+/// Seconds; zero leaves it to the server.
+fn lifetime(seconds: i32) -> Result<Option<Duration>, Status> {
+    let seconds = u64::try_from(seconds).map_err(|_| Status::invalid_argument("ttl is negative"))?;
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
+}
+
+fn not_offered(what: &str) -> Status {
+    refuse(Refusal::unimplemented(format!("this server does not issue {what}")))
+}

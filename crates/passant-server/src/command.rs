@@ -1,0 +1,7 @@
+//! What may be changed on behalf of operators and agents, and when is that refused?
+//!
+//! Each function decides purely, against the state it is given, for `Journal::submit` to make durable.
+
+pub(crate) mod entry;
+pub(crate) mod node;
+pub(crate) mod token;

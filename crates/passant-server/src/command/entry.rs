@@ -1,0 +1,216 @@
+//! When may a registration entry be made, changed or removed?
+
+use std::sync::Arc;
+
+use passant_core::{Entry, EntryDraft, EntryId, Refusal, UnixTime};
+
+use crate::state::State;
+use crate::state::change::{Change, Commit, RequestId};
+
+/// An entry as it stands after a create.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) entry: Arc<Entry>,
+    /// It stood before, with the same parent ID, SPIFFE ID and selectors; nothing was changed.
+    pub(crate) existed: bool,
+}
+
+/// How an update makes a draft of the entry that stands.
+pub(crate) trait Edit: Send + 'static {
+    /// The draft, or why the edit is wrong.
+    fn apply(self: Box<Self>, entry: &Entry) -> Result<EntryDraft, Refusal>;
+}
+
+impl<F: FnOnce(&Entry) -> Result<EntryDraft, Refusal> + Send + 'static> Edit for F {
+    fn apply(self: Box<Self>, entry: &Entry) -> Result<EntryDraft, Refusal> {
+        self(entry)
+    }
+}
+
+/// Creates entries, each seeing those before it. A draft without an ID takes the fresh one beside it. Outcomes are in
+/// the order of the drafts; one that is refused does not hold up the others.
+pub(crate) fn create(
+    state: &State,
+    drafts: Vec<(EntryDraft, EntryId)>,
+    now: UnixTime,
+) -> (Vec<Change>, Vec<Result<Created, Refusal>>) {
+    each(state, drafts, |so_far, (draft, fresh), revision| {
+        if let Some(twin) = so_far.find_duplicate(&draft) {
+            return Ok((None, Created { entry: Arc::clone(twin), existed: true }));
+        }
+        let id = draft.id.clone().unwrap_or(fresh);
+        if so_far.entry(&id).is_some() {
+            return Err(Refusal::already_exists(format!("an entry with ID \"{id}\" already exists")));
+        }
+        let entry = Arc::new(register(so_far, draft, id, revision, now)?);
+        Ok((Some(Change::PutEntry(Arc::clone(&entry))), Created { entry, existed: false }))
+    })
+}
+
+/// Updates entries, each seeing those before it. Outcomes are in the order of the edits.
+pub(crate) fn update(
+    state: &State,
+    edits: Vec<(EntryId, Box<dyn Edit>)>,
+) -> (Vec<Change>, Vec<Result<Arc<Entry>, Refusal>>) {
+    each(state, edits, |so_far, (id, edit), revision| {
+        let old = so_far.entry(&id).ok_or_else(no_entry)?;
+        let draft = edit.apply(old)?;
+        let entry = Arc::new(register(so_far, draft, id, revision, old.created_at)?);
+        Ok((Some(Change::PutEntry(Arc::clone(&entry))), entry))
+    })
+}
+
+/// Removes entries. Outcomes are in the order of the IDs; the second of two equal ones is not found.
+pub(crate) fn delete(state: &State, ids: Vec<EntryId>) -> (Vec<Change>, Vec<Result<(), Refusal>>) {
+    each(state, ids, |so_far, id, _| {
+        so_far.entry(&id).ok_or_else(no_entry)?;
+        Ok((Some(Change::DeleteEntry(id)), ()))
+    })
+}
+
+fn no_entry() -> Refusal {
+    Refusal::not_found("entry not found")
+}
+
+fn register(
+    state: &State,
+    draft: EntryDraft,
+    id: EntryId,
+    revision: u64,
+    created_at: UnixTime,
+) -> Result<Entry, Refusal> {
+    let entry = draft
+        .register(state.trust_domain(), id, revision, created_at)
+        .map_err(|error| Refusal::invalid(error.to_string()))?;
+    match entry.federates_with.iter().find(|foreign| state.bundle_of(foreign).is_none()) {
+        None => Ok(entry),
+        Some(foreign) => Err(Refusal::precondition(format!(
+            "federates_with: there is no bundle of trust domain \"{foreign}\"; add it first"
+        ))),
+    }
+}
+
+/// Decides `items` one after the other, each against the state that the ones before it leave. All changes make one
+/// commit, whose number is the new revision of every entry it touches: an entry that is deleted and made again never
+/// has a revision that an agent has seen before.
+fn each<I, T>(
+    state: &State,
+    items: Vec<I>,
+    mut decide: impl FnMut(&State, I, u64) -> Result<(Option<Change>, T), Refusal>,
+) -> (Vec<Change>, Vec<Result<T, Refusal>>) {
+    let revision = state.cursor().revision.next().number();
+    let mut so_far = state.clone();
+    let mut changes = Vec::new();
+    let mut outcomes = Vec::with_capacity(items.len());
+    for item in items {
+        outcomes.push(decide(&so_far, item, revision).map(|(change, outcome)| {
+            if let Some(change) = change {
+                // Only this function sees the copy, so the commit needs no name.
+                so_far.apply(&Commit { request_id: RequestId::new([0; 16]), changes: vec![change.clone()] });
+                changes.push(change);
+            }
+            outcome
+        }));
+    }
+    (changes, outcomes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{create, delete, update};
+    use crate::state::State;
+    use crate::state::change::{Commit, Cursor, Lineage, RequestId, Revision};
+    use passant_core::{Entry, EntryDraft, EntryId, Reason, Selector, TrustDomain, UnixTime};
+
+    const NOW: UnixTime = UnixTime::from_secs(1_000);
+
+    fn empty() -> State {
+        let cursor = Cursor { lineage: Lineage::new([1; 16]), revision: Revision::ZERO };
+        State::empty(TrustDomain::parse("example.org").unwrap(), cursor)
+    }
+
+    fn draft(path: &str, selector: &str) -> EntryDraft {
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        let selectors = [Selector::parse(selector).unwrap()].into_iter().collect();
+        EntryDraft::new(trust_domain.join(path).unwrap(), trust_domain.join("/node").unwrap(), selectors)
+    }
+
+    fn id(text: &str) -> EntryId {
+        EntryId::parse(text).unwrap()
+    }
+
+    fn take(state: &mut State, changes: Vec<crate::state::Change>) {
+        state.apply(&Commit { request_id: RequestId::new([2; 16]), changes });
+    }
+
+    #[test]
+    fn a_twin_is_returned_even_when_it_comes_in_the_same_batch() {
+        let drafts = vec![
+            (draft("/a", "unix:uid:1"), id("one")),
+            (draft("/a", "unix:uid:1"), id("two")),
+            (draft("/a", "unix:uid:2"), id("three")),
+        ];
+        let (changes, outcomes) = create(&empty(), drafts, NOW);
+        assert_eq!(changes.len(), 2);
+        let outcomes: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
+        assert_eq!(outcomes.iter().map(|o| o.existed).collect::<Vec<_>>(), [false, true, false]);
+        assert_eq!(outcomes[1].entry.id, id("one"));
+    }
+
+    #[test]
+    fn a_taken_id_is_refused_and_does_not_hold_up_the_others() {
+        let named = |path: &str| EntryDraft { id: Some(id("same")), ..draft(path, "unix:uid:1") };
+        let drafts =
+            vec![(named("/a"), id("x")), (named("/b"), id("y")), (draft("/c", "unix:uid:1"), id("z"))];
+        let (changes, outcomes) = create(&empty(), drafts, NOW);
+        assert_eq!(changes.len(), 2);
+        assert_eq!(outcomes[1].as_ref().unwrap_err().reason, Reason::AlreadyExists);
+        assert!(outcomes[2].is_ok());
+    }
+
+    #[test]
+    fn a_federated_trust_domain_needs_a_bundle() {
+        let foreign = EntryDraft {
+            federates_with: [TrustDomain::parse("elsewhere.org").unwrap()].into(),
+            ..draft("/a", "unix:uid:1")
+        };
+        let (changes, outcomes) = create(&empty(), vec![(foreign, id("x"))], NOW);
+        assert!(changes.is_empty());
+        let refusal = outcomes.into_iter().next().unwrap().unwrap_err();
+        assert_eq!(refusal.reason, Reason::Precondition);
+        assert!(refusal.public.contains("elsewhere.org"), "{refusal}");
+    }
+
+    #[test]
+    fn every_change_takes_a_revision_never_seen_before() {
+        let mut state = empty();
+        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], NOW);
+        take(&mut state, changes);
+        let first = state.entry(&id("x")).unwrap().revision;
+        let rename = |entry: &Entry| Ok(EntryDraft { hint: "new".to_owned(), ..entry.to_draft() });
+        let (changes, outcomes) = update(&state, vec![(id("x"), Box::new(rename))]);
+        let updated = outcomes.into_iter().next().unwrap().unwrap();
+        assert!(updated.revision > first);
+        assert_eq!((updated.created_at, updated.hint.as_str()), (NOW, "new"));
+        take(&mut state, changes);
+        let (changes, _) = delete(&state, vec![id("x")]);
+        take(&mut state, changes);
+        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], NOW);
+        take(&mut state, changes);
+        assert!(state.entry(&id("x")).unwrap().revision > updated.revision);
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_found() {
+        let keep = |entry: &Entry| Ok(entry.to_draft());
+        let (changes, outcomes) = update(&empty(), vec![(id("x"), Box::new(keep))]);
+        assert_eq!((changes.len(), outcomes[0].as_ref().unwrap_err().reason), (0, Reason::NotFound));
+        let mut state = empty();
+        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], NOW);
+        take(&mut state, changes);
+        let (changes, outcomes) = delete(&state, vec![id("x"), id("x")]);
+        assert_eq!(changes.len(), 1);
+        assert!(outcomes[0].is_ok());
+        assert_eq!(outcomes[1].as_ref().unwrap_err().reason, Reason::NotFound);
+    }
+}

@@ -1,0 +1,144 @@
+//! How do connections reach the API: over TLS for the world, over a unix socket for operators?
+
+mod conn;
+pub(crate) mod limits;
+mod local;
+mod tcp;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use crate::api::authorize::Authorize;
+use crate::config;
+pub(crate) use limits::MESSAGE;
+use local::OperatorSocket;
+pub use local::SocketError;
+
+/// Both ports, bound and not yet answering.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    tcp: TcpListener,
+    address: SocketAddr,
+    socket: OperatorSocket,
+    path: PathBuf,
+}
+
+/// Both ports, answering.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    stop: CancellationToken,
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why a port could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The TCP address.
+    #[error("failed to listen on {address}; is another server running, or the address not this machine's?")]
+    Tcp {
+        /// The configured address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The operator socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+impl Ports {
+    /// Binds both, or neither.
+    pub(crate) async fn bind(listen: SocketAddr, socket: &config::Socket) -> Result<Self, BindError> {
+        let failed = |source| BindError::Tcp { address: listen, source };
+        let tcp = TcpListener::bind(listen).await.map_err(failed)?;
+        let address = tcp.local_addr().map_err(failed)?;
+        let path = socket.path.clone();
+        let socket = OperatorSocket::bind(socket)?;
+        Ok(Self { tcp, address, socket, path })
+    }
+
+    /// The TCP address as bound, with the real port.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the operator socket stands.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Starts answering with `routes`; every RPC passes `authorize` first.
+    pub(crate) fn open(self, tls: rustls::ServerConfig, routes: Routes, authorize: Authorize) -> Serving {
+        let (stop, cut, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let (to, remote) = mpsc::channel(limits::ACCEPTED);
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        tasks.spawn(tcp::accept(self.tcp, acceptor, to, stop.clone(), cut.clone()));
+        let (to, local) = mpsc::channel(limits::ACCEPTED);
+        tasks.spawn(self.socket.accept(to, stop.clone(), cut.clone()));
+        let age = Some(limits::CONNECTION_AGE);
+        tasks.spawn(answer(remote, routes.clone(), authorize.clone(), age, stop.clone()));
+        tasks.spawn(answer(local, routes, authorize, None, stop.clone()));
+        tasks.close();
+        Serving { stop, cut, tasks }
+    }
+}
+
+impl Serving {
+    /// Stops accepting, lets RPCs in progress finish for a bounded time, then cuts what is left.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        if tokio::time::timeout(limits::STOP_WITHIN, self.tasks.wait()).await.is_err() {
+            tracing::info!("cutting connections whose RPCs did not finish in time");
+            self.cut.cancel();
+            self.tasks.wait().await;
+        }
+    }
+
+    /// Ends both ports and every connection at once.
+    pub(crate) fn cut(&self) {
+        self.stop.cancel();
+        self.cut.cancel();
+    }
+}
+
+/// HTTP/2 and gRPC over the connections that arrive, until `stop` and the last of them.
+async fn answer(
+    arriving: mpsc::Receiver<conn::Conn>,
+    routes: Routes,
+    authorize: Authorize,
+    age: Option<Duration>,
+    stop: CancellationToken,
+) {
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(limits::KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(limits::KEEPALIVE_WITHIN))
+        .http2_max_header_list_size(limits::HEADER_LIST)
+        .max_concurrent_streams(limits::STREAMS);
+    if let Some(age) = age {
+        server = server.max_connection_age(age);
+    }
+    let incoming = ReceiverStream::new(arriving).map(Ok::<_, Infallible>);
+    let served = server
+        .layer(authorize)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(error = &error as &dyn std::error::Error, "a port stopped answering");
+    }
+}

@@ -1,0 +1,199 @@
+//! What is an accepted connection, and when does it end by itself?
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+use crate::caller::ConnPeer;
+
+/// The length of what every HTTP/2 client sends first.
+const PREFACE: usize = 24;
+
+/// An accepted connection, ready for HTTP/2.
+///
+/// It ends by itself when it is cut, when the client does not send its preface in time, and when it outlives its
+/// `lease`. It gives back its slot when dropped.
+pub(crate) struct Conn {
+    io: Box<dyn Io>,
+    peer: ConnPeer,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// When to stop waiting for the preface or, without one outstanding, when the lease ends.
+    deadline: Pin<Box<Sleep>>,
+    lease: Option<Instant>,
+    preface_left: usize,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Any byte stream: TLS, unix socket, or in memory.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// Far enough off to never come while the process lives.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
+impl Conn {
+    /// `lease` bounds how long the connection may be open at all; `preface_within` how long the client may take to
+    /// speak.
+    pub(crate) fn new(
+        io: impl Io,
+        peer: ConnPeer,
+        cut: CancellationToken,
+        slot: OwnedSemaphorePermit,
+        preface_within: Duration,
+        lease: Option<Duration>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            io: Box::new(io),
+            peer,
+            cut: Box::pin(cut.cancelled_owned()),
+            deadline: Box::pin(tokio::time::sleep_until(now + preface_within)),
+            lease: lease.map(|lease| now + lease),
+            preface_left: PREFACE,
+            _slot: slot,
+        }
+    }
+
+    /// An error once the connection must end.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is stopping"));
+        }
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            let why = if self.preface_left > 0 {
+                "the client did not speak in time"
+            } else {
+                "the connection's time is over"
+            };
+            return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        Poll::Pending
+    }
+
+    fn note_read(&mut self, bytes: usize) {
+        if self.preface_left == 0 {
+            return;
+        }
+        self.preface_left = self.preface_left.saturating_sub(bytes);
+        if self.preface_left == 0 {
+            let end = self.lease.unwrap_or_else(|| Instant::now() + NEVER);
+            self.deadline.as_mut().reset(end);
+        }
+    }
+}
+
+impl Connected for Conn {
+    type ConnectInfo = ConnPeer;
+
+    fn connect_info(&self) -> ConnPeer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Poll::Ready(end) = self.poll_end(cx) {
+            return Poll::Ready(Err(end));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        self.note_read(read);
+        polled
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(end) = self.poll_end(cx) {
+            return Poll::Ready(Err(end));
+        }
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(end) = self.poll_end(cx) {
+            return Poll::Ready(Err(end));
+        }
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Conn;
+    use crate::caller::{ConnPeer, LocalPeer};
+    use std::sync::Arc;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::sync::Semaphore;
+    use tokio_util::sync::CancellationToken;
+
+    fn conn(lease: Option<Duration>) -> (Conn, DuplexStream, CancellationToken, Arc<Semaphore>) {
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = Arc::clone(&slots).try_acquire_owned().unwrap();
+        let (near, far) = tokio::io::duplex(1024);
+        let cut = CancellationToken::new();
+        let peer = ConnPeer::Local(LocalPeer { uid: 0, gid: 0, pid: None });
+        (Conn::new(near, peer, cut.clone(), slot, Duration::from_secs(10), lease), far, cut, slots)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_dropped_and_its_slot_is_free_again() {
+        let (mut conn, mut far, _cut, slots) = conn(None);
+        far.write_all(&[0; 23]).await.unwrap();
+        let mut read = [0; 64];
+        assert_eq!(conn.read(&mut read).await.unwrap(), 23);
+        assert_eq!(conn.read(&mut read).await.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        drop(conn);
+        assert_eq!(slots.available_permits(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_preface_only_the_lease_counts() {
+        for (lease, over) in [(None, false), (Some(Duration::from_secs(60)), true)] {
+            let (mut conn, mut far, _cut, _slots) = conn(lease);
+            far.write_all(&[0; 24]).await.unwrap();
+            let mut read = [0; 64];
+            assert_eq!(conn.read(&mut read).await.unwrap(), 24);
+            let ended = tokio::time::timeout(Duration::from_secs(3600), conn.read(&mut read)).await;
+            assert_eq!(ended.is_ok(), over);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_connection_ends() {
+        let (mut conn, mut far, cut, _slots) = conn(None);
+        far.write_all(&[0; 24]).await.unwrap();
+        cut.cancel();
+        assert_eq!(conn.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
+        assert_eq!(conn.write(b"x").await.unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
+    }
+}

@@ -1,0 +1,346 @@
+//! How is a server put together, started and stopped?
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use passant_attest::node::Verifier;
+use passant_attest::node::x509pop::X509PopVerifier;
+use passant_core::bundle::Bundle;
+use passant_core::{Host, TrustDomain};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::Api;
+use crate::api::authorize::Authorize;
+use crate::attest_node::NodeAttestation;
+use crate::authority::{Authorities, AuthorityConfig, AuthorityParts};
+use crate::caller::Callers;
+use crate::config::{Config, ConfigError, KeysMethod, NodeAttestor, StoreMethod};
+use crate::issue::{IssueConfig, Issuer, SigningPool};
+use crate::journal::Journal;
+use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
+use crate::record::segments::MemorySegments;
+use crate::record::{DecisionLog, RecordError, Retention};
+use crate::rotate::Rotation;
+use crate::serve::{Ports, Serving};
+use crate::store::memory::MemoryStore;
+use crate::store::sled::SledStore;
+use crate::store::{Store, StoreError};
+use crate::tls::{self, Bundles, ServerIdentity};
+
+/// How often authorities are looked at: a step that is due is taken within this time.
+const AUTHORITY_TURN: Duration = Duration::from_secs(1);
+
+/// How often ended entries and expired tokens are cleared away. Nothing is issued for them meanwhile.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// How often agents and other consumers should look for a new bundle, and so how long after its fetch a bundle counts as
+/// handed on: twice the interval in which SPIRE's agents synchronize.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// One lifetime's worth of hints: consumers that poll by it never miss an authority between preparation and use.
+const REFRESH_HINT_MOST: Duration = Duration::from_secs(300);
+
+/// A segment of the decision record, in bytes, unless little is kept in all.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Where a server begins.
+#[derive(Debug)]
+pub struct Server;
+
+/// A server that answers. Dropped without [`Running::shutdown`], it stops without finishing what is in progress.
+pub struct Running {
+    address: SocketAddr,
+    socket: PathBuf,
+    journal: Journal,
+    record: DecisionLog,
+    serving: Serving,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why a server does not start. By whose turn it is to act.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The operator's, in the configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The operator's, on the machine: an address in use, a store held or damaged, keys lost.
+    #[error("something the server needs is not available")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Ours.
+    #[error("the server cannot start")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Checks what [`Config::load`] cannot: the files that `config` names. `path` is where it was read from.
+///
+/// # Errors
+/// Every node attestor whose files cannot be used.
+pub fn check(config: &Config, path: &Path) -> Result<(), ConfigError> {
+    verifiers(config, &Host::system(), &path.display().to_string()).map(drop)
+}
+
+impl Server {
+    /// Opens what `config` names and answers on both ports. Returns once agents and operators can connect.
+    ///
+    /// # Errors
+    /// See [`StartError`]; what was opened is closed again.
+    pub async fn start(config: Config, host: Host) -> Result<Running, StartError> {
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let verifiers = verifiers(&config, &host, "given")?;
+        // The ports first: they are what a second server on this machine would collide on.
+        let ports = Ports::bind(config.listen, &config.socket).await.map_err(unavailable)?;
+        let journal = open_journal(&config, &host).await?;
+        let record = match open_record(&config, &host).await {
+            Ok(record) => record,
+            Err(error) => {
+                journal.close().await;
+                return Err(unavailable(error));
+            }
+        };
+        let opened = (journal.clone(), record.clone());
+        let started = assemble(config, host, verifiers, ports, journal, record).await;
+        if started.is_err() {
+            opened.1.close().await;
+            opened.0.close().await;
+        }
+        started
+    }
+}
+
+/// Everything between an open store and an open port.
+async fn assemble(
+    config: Config,
+    host: Host,
+    verifiers: Vec<Arc<dyn Verifier>>,
+    ports: Ports,
+    journal: Journal,
+    record: DecisionLog,
+) -> Result<Running, StartError> {
+    let pool = SigningPool::of_machine();
+    let parts = AuthorityParts {
+        journal: journal.clone(),
+        keystore: open_keys(&config)?,
+        record: record.clone(),
+        host: host.clone(),
+        pool: pool.clone(),
+    };
+    let authorities =
+        Arc::new(Authorities::open(parts, authority_config(&config)).await.map_err(unavailable)?);
+    let issuer = Issuer::new(
+        journal.clone(),
+        Arc::clone(&authorities),
+        record.clone(),
+        host.clone(),
+        pool,
+        issue_config(&config),
+    );
+    let identity = Arc::new(ServerIdentity::default());
+    let rotation =
+        Rotation::begin(issuer.clone(), Arc::clone(&authorities), Arc::clone(&identity), host.clone())
+            .await
+            .map_err(internal)?;
+    let bundles = Arc::new(JournalBundles(journal.clone()));
+    let tls =
+        tls::server_config(identity, bundles, config.trust_domain.clone(), config.admin_ids.clone(), &host)
+            .map_err(internal)?;
+    let callers = Callers::new(journal.clone(), config.admin_ids, host.clone());
+    let attestation = NodeAttestation::new(journal.clone(), issuer.clone(), verifiers, host.clone());
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let api = Api {
+        journal: journal.clone(),
+        issuer,
+        authorities: Arc::clone(&authorities),
+        attestation,
+        join_tokens: config.node_attestors.contains(&NodeAttestor::JoinToken),
+        callers: callers.clone(),
+        host: host.clone(),
+    };
+    tasks.spawn(rotation.run(journal.watch(), stop.clone()));
+    tasks.spawn(keep_authorities(authorities, stop.clone()));
+    tasks.spawn(keep_pruned(journal.clone(), host, stop.clone()));
+    tasks.close();
+    let (address, socket) = (ports.address(), ports.path().to_owned());
+    let serving = ports.open(tls, api.routes(), Authorize::new(callers));
+    tracing::info!(trust_domain = %config.trust_domain, %address, socket = %socket.display(), "the server is ready");
+    Ok(Running { address, socket, journal, record, serving, stop, tasks })
+}
+
+impl Running {
+    /// Where agents connect, with the real port.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where operators connect.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The trust domain's bundle of this moment, for agents to begin with. A running server has one.
+    pub fn bundle(&self) -> Arc<Bundle> {
+        self.journal
+            .state()
+            .bundle()
+            .expect("authorities were opened before the server ran, and published then")
+    }
+
+    /// Stops taking calls, lets those in progress finish for at most ten seconds, and closes the store.
+    pub async fn shutdown(self) {
+        self.serving.stop().await;
+        self.stop.cancel();
+        self.tasks.wait().await;
+        self.record.close().await;
+        self.journal.close().await;
+        tracing::info!("the server has stopped");
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running")
+            .field("address", &self.address)
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.serving.cut();
+    }
+}
+
+struct JournalBundles(Journal);
+
+impl Bundles for JournalBundles {
+    fn bundle_of(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
+        self.0.state().bundle_of(trust_domain)
+    }
+}
+
+async fn keep_authorities(authorities: Arc<Authorities>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(AUTHORITY_TURN) => {}
+        }
+        if let Err(error) = authorities.tick().await {
+            tracing::error!(error = &error as &dyn std::error::Error, "authorities could not be kept up");
+        }
+    }
+}
+
+async fn keep_pruned(journal: Journal, host: Host, stop: CancellationToken) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = journal.keep_pruned(host, PRUNE_EVERY) => {}
+    }
+}
+
+fn verifiers(config: &Config, host: &Host, file: &str) -> Result<Vec<Arc<dyn Verifier>>, ConfigError> {
+    let mut verifiers: Vec<Arc<dyn Verifier>> = Vec::new();
+    for (at, attestor) in config.node_attestors.iter().enumerate() {
+        match attestor {
+            // Has no verifier: a token is state.
+            NodeAttestor::JoinToken => {}
+            NodeAttestor::X509pop(x509pop) => {
+                let verifier = X509PopVerifier::open(x509pop, config.trust_domain.clone(), host.clone())
+                    .map_err(|error| ConfigError::caused(file, &format!("node_attestor[{at}]"), &error))?;
+                verifiers.push(Arc::new(verifier));
+            }
+        }
+    }
+    Ok(verifiers)
+}
+
+async fn open_journal(config: &Config, host: &Host) -> Result<Journal, StartError> {
+    let (trust_domain, host) = (config.trust_domain.clone(), host.clone());
+    let dir = match config.store {
+        StoreMethod::Memory => None,
+        StoreMethod::Sled => Some(data_dir(config)?.to_owned()),
+    };
+    let open = move || -> Result<Journal, StoreError> {
+        let store: Box<dyn Store> = match dir {
+            Some(dir) => Box::new(SledStore::open(&dir, &trust_domain, &host)?),
+            None => Box::new(MemoryStore::ephemeral(&trust_domain, &host)),
+        };
+        Journal::open(store, &trust_domain, host)
+    };
+    tokio::task::spawn_blocking(open).await.map_err(internal)?.map_err(unavailable)
+}
+
+async fn open_record(config: &Config, host: &Host) -> Result<DecisionLog, RecordError> {
+    let keep_bytes = config.decision_log.max_bytes;
+    let retention = Retention {
+        segment_bytes: SEGMENT_BYTES.min(keep_bytes / 4),
+        keep_bytes,
+        keep_for: config.decision_log.max_age,
+    };
+    let host = host.clone();
+    // With a memory store nothing on the disk would belong together.
+    let dir = match config.store {
+        StoreMethod::Memory => None,
+        StoreMethod::Sled => config.data_dir.as_deref().map(|dir| dir.join("decisions")),
+    };
+    let open = move || match dir {
+        Some(dir) => DecisionLog::open(&dir, retention, host),
+        None => DecisionLog::over(Box::new(MemorySegments::default()), retention, host),
+    };
+    tokio::task::spawn_blocking(open).await.map_err(|_| RecordError::Closed)?
+}
+
+fn open_keys(config: &Config) -> Result<Arc<dyn KeyStore>, StartError> {
+    match config.keys {
+        KeysMethod::Memory => Ok(Arc::new(MemoryKeys::default())),
+        KeysMethod::Disk => Ok(Arc::new(KeyFile::open(data_dir(config)?).map_err(unavailable)?)),
+    }
+}
+
+/// The data directory that the chosen store or key store stands in.
+fn data_dir(config: &Config) -> Result<&Path, StartError> {
+    config.data_dir.as_deref().ok_or_else(|| {
+        let remedy = "name a directory only the server can read";
+        StartError::Config(ConfigError::single("given", "data_dir", "is missing", remedy))
+    })
+}
+
+fn authority_config(config: &Config) -> AuthorityConfig {
+    AuthorityConfig {
+        ca_ttl: config.ca_ttl,
+        key_type: config.ca_key_type,
+        x509_leaf_ttl: config.default_x509_svid_ttl.max(config.agent_ttl),
+        jwt_leaf_ttl: config.default_jwt_svid_ttl,
+        settle: SETTLE.min(config.ca_ttl / 20),
+        refresh_hint: Some(REFRESH_HINT_MOST.min(config.ca_ttl / 20).max(Duration::from_secs(1))),
+        accept_lost_keys: config.accept_lost_keys,
+    }
+}
+
+fn issue_config(config: &Config) -> IssueConfig {
+    IssueConfig {
+        x509_svid_ttl: config.default_x509_svid_ttl,
+        jwt_svid_ttl: config.default_jwt_svid_ttl,
+        agent_ttl: config.agent_ttl,
+        server_ttl: config.default_x509_svid_ttl,
+        jwt_issuer: config.jwt_issuer.clone(),
+        key_type: config.ca_key_type,
+    }
+}
+
+fn unavailable(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
+    StartError::Unavailable(Box::new(error))
+}
+
+fn internal(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
+    StartError::Internal(Box::new(error))
+}
