@@ -1,1 +1,21 @@
-//! Map of the crate.
+//! The node agent: attests its node, keeps the SVIDs of its workloads fresh, and serves them.
+//!
+//! | question | file |
+//! |---|---|
+//! | what may an operator configure? | [`config`] |
+//! | what may each workload see, and when does it hear of a change? | [`cache`] |
+//! | which SVIDs must be minted or dropped now? | `plan` |
+//! | which JWT-SVID does a workload get? | [`jwt_cache`] |
+//! | what is wrong with this agent right now? | [`health`] |
+//! | what is bounded, and why? | [`limits`] |
+
+#![expect(dead_code, reason = "the parts land one after the other; who calls them comes next")]
+
+mod backoff;
+pub mod cache;
+pub mod config;
+pub mod health;
+pub mod jwt_cache;
+pub mod limits;
+mod plan;
+mod trust;

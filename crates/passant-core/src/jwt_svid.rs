@@ -54,6 +54,7 @@ pub struct JwtSvid {
     audience: Vec<String>,
     expires_at: UnixTime,
     issued_at: Option<UnixTime>,
+    key_id: Option<String>,
     claims: Map<String, Value>,
     token: Arc<Secret<String>>,
 }
@@ -259,6 +260,11 @@ impl JwtSvid {
         self.issued_at
     }
 
+    /// The key ID of whoever signed it, if the token names one.
+    pub fn key_id(&self) -> Option<&str> {
+        self.key_id.as_deref()
+    }
+
     /// Everything it says, as it says it.
     pub fn claims(&self) -> &Map<String, Value> {
         &self.claims
@@ -291,7 +297,6 @@ impl fmt::Debug for JwtSvid {
 /// A token taken apart, nothing of it verified.
 struct Token<'a> {
     algorithm: Algorithm,
-    key_id: Option<String>,
     signed: &'a str,
     signature: Vec<u8>,
     not_before: Option<UnixTime>,
@@ -332,16 +337,17 @@ impl<'a> Token<'a> {
             audience: audience(&claims)?,
             expires_at: date(&claims, "exp")?.ok_or(JwtSvidError::MissingClaim("exp"))?,
             issued_at: date(&claims, "iat")?,
+            key_id,
             token: Arc::new(Secret::new(text.to_owned())),
             claims,
         };
         let not_before = date(&svid.claims, "nbf")?;
-        Ok(Self { algorithm, key_id, signed, signature, not_before, svid })
+        Ok(Self { algorithm, signed, signature, not_before, svid })
     }
 
     /// The one authority that may have signed this token.
     fn authority<'b>(&self, bundle: &'b Bundle) -> Result<&'b JwtAuthority, JwtSvidError> {
-        match (&self.key_id, &bundle.jwt_authorities[..]) {
+        match (&self.svid.key_id, &bundle.jwt_authorities[..]) {
             (Some(key_id), _) => bundle
                 .jwt_authority(key_id)
                 .ok_or_else(|| JwtSvidError::UnknownKeyId(bundle.trust_domain.clone())),

@@ -70,14 +70,8 @@ impl Journal {
         let shown =
             Shown { state: Arc::new(ArcSwap::new(Arc::clone(&state))), revision, fault: Arc::default() };
         let place = if store.is_instant() { Place::Task } else { Place::Thread };
-        let mut writer = Some(Writer {
-            store,
-            host,
-            state,
-            shown: shown.clone(),
-            revision_shown,
-            compacted: cursor.revision.number().saturating_sub(JOURNAL_COMMITS_KEPT),
-        });
+        let mut writer =
+            Some(Writer { store, host, state, shown: shown.clone(), revision_shown, compacted: 0 });
         let (queue, messages) = mpsc::unbounded_channel();
         let work = move |batch| {
             let Some(closer) = writer.as_mut()?.work(batch) else { return Some(()) };
@@ -99,9 +93,11 @@ impl Journal {
         self.shown.state.load_full()
     }
 
-    /// Tells the revision of [`Journal::state`] whenever it has moved on.
+    /// Tells the revision of [`Journal::state`] whenever it moves on from now. It ends when the journal is closed.
     pub fn watch(&self) -> watch::Receiver<Revision> {
-        self.shown.revision.clone()
+        let mut revision = self.shown.revision.clone();
+        revision.mark_unchanged();
+        revision
     }
 
     /// Why nothing can be changed any more until the server is restarted; `None` in health.
@@ -240,7 +236,7 @@ struct Writer {
     state: Arc<State>,
     shown: Shown,
     revision_shown: watch::Sender<Revision>,
-    /// The number of the revision up to which commits were forgotten.
+    /// The number of the revision up to which commits were forgotten in this run.
     compacted: u64,
 }
 
@@ -363,5 +359,304 @@ impl Writer {
                 "failed to remove old commits from the datastore"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use passant_core::Reason;
+
+    use super::*;
+    use crate::state::samples::{
+        at, commit, draft, entry, entry_id, host_at, other_trust_domain, registered, token, trust_domain,
+    };
+    use crate::store::Loaded;
+    use crate::store::memory::{MemoryDisk, MemoryStore};
+    use crate::store::sled::SledStore;
+
+    fn memory(disk: &MemoryDisk) -> Box<dyn Store> {
+        Box::new(MemoryStore::open(disk, &trust_domain(), &Host::system()).unwrap())
+    }
+
+    fn open(store: Box<dyn Store>) -> Journal {
+        Journal::open(store, &trust_domain(), host_at(0).0).unwrap()
+    }
+
+    fn put(name: &str) -> Change {
+        Change::PutEntry(entry(name, "/w", "/p"))
+    }
+
+    async fn submit(journal: &Journal, change: Change) -> Result<(), Reason> {
+        journal.submit(|_| Ok((vec![change], ()))).await.map_err(|refusal| refusal.reason)
+    }
+
+    fn has(journal: &Journal, name: &str) -> bool {
+        journal.state().entry(&entry_id(name)).is_some()
+    }
+
+    /// A memory store whose appends go as scripted, and well after that.
+    struct Scripted {
+        store: Box<dyn Store>,
+        script: Arc<Mutex<Vec<Go>>>,
+        appends: Arc<AtomicUsize>,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Go {
+        Fail,
+        KeepAndForget,
+        LoseAndForget,
+        ForgetForGood,
+        Conflict,
+    }
+
+    impl Scripted {
+        fn new(disk: &MemoryDisk, script: &[Go]) -> Box<Self> {
+            let script = Arc::new(Mutex::new(script.iter().rev().copied().collect()));
+            Box::new(Self { store: memory(disk), script, appends: Arc::default() })
+        }
+    }
+
+    fn broken() -> StoreError {
+        StoreError::Unusable
+    }
+
+    impl Store for Scripted {
+        fn load(&mut self) -> Result<Loaded, StoreError> {
+            self.store.load()
+        }
+
+        fn append(&mut self, after: Revision, commits: &[Commit]) -> Result<(), AppendError> {
+            self.appends.fetch_add(1, Ordering::SeqCst);
+            let go = self.script.lock().unwrap().pop();
+            match go {
+                None => self.store.append(after, commits),
+                Some(Go::Fail) => Err(AppendError::Failed(broken())),
+                Some(Go::Conflict) => Err(AppendError::Conflict { at: after.next() }),
+                Some(Go::LoseAndForget) => Err(AppendError::Unknown(broken())),
+                Some(Go::KeepAndForget) => {
+                    self.store.append(after, commits)?;
+                    Err(AppendError::Unknown(broken()))
+                }
+                Some(Go::ForgetForGood) => {
+                    self.script.lock().unwrap().push(Go::ForgetForGood);
+                    Err(AppendError::Unknown(broken()))
+                }
+            }
+        }
+
+        fn tail(&mut self, after: Revision) -> Result<Vec<(Revision, Commit)>, StoreError> {
+            match self.script.lock().unwrap().last() {
+                Some(Go::ForgetForGood) => Err(broken()),
+                _ => self.store.tail(after),
+            }
+        }
+
+        fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
+            self.store.compact(upto)
+        }
+
+        fn is_instant(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_visible_and_durable_once_answered() {
+        let disk = MemoryDisk::default();
+        let journal = open(memory(&disk));
+        let mut revisions = journal.watch();
+        submit(&journal, put("a")).await.unwrap();
+        assert!(has(&journal, "a"));
+        revisions.changed().await.unwrap();
+        assert_eq!(*revisions.borrow(), Revision::new(1));
+        let before = journal.state();
+        journal.close().await;
+        assert_eq!(open(memory(&disk)).state(), before);
+    }
+
+    #[tokio::test]
+    async fn a_change_survives_in_sled() {
+        let dir = tempfile::tempdir().unwrap();
+        let sled = || Box::new(SledStore::open(dir.path(), &trust_domain(), &Host::system()).unwrap());
+        let journal = open(sled());
+        submit(&journal, put("a")).await.unwrap();
+        let before = journal.state();
+        journal.close().await;
+        assert_eq!(open(sled()).state(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_command_changes_nothing() {
+        let journal = open(memory(&MemoryDisk::default()));
+        let refused: Result<(), _> = journal.submit(|_| Err(Refusal::not_found("no such entry"))).await;
+        assert_eq!(refused.unwrap_err().reason, Reason::NotFound);
+        assert_eq!(journal.state().cursor().revision, Revision::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_sees_the_changes_before_it_and_all_share_one_append() {
+        let store = Scripted::new(&MemoryDisk::default(), &[]);
+        let appends = Arc::clone(&store.appends);
+        let journal = open(store);
+        let add_unless_there = |name: &'static str| {
+            journal.submit(move |state| match state.entry(&entry_id(name)) {
+                Some(_) => Err(Refusal::already_exists("entry exists")),
+                None => Ok((vec![put(name)], state.entry_count())),
+            })
+        };
+        let (one, two, three) =
+            tokio::join!(add_unless_there("a"), add_unless_there("a"), add_unless_there("b"));
+        assert_eq!(one.unwrap(), 0);
+        assert_eq!(two.unwrap_err().reason, Reason::AlreadyExists);
+        assert_eq!(three.unwrap(), 1);
+        assert_eq!(appends.load(Ordering::SeqCst), 1);
+        assert_eq!(journal.state().cursor().revision, Revision::new(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_store_fails_the_whole_batch_is_unavailable_and_nothing_visible() {
+        for go in [Go::Fail, Go::LoseAndForget] {
+            let journal = open(Scripted::new(&MemoryDisk::default(), &[go]));
+            // The refusal of the second rests on the change of the first, which never happened.
+            let second = journal.submit(|state| match state.entry(&entry_id("a")) {
+                Some(_) => Err::<(Vec<Change>, ()), _>(Refusal::already_exists("entry exists")),
+                None => Ok((vec![], ())),
+            });
+            let (one, two) = tokio::join!(submit(&journal, put("a")), second);
+            assert_eq!(one, Err(Reason::Unavailable), "{go:?}");
+            assert_eq!(two.unwrap_err().reason, Reason::Unavailable, "{go:?}");
+            assert!(!has(&journal, "a"));
+            assert_eq!(journal.fault(), None);
+            submit(&journal, put("b")).await.unwrap();
+            assert!(has(&journal, "b"));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_store_kept_without_saying_so_is_answered_as_done() {
+        let disk = MemoryDisk::default();
+        let journal = open(Scripted::new(&disk, &[Go::KeepAndForget]));
+        submit(&journal, put("a")).await.unwrap();
+        submit(&journal, put("b")).await.unwrap();
+        let before = journal.state();
+        journal.close().await;
+        assert_eq!(open(memory(&disk)).state(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_resolved_stops_the_journal_until_it_is_opened_again() {
+        for go in [Go::ForgetForGood, Go::Conflict] {
+            let disk = MemoryDisk::default();
+            let journal = open(Scripted::new(&disk, &[go]));
+            assert_eq!(submit(&journal, put("a")).await, Err(Reason::Unavailable));
+            assert!(journal.fault().is_some());
+            let looked = Arc::new(AtomicUsize::new(0));
+            let counter = Arc::clone(&looked);
+            let refused = journal.submit(move |_| {
+                counter.fetch_add(1, Ordering::SeqCst);
+                Ok((vec![], ()))
+            });
+            assert_eq!(refused.await.unwrap_err().reason, Reason::Unavailable);
+            assert_eq!(looked.load(Ordering::SeqCst), 0);
+            assert!(!has(&journal, "a"));
+            journal.close().await;
+            submit(&open(memory(&disk)), put("b")).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_left_before_its_turn_has_changed_nothing() {
+        let journal = open(memory(&MemoryDisk::default()));
+        tokio::select! {
+            biased;
+            _ = submit(&journal, put("a")) => panic!("the writer has not run yet"),
+            () = std::future::ready(()) => {}
+        }
+        submit(&journal, put("b")).await.unwrap();
+        assert!(!has(&journal, "a") && has(&journal, "b"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panicking_command_fails_alone() {
+        let journal = open(memory(&MemoryDisk::default()));
+        let panics = journal.submit(|_| -> Result<(Vec<Change>, ()), Refusal> { panic!("a defect") });
+        let (panicked, other) = tokio::join!(panics, submit(&journal, put("a")));
+        assert_eq!(panicked.unwrap_err().reason, Reason::Internal);
+        assert_eq!(other, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_journal_takes_nothing_and_has_finished_what_it_took() {
+        let disk = MemoryDisk::default();
+        let journal = open(memory(&disk));
+        let (taken, ()) = tokio::join!(submit(&journal, put("a")), journal.close());
+        assert_eq!(taken, Ok(()));
+        assert_eq!(submit(&journal, put("b")).await, Err(Reason::Unavailable));
+        journal.close().await;
+        assert!(has(&open(memory(&disk)), "a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_trust_domain_is_refused() {
+        let opened = Journal::open(memory(&MemoryDisk::default()), &other_trust_domain(), Host::system());
+        assert!(matches!(opened, Err(StoreError::OtherTrustDomain { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ended_entries_and_expired_tokens_are_pruned_in_bounded_commits() {
+        let journal = open(memory(&MemoryDisk::default()));
+        let ending = |number: usize| {
+            let mut draft = draft("/w", "/p", &["k:1"]);
+            draft.expires_at = Some(at(100));
+            Change::PutEntry(registered(&format!("e{number}"), draft))
+        };
+        let mut changes: Vec<Change> = (0..PRUNE_CHANGES).map(ending).collect();
+        changes.extend([Change::PutToken(token("t", 99)), put("endless")]);
+        journal.submit(|_| Ok((changes, ()))).await.unwrap();
+        assert_eq!(journal.prune(at(99)).await.unwrap(), 0);
+        assert_eq!(journal.prune(at(100)).await.unwrap(), PRUNE_CHANGES + 1);
+        assert_eq!(journal.state().entry_count(), 1);
+        assert_eq!(journal.state().cursor().revision, Revision::new(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pruning_goes_on_by_the_hosts_clock() {
+        let (host, clock) = host_at(0);
+        let journal = open(memory(&MemoryDisk::default()));
+        submit(&journal, Change::PutToken(token("t", 99))).await.unwrap();
+        let mut revisions = journal.watch();
+        let pruning = journal.keep_pruned(host, Duration::from_secs(60));
+        let check = async {
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            assert_eq!(journal.state().tokens().count(), 1);
+            clock.set(at(100));
+            revisions.changed().await.unwrap();
+            assert_eq!(journal.state().tokens().count(), 0);
+        };
+        tokio::select! {
+            biased;
+            () = check => {}
+            () = pruning => panic!("pruning never ends"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_commits_are_forgotten() {
+        let disk = MemoryDisk::default();
+        let many: Vec<Commit> = (0..JOURNAL_COMMITS_KEPT * 2).map(|number| commit(number, vec![])).collect();
+        memory(&disk).append(Revision::ZERO, &many).unwrap();
+        let journal = open(memory(&disk));
+        submit(&journal, put("a")).await.unwrap();
+        journal.close().await;
+        let mut store = memory(&disk);
+        let kept_after = Revision::new(JOURNAL_COMMITS_KEPT + 1);
+        assert!(
+            matches!(store.tail(Revision::ZERO), Err(StoreError::Compacted { upto }) if upto == kept_after)
+        );
+        assert_eq!(store.load().unwrap().objects.len(), 1);
     }
 }

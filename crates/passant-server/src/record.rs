@@ -24,6 +24,8 @@ use crate::state::authority::AuthorityId;
 use crate::writer::{self, Place};
 
 pub mod chain;
+#[cfg(test)]
+mod contract;
 pub mod segments;
 
 use chain::{Body, Chain};

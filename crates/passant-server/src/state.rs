@@ -12,6 +12,8 @@ pub mod authority;
 pub mod change;
 pub mod node;
 pub mod prune;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod token;
 
 pub use authority::{Authority, AuthorityId, AuthorityKind, Phase};
@@ -264,4 +266,122 @@ impl EntryGraph for State {
 
 fn filed<K: Clone>(under: &K, entry: &EntryId) -> Filed<K> {
     Filed { under: under.clone(), entry: Some(entry.clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::samples::{
+        any_commits, at, commit, draft, entry, entry_id, id, node, registered, selectors, trust_domain,
+    };
+    use super::*;
+
+    fn state_of(changes: Vec<Change>) -> State {
+        let cursor = Cursor { lineage: Lineage::new([1; 16]), revision: Revision::ZERO };
+        let mut state = State::empty(trust_domain(), cursor);
+        state.apply(&commit(1, changes));
+        state
+    }
+
+    fn names<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> Vec<&'a str> {
+        entries.map(|entry| entry.id.as_str()).collect()
+    }
+
+    #[test]
+    fn entries_are_found_by_parent_and_by_spiffe_id() {
+        let state = state_of(vec![
+            Change::PutEntry(entry("b", "/w/1", "/p")),
+            Change::PutEntry(entry("a", "/w/1", "/p")),
+            Change::PutEntry(entry("c", "/w/1x", "/p/q")),
+        ]);
+        assert_eq!(names(state.children(&id("/p"))), ["a", "b"]);
+        assert_eq!(names(state.children(&id("/p/q"))), ["c"]);
+        assert_eq!(names(state.entries_by_spiffe_id(&id("/w/1"))), ["a", "b"]);
+        assert_eq!(names(state.entries_by_spiffe_id(&id("/w"))), [""; 0]);
+        assert_eq!(names(state.entries_after(Some(&entry_id("a")))), ["b", "c"]);
+        assert_eq!(names(state.entries_after(None)), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_replaced_entry_is_no_longer_found_where_it_was() {
+        let mut state = state_of(vec![Change::PutEntry(entry("a", "/w/1", "/p"))]);
+        state.apply(&commit(2, vec![Change::PutEntry(entry("a", "/w/2", "/q"))]));
+        assert_eq!(names(state.children(&id("/p"))), [""; 0]);
+        assert_eq!(names(state.entries_by_spiffe_id(&id("/w/1"))), [""; 0]);
+        assert_eq!(names(state.children(&id("/q"))), ["a"]);
+        assert_eq!(state.cursor().revision, Revision::new(2));
+    }
+
+    #[test]
+    fn deleting_what_is_not_there_only_takes_a_revision() {
+        let mut state = state_of(vec![]);
+        state.apply(&commit(2, vec![Change::DeleteEntry(entry_id("a"))]));
+        assert_eq!((state.entry_count(), state.cursor().revision), (0, Revision::new(2)));
+    }
+
+    #[test]
+    fn a_snapshot_does_not_change() {
+        let before = state_of(vec![Change::PutEntry(entry("a", "/w", "/p"))]);
+        let mut after = before.clone();
+        after.apply(&commit(2, vec![Change::DeleteEntry(entry_id("a"))]));
+        assert!(before.entry(&entry_id("a")).is_some());
+        assert!(after.entry(&entry_id("a")).is_none());
+    }
+
+    #[test]
+    fn a_duplicate_has_the_same_parent_spiffe_id_and_selectors() {
+        let state = state_of(vec![Change::PutEntry(registered("a", draft("/w", "/p", &["k:1", "k:2"])))]);
+        let check = |spiffe_id, parent, have: &[&str], expected| {
+            assert_eq!(state.find_duplicate(&draft(spiffe_id, parent, have)).is_some(), expected);
+        };
+        check("/w", "/p", &["k:2", "k:1"], true);
+        check("/w", "/p", &["k:1"], false);
+        check("/w", "/q", &["k:1", "k:2"], false);
+        check("/v", "/p", &["k:1", "k:2"], false);
+    }
+
+    #[test]
+    fn aliases_count_for_the_nodes_that_have_all_their_selectors() {
+        let agent = id("/spire/agent/x/1");
+        let mut state = state_of(vec![
+            Change::PutEntry(registered("alias", draft("/pool", "/spire/server", &["x:a", "x:b"]))),
+            Change::PutEntry(entry("below", "/w", "/pool")),
+            Change::PutEntry(entry("mine", "/v", "/spire/agent/x/1")),
+            Change::PutEntry(entry("deep", "/u", "/v")),
+        ]);
+        let mut authorized = |have: &[&str]| {
+            state.apply(&commit(2, vec![Change::PutNode(node("/spire/agent/x/1", have))]));
+            state
+                .authorized_entries(&agent, at(5))
+                .iter()
+                .map(|entry| entry.id.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(authorized(&["x:a", "x:b", "x:c"]), ["below", "deep", "mine"]);
+        assert_eq!(authorized(&["x:a"]), ["deep", "mine"]);
+        assert_eq!(state.authorized_entries(&id("/spire/agent/x/2"), at(5)), []);
+    }
+
+    proptest! {
+        #[test]
+        fn indexes_agree_with_the_entries(commits in any_commits()) {
+            let mut state = state_of(vec![]);
+            commits.iter().for_each(|commit| state.apply(commit));
+            prop_assert_eq!(state.by_parent.len(), state.entry_count());
+            prop_assert_eq!(state.by_spiffe_id.len(), state.entry_count());
+            let aliases = state.entries().filter(|entry| entry.is_node_alias());
+            prop_assert_eq!(state.aliases.len(), aliases.map(|entry| entry.selectors.len()).sum::<usize>());
+            for entry in state.entries() {
+                prop_assert!(state.children(&entry.parent_id).any(|child| child == entry));
+                prop_assert!(state.entries_by_spiffe_id(&entry.spiffe_id).any(|same| same == entry));
+                if entry.is_node_alias() {
+                    let mut is_seen = false;
+                    let one = selectors(&[&entry.selectors.iter().next().unwrap().to_string()]);
+                    state.for_each_alias(&one, &mut |alias| is_seen |= alias == entry);
+                    prop_assert!(is_seen);
+                }
+            }
+        }
+    }
 }

@@ -7,6 +7,8 @@ use thiserror::Error;
 
 use crate::state::change::{Change, Commit, Lineage, Revision};
 
+#[cfg(test)]
+mod contract;
 pub mod memory;
 pub mod sled;
 

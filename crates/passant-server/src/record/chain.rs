@@ -317,7 +317,7 @@ impl Chain {
     ///
     /// After an error the chain must not be written to again.
     pub(super) fn write(&mut self, bodies: Vec<Body>, must_last: bool) -> Result<Vec<u64>, RecordError> {
-        if self.current_bytes >= self.retention.segment_bytes {
+        if !bodies.is_empty() && self.current_bytes >= self.retention.segment_bytes {
             self.roll()?;
         }
         let numbers = self.append(bodies)?;

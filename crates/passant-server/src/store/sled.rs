@@ -514,3 +514,213 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Store
     let place = path.display().to_string();
     move |source| StoreError::Io { doing, place, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::state::samples::{commit, entry, trust_domain};
+
+    fn open(dir: &Path) -> Result<SledStore, StoreError> {
+        SledStore::open(dir, &trust_domain(), &Host::system())
+    }
+
+    fn put(name: &str) -> Change {
+        Change::PutEntry(entry(name, "/w", "/p"))
+    }
+
+    /// A store with the entry `e1`, open.
+    fn with_one_entry(dir: &Path) -> SledStore {
+        let mut store = open(dir).unwrap();
+        store.append(Revision::ZERO, &[commit(1, vec![put("e1")])]).unwrap();
+        store
+    }
+
+    /// The files of a store as they stand this instant: what a killed server would leave.
+    fn copy(dir: &Path) -> TempDir {
+        fn copy_dir(from: &Path, to: &Path) {
+            for file in fs::read_dir(from).unwrap().map(Result::unwrap) {
+                let to = to.join(file.file_name());
+                if file.file_type().unwrap().is_dir() {
+                    fs::create_dir(&to).unwrap();
+                    copy_dir(&file.path(), &to);
+                } else {
+                    fs::copy(file.path(), to).unwrap();
+                }
+            }
+        }
+        let copy = tempfile::tempdir().unwrap();
+        copy_dir(dir, copy.path());
+        copy
+    }
+
+    /// What opening and loading the store says after `damage` was done to it through sled.
+    fn damaged(damage: impl FnOnce(&sled::Db)) -> StoreError {
+        let dir = tempfile::tempdir().unwrap();
+        drop(with_one_entry(dir.path()));
+        let db = try_open_db(dir.path(), &dir.path().join("state")).unwrap();
+        damage(&db);
+        db.flush().unwrap();
+        drop(db);
+        open(dir.path()).and_then(|mut store| store.load()).unwrap_err()
+    }
+
+    fn is_corrupt(error: &StoreError, place: &str, what: &str) -> bool {
+        matches!(error, StoreError::Corrupt { place: p, what: w } if p.contains(place) && w.contains(what))
+    }
+
+    #[test]
+    fn what_was_acknowledged_survives_a_kill_at_any_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path()).unwrap();
+        for number in 0..20 {
+            let name = format!("e{number}");
+            store.append(Revision::new(number), &[commit(number, vec![put(&name)])]).unwrap();
+            if number % 5 == 0 {
+                let left = copy(dir.path());
+                let loaded = open(left.path()).unwrap().load().unwrap();
+                assert_eq!(loaded.revision, Revision::new(number + 1));
+                assert_eq!(loaded.objects.len(), usize::try_from(number).unwrap() + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn leftovers_of_an_interrupted_start_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(with_one_entry(dir.path()));
+        let leftover = dir.path().join("state/snap.FFFFFFFFFFFFFFF0.generating");
+        fs::write(&leftover, b"half a snapshot").unwrap();
+        assert_eq!(open(dir.path()).unwrap().load().unwrap().objects, [put("e1")]);
+        assert!(!leftover.exists());
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(with_one_entry(dir.path()));
+        let state = dir.path().join("state");
+        fs::write(state.join("snap.FFFFFFFFFFFFFFF0"), b"no snapshot").unwrap();
+        assert_eq!(open(dir.path()).unwrap().load().unwrap().objects, [put("e1")]);
+        assert!(state.join("aside.snap.FFFFFFFFFFFFFFF0").exists());
+    }
+
+    #[test]
+    fn a_held_data_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let _store = open(dir.path()).unwrap();
+        let refused = open(dir.path()).unwrap_err().to_string();
+        assert!(
+            refused.contains("held by another process") && refused.contains(dir.path().to_str().unwrap())
+        );
+    }
+
+    #[test]
+    fn the_data_directory_is_private() {
+        let above = tempfile::tempdir().unwrap();
+        let dir = above.path().join("data");
+        let _store = open(&dir).unwrap();
+        for (path, expected) in [("", 0o700), ("state", 0o700), ("lock", 0o600)] {
+            let mode = fs::metadata(dir.join(path)).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode, expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_named() {
+        let error = damaged(|db| {
+            let mut value = db.get("o/entry/e1").unwrap().unwrap().to_vec();
+            *value.last_mut().unwrap() ^= 1;
+            db.insert("o/entry/e1", value).unwrap();
+        });
+        assert!(is_corrupt(&error, "o/entry/e1", "checksum"), "{error}");
+    }
+
+    #[test]
+    fn a_record_under_another_key_is_noticed() {
+        let error = damaged(|db| {
+            let value = db.remove("o/entry/e1").unwrap().unwrap();
+            db.insert("o/entry/e2", value).unwrap();
+        });
+        assert!(is_corrupt(&error, "o/entry/e2", "checksum"), "{error}");
+    }
+
+    #[test]
+    fn a_lost_record_is_noticed() {
+        let error = damaged(|db| drop(db.remove("o/entry/e1").unwrap()));
+        assert!(is_corrupt(&error, "state", "1 objects were written, 0 were found"), "{error}");
+        let error = damaged(|db| drop(db.remove(HEAD).unwrap()));
+        assert!(is_corrupt(&error, "head", "missing"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_change_is_refused() {
+        let error = damaged(|db| {
+            let key = b"o/entry/e1";
+            let future = serde_json::json!({ "put_whatever_comes": { "id": "e1" } });
+            db.insert(key, envelope(key, &future)).unwrap();
+        });
+        assert!(is_corrupt(&error, "o/entry/e1", "put_whatever_comes"), "{error}");
+    }
+
+    #[test]
+    fn newer_formats_are_refused() {
+        let error = damaged(|db| {
+            let future = serde_json::json!({ "format": 2, "what": "ever" });
+            db.insert(META, envelope(META, &future)).unwrap();
+        });
+        assert!(matches!(error, StoreError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+        let error = damaged(|db| {
+            let mut value = db.get("o/entry/e1").unwrap().unwrap().to_vec();
+            value[0] = 2;
+            db.insert("o/entry/e1", value).unwrap();
+        });
+        assert!(matches!(error, StoreError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_gap_in_the_journal_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = with_one_entry(dir.path());
+        let commits = [2, 3].map(|number| commit(number, vec![put(&format!("e{number}"))]));
+        store.append(Revision::new(1), &commits).unwrap();
+        store.db.remove(journal_key(Revision::new(2), 0)).unwrap();
+        let error = store.tail(Revision::ZERO).unwrap_err();
+        assert!(is_corrupt(&error, "j/", "missing"), "{error}");
+        store.db.remove(journal_key(Revision::new(3), 0)).unwrap();
+        assert!(is_corrupt(&store.tail(Revision::new(2)).unwrap_err(), "j/", "missing"));
+    }
+
+    #[test]
+    fn somebody_elses_database_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        let db = try_open_db(dir.path(), &dir.path().join("state")).unwrap();
+        db.insert("k", "v").unwrap();
+        db.flush().unwrap();
+        drop(db);
+        assert!(is_corrupt(&open(dir.path()).unwrap_err(), "meta", "missing"));
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_is_believed_until_the_store_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = with_one_entry(dir.path());
+        // A file that cannot be synced stands for a disk that fails.
+        store.file = File::open("/dev/null").unwrap();
+        let two = [commit(2, vec![put("e2")])];
+        assert!(matches!(store.append(Revision::new(1), &two), Err(AppendError::Unknown(_))));
+        assert!(matches!(
+            store.append(Revision::new(1), &two),
+            Err(AppendError::Failed(StoreError::Unusable))
+        ));
+        assert!(matches!(store.tail(Revision::ZERO), Err(StoreError::Unusable)));
+        assert!(matches!(store.load(), Err(StoreError::Unusable)));
+        drop(store);
+        // The write itself had gone well.
+        assert_eq!(open(dir.path()).unwrap().load().unwrap().objects, [put("e1"), put("e2")]);
+    }
+}

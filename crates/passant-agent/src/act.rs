@@ -1,0 +1,271 @@
+//! How are the SVIDs that the plan asks for had from the server?
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passant_core::csr;
+use passant_core::jwt_svid::JwtSvid;
+use passant_core::keys::{KeyType, SigningKey};
+use passant_core::lifetime::renew_at;
+use passant_core::x509_svid::X509Svid;
+use passant_core::{AuthorizedEntry, EntryId, Host, Reason, Refusal, Secret};
+use passant_proto::svid::svid_client::SvidClient;
+use passant_proto::svid::{
+    BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams, batch_new_x509svid_response,
+};
+use passant_proto::{convert, status};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::backoff::Backoff;
+use crate::cache::{Cache, MintFailure, Minted};
+use crate::connect::{CallError, Link};
+use crate::health::{Health, Part};
+use crate::jwt_cache::JwtIssuer;
+use crate::limits;
+use crate::trust;
+
+/// Keeps the cache supplied: plans, makes keys, asks in batches, checks what comes.
+pub(crate) struct Minter {
+    link: Link,
+    cache: Cache,
+    host: Host,
+    health: Health,
+    key_type: KeyType,
+    /// Asks for a sync soon: what came back says that the view held is old.
+    resync: Arc<Notify>,
+    /// CSRs in the next call; halved by failures.
+    batch: usize,
+    backoff: Backoff,
+    paused_until: Option<Instant>,
+}
+
+struct Order {
+    entry: Arc<AuthorizedEntry>,
+    key: Arc<dyn SigningKey>,
+    csr: Vec<u8>,
+}
+
+impl Minter {
+    pub(crate) fn new(
+        link: Link,
+        cache: Cache,
+        host: Host,
+        health: Health,
+        key_type: KeyType,
+        resync: Arc<Notify>,
+    ) -> Self {
+        Self {
+            link,
+            cache,
+            host,
+            health,
+            key_type,
+            resync,
+            batch: limits::MINT_BATCH,
+            backoff: Backoff::new(limits::MINT_AGAIN_FIRST, limits::MINT_CALL_AGAIN_LAST),
+            paused_until: None,
+        }
+    }
+
+    /// Runs until told to stop. Looks at the wall clock at least every [`limits::LOOK_AGAIN`].
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let look = self.paused_until.unwrap_or_else(|| Instant::now() + limits::LOOK_AGAIN);
+            let look = look.min(Instant::now() + limits::LOOK_AGAIN);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.cache.work() => {}
+                () = tokio::time::sleep_until(look) => {}
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.turn() => {}
+            }
+        }
+    }
+
+    /// Drops what has expired and mints what is due, until nothing is left or the server fails.
+    async fn turn(&mut self) {
+        let mut due = self.cache.plan();
+        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        self.paused_until = None;
+        while !due.is_empty() {
+            let rest = due.split_off(due.len().min(self.batch));
+            match self.mint(&due).await {
+                Ok(outcomes) => {
+                    self.backoff.succeeded();
+                    self.batch = (self.batch * 2).min(limits::MINT_BATCH);
+                    self.report(&outcomes);
+                    self.cache.minted(outcomes);
+                }
+                Err(error) => {
+                    self.batch = (self.batch / 2).max(1);
+                    self.paused_until = Some(Instant::now() + self.backoff.failed(&self.host));
+                    self.health.bad(Part::Mint, &error.to_string());
+                    self.cache.mint_trouble(Some(&error.refusal.public));
+                    return;
+                }
+            }
+            due = rest;
+        }
+    }
+
+    async fn mint(
+        &self,
+        entries: &[Arc<AuthorizedEntry>],
+    ) -> Result<Vec<(EntryId, Result<Minted, MintFailure>)>, CallError> {
+        let what = "mint X509-SVIDs";
+        let orders = self.orders(entries).await.map_err(|refusal| CallError { what, refusal })?;
+        let params: Vec<NewX509svidParams> = orders
+            .iter()
+            .map(|order| NewX509svidParams { entry_id: order.entry.id.to_string(), csr: order.csr.clone() })
+            .collect();
+        let answer = self
+            .link
+            .call(what, limits::CALL, |channel| {
+                let params = params.clone();
+                async move {
+                    let mut client = SvidClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
+                    Ok(client.batch_new_x509svid(BatchNewX509svidRequest { params }).await?.into_inner())
+                }
+            })
+            .await?;
+        if answer.results.len() != orders.len() {
+            let (got, asked) = (answer.results.len(), orders.len());
+            return Err(CallError::unavailable(what, format!("the server answered {got} of {asked} requests")));
+        }
+        let outcome = |(order, result): (Order, _)| (order.entry.id.clone(), self.check(order, result));
+        Ok(orders.into_iter().zip(answer.results).map(outcome).collect())
+    }
+
+    /// A fresh key and a CSR for each entry. Yields now and then: 500 keys take a while.
+    async fn orders(&self, entries: &[Arc<AuthorizedEntry>]) -> Result<Vec<Order>, Refusal> {
+        let mut orders = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let key = self.host.keys.generate(self.key_type).map_err(Refusal::internal)?;
+            let csr = csr::make(&*key, Some(&entry.spiffe_id)).map_err(Refusal::internal)?;
+            orders.push(Order { entry: Arc::clone(entry), key, csr });
+            if orders.len() % 16 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(orders)
+    }
+
+    /// Takes an SVID only if it is what was asked for and the bundle held vouches for it.
+    fn check(
+        &self,
+        order: Order,
+        result: batch_new_x509svid_response::Result,
+    ) -> Result<Minted, MintFailure> {
+        if let Err(refusal) = status::from_item(result.status.as_ref()) {
+            if refusal.reason == Reason::NotFound {
+                self.resync.notify_one();
+            }
+            return Err(MintFailure(refusal.public));
+        }
+        let svid = result.svid.ok_or_else(|| MintFailure("the server sent no SVID".to_owned()))?;
+        let svid = convert::svid::x509_from_wire(&svid).map_err(|error| MintFailure(error.to_string()))?;
+        self.fits(&order, &svid)?;
+        let renew_at = renew_at(svid.not_before(), svid.not_after(), self.host.jitter());
+        let key = Arc::new(Secret::new(order.key.pkcs8().expose().clone()));
+        Ok(Minted { entry: order.entry, svid: Arc::new(svid), key, renew_at })
+    }
+
+    fn fits(&self, order: &Order, svid: &X509Svid) -> Result<(), MintFailure> {
+        if *svid.id() != order.entry.spiffe_id {
+            return Err(MintFailure(format!("the server sent an SVID for {}", svid.id())));
+        }
+        if svid.public_key() != order.key.public_key() {
+            return Err(MintFailure("the server sent an SVID for another key".to_owned()));
+        }
+        let now = self.host.now();
+        if svid.not_after() <= now {
+            let end = svid.not_after();
+            return Err(MintFailure(format!("the new SVID ended {end}, but this host's clock shows {now}")));
+        }
+        let bundle = self.link.bundle().ok_or_else(|| MintFailure("no bundle is held".to_owned()))?;
+        trust::verify_issued(svid, &bundle).map_err(|error| {
+            // Its authority may be newer than the bundle held; workloads get the SVID together with the bundle.
+            self.resync.notify_one();
+            MintFailure(format!("the new SVID does not verify against the bundle held: {error}"))
+        })
+    }
+
+    fn report(&self, outcomes: &[(EntryId, Result<Minted, MintFailure>)]) {
+        let mut failed = 0;
+        for (id, outcome) in outcomes {
+            match outcome {
+                Ok(minted) => {
+                    let serial = minted.svid.serial();
+                    info!(entry = %id, spiffe_id = %minted.entry.spiffe_id, %serial,
+                        not_after = %minted.svid.not_after(), "X509-SVID minted");
+                }
+                Err(MintFailure(why)) => {
+                    failed += 1;
+                    warn!(entry = %id, why, "failed to mint an X509-SVID");
+                }
+            }
+        }
+        debug!(count = outcomes.len(), failed, "batch done");
+        self.health.good(Part::Mint);
+        self.cache.mint_trouble(None);
+    }
+}
+
+/// The server as the issuer of JWT-SVIDs.
+pub(crate) struct ServerJwt {
+    link: Link,
+}
+
+impl ServerJwt {
+    pub(crate) const fn new(link: Link) -> Self {
+        Self { link }
+    }
+}
+
+impl JwtIssuer for ServerJwt {
+    fn issue(
+        &self,
+        entry: Arc<AuthorizedEntry>,
+        audience: Vec<String>,
+    ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>> {
+        let link = self.link.clone();
+        Box::pin(async move {
+            fetch_jwt(&link, &entry, &audience).await.map_err(|refusal| Refusal {
+                public: format!("could not fetch JWT-SVID: {}", refusal.public),
+                ..refusal
+            })
+        })
+    }
+}
+
+async fn fetch_jwt(link: &Link, entry: &AuthorizedEntry, audience: &[String]) -> Result<JwtSvid, Refusal> {
+    let call = link.call("fetch a JWT-SVID", JWT_CALL, |channel| {
+        let request = NewJwtsvidRequest { entry_id: entry.id.to_string(), audience: audience.to_vec() };
+        async move { Ok(SvidClient::new(channel).new_jwtsvid(request).await?.into_inner()) }
+    });
+    let answer = call.await.map_err(|error| error.refusal)?;
+    let wrong = |why: String| Refusal::unavailable(format!("the server sent {why}"));
+    let wire = answer.svid.ok_or_else(|| wrong("no token".to_owned()))?;
+    let svid = convert::svid::jwt_from_wire(&wire).map_err(|error| wrong(format!("a malformed token: {error}")))?;
+    if *svid.id() != entry.spiffe_id {
+        return Err(wrong(format!("a token for {}", svid.id())));
+    }
+    if let Some(missing) = audience.iter().find(|one| !svid.audience().contains(one)) {
+        return Err(wrong(format!("a token without the audience \"{missing}\"")));
+    }
+    Ok(svid)
+}
+
+/// One attempt; the cache retries within its own budget.
+const JWT_CALL: Duration = Duration::from_secs(10);

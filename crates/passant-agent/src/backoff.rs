@@ -1,0 +1,68 @@
+//! How long to wait before the next attempt?
+
+use std::time::Duration;
+
+use passant_core::Host;
+
+/// Waits that grow by half from `first` to `last`, each spread by a tenth either way so that a fleet does not march in
+/// step.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    first: Duration,
+    last: Duration,
+    failures: u32,
+}
+
+impl Backoff {
+    /// No failure yet.
+    pub(crate) const fn new(first: Duration, last: Duration) -> Self {
+        Self { first, last, failures: 0 }
+    }
+
+    /// Forgets the failures.
+    pub(crate) const fn succeeded(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Counts one failure and says how long to wait.
+    pub(crate) fn failed(&mut self, host: &Host) -> Duration {
+        let wait = grown(self.first, self.last, self.failures);
+        self.failures = self.failures.saturating_add(1);
+        spread(wait, host)
+    }
+}
+
+/// `first` grown by half `failures` times, at most `last`.
+pub(crate) fn grown(first: Duration, last: Duration, failures: u32) -> Duration {
+    (0..failures.min(64)).fold(first, |wait, _| (wait + wait / 2).min(last)).min(last)
+}
+
+/// `span`, a tenth longer or shorter at random.
+pub(crate) fn spread(span: Duration, host: &Host) -> Duration {
+    host.jitter().between(span.mul_f64(0.9), span.mul_f64(1.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_by_half_up_to_the_last() {
+        let (first, last) = (Duration::from_secs(4), Duration::from_secs(12));
+        let waits: Vec<u64> = (0..5).map(|n| grown(first, last, n).as_secs()).collect();
+        assert_eq!(waits, [4, 6, 9, 12, 12]);
+        assert_eq!(grown(first, last, u32::MAX), last);
+    }
+
+    #[test]
+    fn a_wait_is_spread_by_at_most_a_tenth_and_success_starts_over() {
+        let host = Host::system();
+        let mut backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(100));
+        let within =
+            |wait: Duration, middle: f64| (wait.as_secs_f64() - middle).abs() <= middle / 10.0 + 1e-6;
+        assert!(within(backoff.failed(&host), 10.0));
+        assert!(within(backoff.failed(&host), 15.0));
+        backoff.succeeded();
+        assert!(within(backoff.failed(&host), 10.0));
+    }
+}

@@ -1,0 +1,617 @@
+//! What may an operator configure, and is it sound?
+//!
+//! `agent.toml` is read key by key; every fault of the file is reported at once, with its key and a remedy. What comes
+//! out holds only checked values. `config/agent.toml` in the repository shows every key.
+
+mod duration;
+mod fault;
+mod section;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use passant_attest::node::join_token::{Token, TokenError};
+use passant_attest::node::x509pop::X509PopProverConfig;
+use passant_attest::workload::WorkloadMethod;
+use passant_attest::workload::unix::{self, UnixConfig};
+use passant_core::bundle::{Bundle, BundleError};
+use passant_core::bundle_document::BundleDocumentError;
+use passant_core::keys::KeyType;
+use passant_core::{Secret, TrustDomain};
+use rustls_pki_types::ServerName;
+use zeroize::Zeroize;
+
+use crate::limits;
+
+pub use fault::{ConfigError, Fault};
+use section::Section;
+
+/// Where the Workload API is served unless configured otherwise. Its directory holds nothing else, so that it can be
+/// mounted into containers as a whole.
+pub const DEFAULT_SOCKET: &str = "/run/passant-agent/api.sock";
+
+/// Everything an agent is told at its start.
+#[derive(Debug)]
+pub struct Config {
+    /// The trust domain it belongs to.
+    pub trust_domain: TrustDomain,
+    /// Holds agent-data.json; made with mode 0700 if missing.
+    pub data_dir: PathBuf,
+    /// Where the server listens.
+    pub server_address: ServerAddress,
+    /// What the first connection is verified by, as long as no bundle is stored.
+    pub bootstrap: Bootstrap,
+    /// How the node proves itself.
+    pub node_attestor: NodeAttestor,
+    /// The Workload API.
+    pub workload_api: WorkloadApi,
+    /// Which facts are found out about workloads. Never empty.
+    pub workload_attestors: Vec<WorkloadMethod>,
+    /// How often the server is asked what has changed; 1 s to 1 min.
+    pub sync_interval: Duration,
+    /// How long an open stream keeps what was last attested while an attestor fails.
+    pub evidence_max_age: Duration,
+    /// The kind of key made for workloads and the node.
+    pub x509_key_type: KeyType,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// Where the server listens: a host name or IP address, and a port.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerAddress {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+}
+
+/// What the server is verified by before a bundle is stored.
+#[derive(Clone, Debug)]
+pub enum Bootstrap {
+    /// The bundle in this file: PEM, or a SPIFFE bundle document.
+    File(PathBuf),
+    /// This bundle.
+    Bundle(Box<Bundle>),
+    /// Nothing but its claim to be the server: whoever answers first is believed.
+    Insecure,
+}
+
+/// How the node proves itself to the server.
+#[derive(Debug)]
+pub enum NodeAttestor {
+    /// By a token that works once. Without one, only what is stored from an earlier run can be used.
+    JoinToken(Option<TokenSource>),
+    /// By a certificate of an existing PKI and its key; the files are read again at each attestation.
+    X509pop(X509PopProverConfig),
+}
+
+/// Where a join token comes from.
+#[derive(Debug)]
+pub enum TokenSource {
+    /// It was handed over.
+    Given(Token),
+    /// It stands in this file, which is read again at each attempt: a new token may be put there at any time.
+    File(PathBuf),
+}
+
+/// How the Workload API is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadApi {
+    /// The unix socket. Its directory must be one that workloads can reach.
+    pub socket: PathBuf,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A level or a filter of `tracing`.
+    pub level: String,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object each.
+    Json,
+}
+
+/// Why a file that the configuration names cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("failed to read {}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: io::Error,
+    },
+    /// It is larger than anything of its kind.
+    #[error("{} is larger than {} MiB", path.display(), limits::CONFIG_FILE_BYTES >> 20)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It holds a secret and everyone may read it.
+    #[error("{} can be read by everyone: make it mode 0600 or 0640", path.display())]
+    WorldReadable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It holds no bundle.
+    #[error("{} holds no bundle: {why}", path.display())]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: BundleFault,
+    },
+    /// It holds no join token.
+    #[error("{} holds no join token: {error}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: TokenError,
+    },
+}
+
+/// What is wrong with a bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleFault {
+    /// As PEM.
+    #[error(transparent)]
+    Pem(BundleError),
+    /// As a SPIFFE bundle document.
+    #[error(transparent)]
+    Document(BundleDocumentError),
+    /// It could verify nobody.
+    #[error("it has no X.509 authority")]
+    Empty,
+}
+
+impl Config {
+    /// Reads and checks the configuration file `path`, and the files it names.
+    ///
+    /// # Errors
+    /// Every fault of the file at once.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        let text = read_limited(path)
+            .map_err(|error| ConfigError::single(&file, "", &error.to_string(), "name a file that exists"))?;
+        let text = String::from_utf8(text)
+            .map_err(|_| ConfigError::single(&file, "", "is not UTF-8", "write it as UTF-8 text"))?;
+        Self::parse(&file, &text)
+    }
+
+    /// Checks the configuration `text`; `file` is named in errors.
+    ///
+    /// # Errors
+    /// Every fault at once.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let table = toml::from_str::<toml::Table>(text).map_err(|error| {
+            ConfigError::single(
+                file,
+                "",
+                &format!("is not TOML: {}", error.to_string().trim_end()),
+                "mend its syntax",
+            )
+        })?;
+        let mut faults = Vec::new();
+        let config = read(&mut Section::root(table, &mut faults));
+        match config {
+            Some(config) if faults.is_empty() => Ok(config),
+            Some(_) | None => Err(ConfigError::new(file, faults)),
+        }
+    }
+}
+
+/// `None` leaves a fault behind.
+fn read(root: &mut Section<'_>) -> Option<Config> {
+    let trust_domain =
+        root.required("trust_domain", "write the name of your trust domain, as in \"example.org\"");
+    let trust_domain =
+        root.parse("trust_domain", trust_domain, TrustDomain::parse, "write a name as in \"example.org\"");
+    let data_dir =
+        root.required("data_dir", "name a directory that only the agent may read").map(PathBuf::from);
+    let server_address =
+        root.required("server_address", "write host:port, as in \"passant.example.org:8081\"");
+    let server_address = root.parse(
+        "server_address",
+        server_address,
+        ServerAddress::parse,
+        "write host:port, as in \"passant.example.org:8081\" or \"[2001:db8::1]:8081\"",
+    );
+    let sync_interval = root.duration("sync_interval", Duration::from_secs(5), (1, 60));
+    let evidence_max_age = root.duration("evidence_max_age", Duration::from_secs(300), (1, 86_400));
+    let x509_key_type = root.choice(
+        "x509_key_type",
+        KeyType::EcP256,
+        &[("ec-p256", KeyType::EcP256), ("ec-p384", KeyType::EcP384)],
+    );
+
+    let bootstrap = root.section("bootstrap", read_bootstrap);
+    let node_attestor = root.section("node_attestor", read_node_attestor);
+    let workload_api = root.section("workload_api", |section| {
+        let socket = section.string("socket").unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
+        let socket = PathBuf::from(socket);
+        if !socket.is_absolute() {
+            section.fault("socket", "is not an absolute path", "begin it with /");
+        }
+        Some(WorkloadApi { socket })
+    });
+    let workload_attestors = root.section("workload_attestors", read_workload_attestors);
+    let log = root.section("log", |section| {
+        let level = section.string("level").unwrap_or_else(|| "info".to_owned());
+        if tracing_subscriber::EnvFilter::try_new(&level).is_err() {
+            section.fault(
+                "level",
+                &format!("\"{level}\" is no log level"),
+                "write error, warn, info, debug or trace",
+            );
+        }
+        let format = section.choice(
+            "format",
+            LogFormat::Text,
+            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+        );
+        Some(Log { level, format })
+    });
+    root.finish();
+    Some(Config {
+        trust_domain: trust_domain?,
+        data_dir: data_dir?,
+        server_address: server_address?,
+        bootstrap: bootstrap?,
+        node_attestor: node_attestor?,
+        workload_api: workload_api?,
+        workload_attestors: workload_attestors?,
+        sync_interval,
+        evidence_max_age,
+        x509_key_type,
+        log: log?,
+    })
+}
+
+fn read_bootstrap(section: &mut Section<'_>) -> Option<Bootstrap> {
+    let bundle = section.string("bundle");
+    let insecure = section.boolean("insecure_bootstrap").unwrap_or(false);
+    match (bundle, insecure) {
+        (Some(path), false) => Some(Bootstrap::File(PathBuf::from(path))),
+        (None, true) => Some(Bootstrap::Insecure),
+        (Some(_), true) => {
+            section.fault("insecure_bootstrap", "contradicts bundle", "remove one of the two");
+            None
+        }
+        (None, false) => {
+            section.fault(
+                "bundle",
+                "is missing: the first connection to the server could not be verified",
+                "name a file with the server's bundle (passant bundle show), or, where nobody can interfere, set \
+                 insecure_bootstrap = true",
+            );
+            None
+        }
+    }
+}
+
+fn read_node_attestor(section: &mut Section<'_>) -> Option<NodeAttestor> {
+    let method = section.required("method", "write \"join_token\" or \"x509pop\"")?;
+    match method.as_str() {
+        "join_token" => {
+            let file = section.string("join_token_file").map(PathBuf::from);
+            Some(NodeAttestor::JoinToken(file.map(TokenSource::File)))
+        }
+        "x509pop" => {
+            let certificate = section.required("certificate", "name a PEM file with the node's certificate");
+            let private_key = section.required("private_key", "name a PEM file with its private key");
+            let intermediates = section.string("intermediates").map(PathBuf::from);
+            if let Some(path) = &private_key
+                && let Err(FileError::WorldReadable { .. }) = refuse_world_readable(Path::new(path))
+            {
+                section.fault("private_key", "can be read by everyone", "make the file mode 0600 or 0640");
+            }
+            Some(NodeAttestor::X509pop(X509PopProverConfig {
+                certificate_path: PathBuf::from(certificate?),
+                private_key_path: PathBuf::from(private_key?),
+                intermediates_path: intermediates,
+            }))
+        }
+        other => {
+            section.fault(
+                "method",
+                &format!("\"{other}\" is no node attestor"),
+                "write \"join_token\" or \"x509pop\"",
+            );
+            section.ignore_rest();
+            None
+        }
+    }
+}
+
+fn read_workload_attestors(section: &mut Section<'_>) -> Option<Vec<WorkloadMethod>> {
+    let mut methods = Vec::new();
+    if section.is_empty() {
+        methods.push(WorkloadMethod::Unix(UnixConfig::default()));
+    }
+    if section.has(unix::METHOD) {
+        let unix = section.section(unix::METHOD, |unix| {
+            Some(UnixConfig {
+                discover_workload_path: unix.boolean("discover_workload_path").unwrap_or(false),
+                workload_size_limit: unix.integer("workload_size_limit").unwrap_or(0),
+            })
+        });
+        methods.push(WorkloadMethod::Unix(unix?));
+    }
+    Some(methods)
+}
+
+impl ServerAddress {
+    /// Reads `host:port`; an IPv6 address stands in brackets.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (host, port) = text.rsplit_once(':').ok_or("has no port")?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        if bare == host && host.contains(':') {
+            return Err("has an IPv6 address without brackets".to_owned());
+        }
+        let port = port.parse::<u16>().ok().filter(|port| *port != 0).ok_or("has no port from 1 to 65535")?;
+        let name = ServerName::try_from(bare.to_owned())
+            .map_err(|_| format!("\"{bare}\" is neither a host name nor an IP address"))?;
+        Ok(Self { host: bare.to_owned(), port, name })
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What TLS calls the server. It is sent, and not verified.
+    pub(crate) fn server_name(&self) -> ServerName<'static> {
+        self.name.clone()
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl fmt::Debug for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Reads a bundle from a file: a SPIFFE bundle document if it begins like JSON, else PEM.
+///
+/// # Errors
+/// When the file cannot be read, or holds no X.509 authority.
+pub fn read_bundle(path: &Path, trust_domain: &TrustDomain) -> Result<Bundle, FileError> {
+    let text = read_limited(path)?;
+    let is_json = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    let bundle = match is_json {
+        true => Bundle::from_spiffe_json(trust_domain.clone(), &text).map_err(BundleFault::Document),
+        false => Bundle::from_pem(trust_domain.clone(), &text).map_err(BundleFault::Pem),
+    };
+    bundle
+        .and_then(
+            |bundle| if bundle.x509_authorities.is_empty() { Err(BundleFault::Empty) } else { Ok(bundle) },
+        )
+        .map_err(|why| FileError::Bundle { path: path.to_owned(), why })
+}
+
+/// Reads a join token from a file that not everyone may read; white space around it is dropped.
+///
+/// # Errors
+/// When the file cannot be read, is open to the world, or holds no token.
+pub fn read_token(path: &Path) -> Result<Token, FileError> {
+    let text = read_secret(path)?;
+    let text = std::str::from_utf8(text.expose()).unwrap_or_default().trim();
+    Token::parse(text).map_err(|error| FileError::Token { path: path.to_owned(), error })
+}
+
+/// Reads a file that holds a secret.
+///
+/// # Errors
+/// When it cannot be read or is open to the world.
+pub fn read_secret(path: &Path) -> Result<Secret<Vec<u8>>, FileError> {
+    refuse_world_readable(path)?;
+    read_limited(path).map(Secret::new)
+}
+
+/// Reads a file of at most [`limits::CONFIG_FILE_BYTES`].
+///
+/// # Errors
+/// When it cannot be read or is larger.
+pub fn read_limited(path: &Path) -> Result<Vec<u8>, FileError> {
+    let failed = |error| FileError::Read { path: path.to_owned(), error };
+    let file = File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(limits::CONFIG_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > limits::CONFIG_FILE_BYTES) {
+        bytes.zeroize();
+        return Err(FileError::TooLarge { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+fn refuse_world_readable(path: &Path) -> Result<(), FileError> {
+    let metadata = fs::metadata(path).map_err(|error| FileError::Read { path: path.to_owned(), error })?;
+    match metadata.permissions().mode() & 0o007 {
+        0 => Ok(()),
+        _ => Err(FileError::WorldReadable { path: path.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = r#"
+        trust_domain = "example.org"
+        data_dir = "/var/lib/passant/agent"
+        server_address = "passant.example.org:8081"
+        [bootstrap]
+        bundle = "/etc/passant/bundle.pem"
+        [node_attestor]
+        method = "join_token"
+    "#;
+
+    #[test]
+    fn the_least_configuration_takes_every_default() {
+        let config = Config::parse("agent.toml", LEAST).unwrap();
+        assert_eq!(config.trust_domain.as_str(), "example.org");
+        assert_eq!(config.server_address.to_string(), "passant.example.org:8081");
+        assert_eq!(config.workload_api.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(config.sync_interval, Duration::from_secs(5));
+        assert_eq!(config.evidence_max_age, Duration::from_secs(300));
+        assert_eq!(config.x509_key_type, KeyType::EcP256);
+        assert_eq!(config.workload_attestors, [WorkloadMethod::Unix(UnixConfig::default())]);
+        assert_eq!(config.log, Log { level: "info".to_owned(), format: LogFormat::Text });
+        assert!(matches!(config.node_attestor, NodeAttestor::JoinToken(None)));
+        assert!(matches!(config.bootstrap, Bootstrap::File(_)));
+    }
+
+    #[test]
+    fn the_published_configuration_is_accepted_and_holds_the_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/agent.toml");
+        let published = Config::load(&path).unwrap();
+        let least = Config::parse("agent.toml", LEAST).unwrap();
+        assert_eq!(published.workload_api, least.workload_api);
+        assert_eq!(published.workload_attestors, least.workload_attestors);
+        assert_eq!(published.sync_interval, least.sync_interval);
+        assert_eq!(published.evidence_max_age, least.evidence_max_age);
+        assert_eq!(published.x509_key_type, least.x509_key_type);
+        assert_eq!(published.log, least.log);
+    }
+
+    #[test]
+    fn every_key_that_stands_commented_out_in_the_published_configuration_is_known() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/agent.toml");
+        let text = fs::read_to_string(path).unwrap();
+        // The alternatives contradict what they replace, so only unknown keys count here.
+        let uncommented: String = text
+            .lines()
+            .filter(|line| !line.starts_with("bundle =") && !line.starts_with("method ="))
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => {
+                    format!("{rest}\n")
+                }
+                Some(_) | None => format!("{line}\n"),
+            })
+            .collect();
+        let faults = match Config::parse("agent.toml", &uncommented) {
+            Ok(_) => Vec::new(),
+            Err(error) => error.faults().to_vec(),
+        };
+        let unknown: Vec<_> = faults.iter().filter(|fault| fault.what.contains("unknown")).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        assert!(uncommented.contains("\ninsecure_bootstrap = true"), "{uncommented}");
+        assert!(uncommented.contains("\nprivate_key = "), "{uncommented}");
+    }
+
+    fn is_key(text: &str) -> bool {
+        !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit())
+    }
+
+    #[test]
+    fn all_faults_are_told_together_with_key_and_remedy() {
+        let error = Config::parse(
+            "agent.toml",
+            r#"
+            trust_domain = "Not A Domain"
+            server_adress = "passant:8081"
+            sync_interval = "5"
+            x509_key_type = "rsa-2048"
+            [bootstrap]
+            bundle = "b.pem"
+            insecure_bootstrap = true
+            [node_attestor]
+            method = "x509pop"
+            certificate = 7
+            [workload_attestors.unix]
+            discover_workload_paths = true
+            [log]
+            format = "xml"
+            "#,
+        )
+        .unwrap_err();
+        let keys: Vec<&str> = error.faults().iter().map(|fault| fault.key.as_str()).collect();
+        for key in [
+            "trust_domain",
+            "data_dir",
+            "server_address",
+            "server_adress",
+            "sync_interval",
+            "x509_key_type",
+            "bootstrap.insecure_bootstrap",
+            "node_attestor.certificate",
+            "node_attestor.private_key",
+            "workload_attestors.unix.discover_workload_paths",
+            "log.format",
+        ] {
+            assert!(keys.contains(&key), "{key} is not among {keys:?}");
+        }
+        let text = error.to_string();
+        assert!(text.contains("did you mean server_address?"), "{text}");
+        assert!(text.contains("did you mean discover_workload_path?"), "{text}");
+        assert!(error.faults().iter().all(|fault| !fault.remedy.is_empty()));
+    }
+
+    #[test]
+    fn exactly_one_way_to_bootstrap_is_demanded() {
+        let with = |bootstrap: &str| {
+            Config::parse("f", &LEAST.replace("bundle = \"/etc/passant/bundle.pem\"", bootstrap))
+        };
+        assert!(matches!(with("insecure_bootstrap = true").unwrap().bootstrap, Bootstrap::Insecure));
+        for wrong in ["", "insecure_bootstrap = false", "bundle = \"b\"\ninsecure_bootstrap = true"] {
+            assert!(with(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn server_addresses_need_a_host_and_a_port() {
+        for (text, shown) in [
+            ("a.example:1", "a.example:1"),
+            ("127.0.0.1:8081", "127.0.0.1:8081"),
+            ("[::1]:65535", "[::1]:65535"),
+        ] {
+            assert_eq!(ServerAddress::parse(text).unwrap().to_string(), shown);
+        }
+        for wrong in
+            ["", "a.example", "a.example:", "a.example:0", "a.example:65536", "::1:80", "a b:80", ":80"]
+        {
+            assert!(ServerAddress::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_token_file_open_to_the_world_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, " a-token\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(read_token(&path).unwrap().expose(), "a-token");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(read_token(&path), Err(FileError::WorldReadable { .. })));
+    }
+}

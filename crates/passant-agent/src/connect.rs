@@ -1,0 +1,456 @@
+//! How does the agent reach its server, and how does it know that it is the server?
+//!
+//! One [`Link`] holds what decides that: the address, the bundle to verify the server with, and the node SVID to be known
+//! by. Its channel reconnects by itself; a new SVID gets a new channel, since the certificate is bound to the connection.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use hyper_util::rt::TokioIo;
+use passant_core::bundle::Bundle;
+use passant_core::keys::SigningKey;
+use passant_core::x509_svid::{self, X509Svid, X509SvidError};
+use passant_core::{AgentFault, Host, Reason, Refusal, SpiffeId, TrustDomain};
+use passant_proto::status::from_status;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, OtherError, SignatureScheme};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::Status;
+
+use crate::config::ServerAddress;
+use crate::limits;
+
+/// The agent's own identity: the node SVID and its key.
+pub(crate) struct NodeIdentity {
+    pub(crate) svid: X509Svid,
+    pub(crate) key: Arc<dyn SigningKey>,
+    /// Whether the server told this node to attest again instead of renewing.
+    pub(crate) reattestable: bool,
+}
+
+/// The way to the server. Cheap to clone; all clones share.
+#[derive(Clone)]
+pub(crate) struct Link {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    address: ServerAddress,
+    host: Host,
+    provider: Arc<CryptoProvider>,
+    verifier: Arc<ServerVerifier>,
+    current: ArcSwapOption<Connection>,
+    generations: AtomicU64,
+    /// The last fault that the server found in the identity of the current generation.
+    fault: watch::Sender<Option<AgentFault>>,
+}
+
+/// A channel made with one node SVID.
+struct Connection {
+    generation: u64,
+    identity: Arc<NodeIdentity>,
+    channel: Channel,
+}
+
+/// A call to the server that failed.
+#[derive(Debug)]
+pub(crate) struct CallError {
+    /// What was attempted, as in "failed to ...".
+    pub(crate) what: &'static str,
+    /// What the server, or the way to it, says.
+    pub(crate) refusal: Refusal,
+}
+
+/// Why a connection could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    /// The node key is of a kind that TLS cannot use.
+    #[error("failed to use the node's key for TLS")]
+    Key(#[source] rustls::Error),
+    /// rustls refuses the configuration.
+    #[error("failed to set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// The address is none.
+    #[error("failed to use \"{0}\" as the address of the server")]
+    Address(String),
+}
+
+impl Link {
+    /// A link without identity and without bundle. With `insecure_bootstrap`, the server's chain is not verified as long
+    /// as there is no bundle; its SPIFFE ID always is.
+    pub(crate) fn new(
+        address: ServerAddress,
+        trust_domain: &TrustDomain,
+        insecure_bootstrap: bool,
+        host: Host,
+    ) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = Arc::new(ServerVerifier {
+            server_id: trust_domain.server_id(),
+            bundle: ArcSwapOption::empty(),
+            insecure_bootstrap,
+            host: host.clone(),
+            provider: Arc::clone(&provider),
+        });
+        Self {
+            inner: Arc::new(Inner {
+                address,
+                host,
+                provider,
+                verifier,
+                current: ArcSwapOption::empty(),
+                generations: AtomicU64::new(0),
+                fault: watch::Sender::new(None),
+            }),
+        }
+    }
+
+    /// Verifies the server by `bundle` from the next handshake on.
+    /// If authorities have changed, the connection is made anew, so that the server is verified again too.
+    pub(crate) fn trust(&self, bundle: Arc<Bundle>) {
+        let before = self.inner.verifier.bundle.swap(Some(Arc::clone(&bundle)));
+        let changed = before.is_none_or(|before| before.x509_authorities != bundle.x509_authorities);
+        if let (true, Some(connection)) = (changed, self.inner.current.load_full()) {
+            self.replace(&connection);
+        }
+    }
+
+    /// The bundle that the server is verified by.
+    pub(crate) fn bundle(&self) -> Option<Arc<Bundle>> {
+        self.inner.verifier.bundle.load_full()
+    }
+
+    /// Is known to the server by `identity` from now on, over a new connection.
+    pub(crate) fn identify(&self, identity: Arc<NodeIdentity>) -> Result<(), LinkError> {
+        let channel = self.inner.channel(Some(&identity))?;
+        let generation = self.inner.generations.fetch_add(1, Ordering::SeqCst) + 1;
+        self.inner.fault.send_replace(None);
+        self.inner.current.store(Some(Arc::new(Connection { generation, identity, channel })));
+        Ok(())
+    }
+
+    /// Forgets the identity: every call that needs it fails at once.
+    pub(crate) fn forget_identity(&self) {
+        self.inner.current.store(None);
+    }
+
+    /// A new channel on which the agent is a stranger, as attestation needs it.
+    pub(crate) fn stranger(&self) -> Result<Channel, LinkError> {
+        self.inner.channel(None)
+    }
+
+    /// Follows the faults that the server finds in the identity now used.
+    pub(crate) fn faults(&self) -> watch::Receiver<Option<AgentFault>> {
+        self.inner.fault.subscribe()
+    }
+
+    /// Calls the server as this node, within `limit`.
+    ///
+    /// A connection that dies under the call (the server closes each after some minutes) is replaced and the call made
+    /// once more; every call here may safely be made twice. A call that gets no answer in time takes its connection down.
+    pub(crate) async fn call<T, F>(
+        &self,
+        what: &'static str,
+        limit: Duration,
+        make: impl Fn(Channel) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let end = tokio::time::Instant::now() + limit;
+        let mut second = false;
+        loop {
+            let Some(connection) = self.inner.current.load_full() else {
+                return Err(CallError::unavailable(what, "the agent has no valid node SVID"));
+            };
+            let answer = tokio::time::timeout_at(end, make(connection.channel.clone())).await;
+            let refusal = match answer {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(status)) if !second && connection_died(&status) => {
+                    second = true;
+                    continue;
+                }
+                Ok(Err(status)) => told(&status),
+                Err(_) => {
+                    self.replace(&connection);
+                    Refusal::unavailable("the server did not answer in time")
+                }
+            };
+            if let Some(fault) = refusal.agent_fault {
+                self.report(&connection, fault);
+            }
+            return Err(CallError { what, refusal });
+        }
+    }
+
+    /// A fault counts only if it is about the identity now used: one found under an older SVID is settled already.
+    fn report(&self, connection: &Connection, fault: AgentFault) {
+        let current = self.inner.current.load();
+        if current.as_ref().is_some_and(|now| now.generation == connection.generation) {
+            self.inner.fault.send_if_modified(|held| held.replace(fault) != Some(fault));
+        }
+    }
+
+    /// A new channel with the same identity instead of `dead`, unless somebody was faster.
+    fn replace(&self, dead: &Arc<Connection>) {
+        let Ok(channel) = self.inner.channel(Some(&dead.identity)) else { return };
+        let fresh = Arc::new(Connection {
+            generation: dead.generation,
+            identity: Arc::clone(&dead.identity),
+            channel,
+        });
+        self.inner.current.compare_and_swap(dead, Some(fresh));
+    }
+}
+
+impl Inner {
+    fn channel(&self, identity: Option<&Arc<NodeIdentity>>) -> Result<Channel, LinkError> {
+        let tls = Arc::new(self.tls(identity)?);
+        let name = self.address.server_name();
+        let address = self.address.clone();
+        let authority = address.to_string();
+        // The scheme is http because TLS is ours, not tonic's; the server is told https, as it should be.
+        let endpoint = Endpoint::from_shared(format!("http://{authority}"))
+            .and_then(|endpoint| endpoint.user_agent(concat!("passant-agent/", env!("CARGO_PKG_VERSION"))))
+            .map_err(|_| LinkError::Address(authority.clone()))?;
+        let origin = format!("https://{authority}").parse().map_err(|_| LinkError::Address(authority))?;
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let (tls, name, address) = (TlsConnector::from(Arc::clone(&tls)), name.clone(), address.clone());
+            async move { connect(&address, name, &tls).await.map(TokioIo::new) }
+        });
+        Ok(endpoint.origin(origin).connect_with_connector_lazy(connector))
+    }
+
+    fn tls(&self, identity: Option<&Arc<NodeIdentity>>) -> Result<rustls::ClientConfig, LinkError> {
+        let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(LinkError::Tls)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(&self.verifier) as Arc<dyn ServerCertVerifier>);
+        let mut config = match identity {
+            Some(identity) => builder.with_client_cert_resolver(Arc::new(NodeCertificate::of(identity)?)),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // Each connection is verified anew, on both sides.
+        config.resumption = Resumption::disabled();
+        Ok(config)
+    }
+}
+
+async fn connect(
+    address: &ServerAddress,
+    name: ServerName<'static>,
+    tls: &TlsConnector,
+) -> io::Result<TlsStream<TcpStream>> {
+    let dial = TcpStream::connect((address.host(), address.port()));
+    let stream = tokio::time::timeout(limits::CONNECT, dial)
+        .await
+        .map_err(|_| timed_out("connect to the server"))?
+        .map_err(|error| io::Error::new(error.kind(), format!("failed to connect to {address}: {error}")))?;
+    stream.set_nodelay(true)?;
+    tokio::time::timeout(limits::CONNECT, tls.connect(name, stream))
+        .await
+        .map_err(|_| timed_out("finish the TLS handshake with the server"))?
+}
+
+fn timed_out(what: &str) -> io::Error {
+    let secs = limits::CONNECT.as_secs();
+    io::Error::new(io::ErrorKind::TimedOut, format!("failed to {what} within {secs} s"))
+}
+
+/// What a status says, with the causes that tonic keeps apart from its message: "transport error" alone helps nobody.
+pub(crate) fn told(status: &Status) -> Refusal {
+    let mut refusal = from_status(&status);
+    if refusal.reason == Reason::Internal && status.source().is_some() {
+        // Not said by the server: the way to it failed.
+        refusal.reason = Reason::Unavailable;
+    }
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !refusal.public.contains(&text) {
+            refusal.public = format!("{}: {text}", refusal.public);
+        }
+        cause = error.source();
+    }
+    refusal
+}
+
+/// Whether no answer came because the connection ended, as opposed to a refusal by the server.
+fn connection_died(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            // A connect or a handshake that failed would only fail again.
+            return matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+            );
+        }
+        cause = error.source();
+    }
+    status.message().contains("GOAWAY") || status.message().contains("connection closed")
+}
+
+impl CallError {
+    pub(crate) fn unavailable(what: &'static str, why: impl Into<String>) -> Self {
+        Self { what, refusal: Refusal::unavailable(why) }
+    }
+
+    /// The server does not offer this call.
+    pub(crate) fn is_unimplemented(&self) -> bool {
+        self.refusal.reason == Reason::Unimplemented
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed to {}: {}", self.what, self.refusal)
+    }
+}
+
+impl Error for CallError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.refusal.source()
+    }
+}
+
+impl fmt::Debug for NodeIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeIdentity")
+            .field("id", self.svid.id())
+            .field("not_after", &self.svid.not_after())
+            .field("reattestable", &self.reattestable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("address", &self.inner.address).finish_non_exhaustive()
+    }
+}
+
+/// Accepts the server of our trust domain and nobody else. The host name means nothing.
+struct ServerVerifier {
+    server_id: SpiffeId,
+    bundle: ArcSwapOption<Bundle>,
+    insecure_bootstrap: bool,
+    host: Host,
+    provider: Arc<CryptoProvider>,
+}
+
+/// Why the peer is not taken for our server.
+#[derive(Debug, thiserror::Error)]
+enum NotOurServer {
+    #[error("failed to verify the server against the bundle of {trust_domain}: {error}")]
+    Chain {
+        trust_domain: TrustDomain,
+        error: X509SvidError,
+    },
+    #[error("failed to read the server's certificate as an X509-SVID: {0}")]
+    Svid(X509SvidError),
+    #[error("failed to verify the server: it is {found}, not {wanted}")]
+    Id { found: SpiffeId, wanted: SpiffeId },
+    #[error("failed to verify the server: there is no bundle and insecure_bootstrap is off")]
+    NoBundle,
+}
+
+impl ServerVerifier {
+    fn check(&self, chain: Vec<CertificateDer<'static>>) -> Result<(), NotOurServer> {
+        let svid = match self.bundle.load_full() {
+            Some(bundle) => x509_svid::verify(chain, &bundle, self.host.now()).map_err(|error| {
+                NotOurServer::Chain { trust_domain: bundle.trust_domain.clone(), error }
+            })?,
+            None if self.insecure_bootstrap => X509Svid::parse(chain).map_err(NotOurServer::Svid)?,
+            None => return Err(NotOurServer::NoBundle),
+        };
+        if *svid.id() != self.server_id {
+            return Err(NotOurServer::Id { found: svid.id().clone(), wanted: self.server_id.clone() });
+        }
+        Ok(())
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: rustls_pki_types::UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let chain =
+            std::iter::once(end_entity).chain(intermediates).map(|each| each.clone().into_owned()).collect();
+        match self.check(chain) {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Err(why) => Err(rustls::Error::Other(OtherError(Arc::new(why)))),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for ServerVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerVerifier").field("server_id", &self.server_id).finish_non_exhaustive()
+    }
+}
+
+/// Shows the node SVID to whoever asks for a certificate. The server names no issuers worth filtering by.
+#[derive(Debug)]
+struct NodeCertificate(Arc<CertifiedKey>);
+
+impl NodeCertificate {
+    fn of(identity: &NodeIdentity) -> Result<Self, LinkError> {
+        let pkcs8 = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key.pkcs8().expose().as_slice()));
+        let key = rustls::crypto::ring::sign::any_supported_type(&pkcs8).map_err(LinkError::Key)?;
+        Ok(Self(Arc::new(CertifiedKey::new(identity.svid.chain().to_vec(), key))))
+    }
+}
+
+impl ResolvesClientCert for NodeCertificate {
+    fn resolve(&self, _issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.key.choose_scheme(schemes).map(|_| Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,567 @@
+//! How does the node come by its own SVID, keep it, and get it back when it is lost?
+//!
+//! [`next_step`] decides, purely; [`Node`] acts. Nothing here ends the agent: what cannot be done now is tried again with
+//! backoff, and said in the health report.
+
+mod data;
+mod dialogue;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use passant_attest::node::Prover;
+use passant_attest::node::join_token::{JoinTokenProver, Token, TokenHash};
+use passant_attest::node::x509pop::X509PopProver;
+use passant_core::bundle::Bundle;
+use passant_core::csr;
+use passant_core::keys::{KeyType, SigningKey};
+use passant_core::lifetime::renew_at;
+use passant_core::{AgentFault, Host, Reason, Refusal, TrustDomain, UnixTime};
+use passant_proto::agent::agent_client::AgentClient;
+use passant_proto::agent::{AgentX509svidParams, PostStatusRequest, RenewAgentRequest};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::cache::Cache;
+use crate::config::{self, Bootstrap, FileError, NodeAttestor, TokenSource};
+use crate::connect::{CallError, Link, NodeIdentity};
+use crate::health::{Health, Part};
+use crate::limits;
+use crate::trust::Vouching;
+
+pub use data::DataError;
+pub(crate) use data::{DataDir, Pending, Stored};
+
+/// Told to workloads of a banned node.
+const BANNED: &str = "this node is banned";
+
+/// The node: its stored state, and what it does about its own SVID.
+pub(crate) struct Node {
+    trust_domain: TrustDomain,
+    host: Host,
+    link: Link,
+    cache: Cache,
+    health: Health,
+    key_type: KeyType,
+    attestor: NodeAttestor,
+    bootstrap: Bootstrap,
+    data: DataDir,
+    stored: Stored,
+    /// The stored state has changed and could not be written.
+    unsaved: bool,
+    renew_at: Option<UnixTime>,
+    /// Whether an authority that is not tainted vouches for the SVID.
+    vouched: bool,
+    fault: Option<AgentFault>,
+    /// No attempt before this.
+    due: Instant,
+    unreachable: Backoff,
+    refused: Backoff,
+}
+
+/// What is known of the SVID held, for a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lease {
+    not_after: UnixTime,
+    renew_at: UnixTime,
+    reattestable: bool,
+    vouched: bool,
+}
+
+/// What to do about the node's SVID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Nothing now.
+    Hold,
+    /// Ask for a new SVID with the one held.
+    Renew,
+    /// Prove the node anew.
+    Attest,
+    /// Nothing can be done without an operator; why.
+    Stuck(&'static str),
+}
+
+/// Decides at `now`, holding `lease`, with the `fault` that the server last found in it, and with or without the means to
+/// attest.
+///
+/// Re-attestation makes the old SVID useless at once, so it comes only where renewal is not offered. An SVID that has
+/// expired by this host's clock is still tried where nothing else is left: the clock may be wrong.
+fn next_step(now: UnixTime, lease: Option<Lease>, fault: Option<AgentFault>, can_attest: bool) -> Step {
+    let Some(lease) = lease else {
+        return if can_attest { Step::Attest } else { Step::Stuck("no node SVID is stored and there is no unused join token") };
+    };
+    match fault {
+        Some(_) if can_attest => return Step::Attest,
+        Some(fault) => return Step::Stuck(lost(fault)),
+        None => {}
+    }
+    let expired = lease.not_after <= now;
+    let due = expired || lease.renew_at <= now || !lease.vouched;
+    match (due, can_attest) {
+        (false, _) => Step::Hold,
+        (true, true) if expired || lease.reattestable => Step::Attest,
+        (true, _) => Step::Renew,
+    }
+}
+
+fn lost(fault: AgentFault) -> &'static str {
+    match fault {
+        AgentFault::Expired => "the server says that the node SVID has expired; a new join token is needed",
+        AgentFault::NotAttested => "the node was evicted; a new join token is needed",
+        AgentFault::NotActive => "the server knows a newer SVID of this node: was the data directory copied or restored? a new join token is needed",
+        AgentFault::MustReattest => "the server wants this node to attest again, and its join token is spent",
+        AgentFault::Banned => BANNED,
+    }
+}
+
+impl Node {
+    /// Takes up what is stored, or what the configuration gives to begin with.
+    ///
+    /// # Errors
+    /// When the stored state cannot be read or is not ours, or the bootstrap bundle is needed and cannot be read.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one agent meet here, each once")]
+    pub(crate) fn open(
+        trust_domain: TrustDomain,
+        attestor: NodeAttestor,
+        bootstrap: Bootstrap,
+        key_type: KeyType,
+        data: DataDir,
+        link: Link,
+        cache: Cache,
+        health: Health,
+        host: Host,
+    ) -> Result<Self, OpenError> {
+        let stored = data.load(&host)?;
+        let mut node = Self {
+            trust_domain,
+            host,
+            link,
+            cache,
+            health,
+            key_type,
+            attestor,
+            bootstrap,
+            data,
+            stored,
+            unsaved: false,
+            renew_at: None,
+            vouched: true,
+            fault: None,
+            due: Instant::now(),
+            unreachable: Backoff::new(limits::BACKOFF_FIRST, limits::BACKOFF_LAST),
+            refused: Backoff::new(limits::REFUSED_FIRST, limits::REFUSED_LAST),
+        };
+        match node.stored.bundle.clone() {
+            Some(bundle) => {
+                node.link.trust(Arc::clone(&bundle));
+                node.cache.learn_bundle(bundle);
+            }
+            None => node.trust_bootstrap()?,
+        }
+        if let Some(identity) = node.stored.identity.clone() {
+            info!(id = %identity.svid.id(), not_after = %identity.svid.not_after(), "node SVID loaded");
+            node.assume(identity);
+        }
+        Ok(node)
+    }
+
+    /// Verifies the server by what the configuration gives.
+    fn trust_bootstrap(&self) -> Result<(), FileError> {
+        match &self.bootstrap {
+            Bootstrap::File(path) => {
+                let bundle = config::read_bundle(path, &self.trust_domain)?;
+                self.link.trust(Arc::new(bundle));
+            }
+            Bootstrap::Bundle(bundle) => self.link.trust(Arc::new((**bundle).clone())),
+            Bootstrap::Insecure => {
+                warn!("insecure_bootstrap: whoever answers first as the server is believed");
+            }
+        }
+        Ok(())
+    }
+
+    /// When [`Self::tend`] next has something to do, as far as timers know.
+    pub(crate) const fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// The fault that the server found in this node's SVID, if it stands.
+    pub(crate) const fn fault(&self) -> Option<AgentFault> {
+        self.fault
+    }
+
+    /// Does what is due about the node's own SVID.
+    pub(crate) async fn tend(&mut self) {
+        if self.unsaved {
+            self.save().await;
+        }
+        if Instant::now() < self.due {
+            return;
+        }
+        let token = self.usable_token();
+        let can_attest = match (&self.attestor, &token) {
+            (NodeAttestor::X509pop(_), _) | (NodeAttestor::JoinToken(_), Ok(Some(_))) => true,
+            (NodeAttestor::JoinToken(_), Ok(None) | Err(_)) => false,
+        };
+        let step = next_step(self.host.now(), self.lease(), self.fault, can_attest);
+        let outcome = match step {
+            Step::Hold => {
+                self.due = Instant::now() + limits::LOOK_AGAIN;
+                return;
+            }
+            Step::Stuck(why) => {
+                let detail = token.err().map(|error| format!(" ({error})")).unwrap_or_default();
+                self.health.bad(Part::Node, &format!("{why}{detail}"));
+                self.due = Instant::now() + limits::LOOK_AGAIN;
+                return;
+            }
+            Step::Renew => self.renew().await,
+            Step::Attest => self.attest(token.ok().flatten()).await,
+        };
+        self.due = Instant::now() + self.judge(outcome).await;
+    }
+
+    /// Reports the outcome of an attempt and says when to look again.
+    async fn judge(&mut self, outcome: Result<(), CallError>) -> Duration {
+        let Err(error) = outcome else {
+            self.unreachable.succeeded();
+            self.refused.succeeded();
+            self.health.good(Part::Node);
+            return if self.vouched { limits::RENEWAL_FLOOR } else { limits::DISTRUST_FLOOR };
+        };
+        self.health.bad(Part::Node, &error.to_string());
+        if let Some(fault) = error.refusal.agent_fault {
+            self.found(fault).await;
+        }
+        match error.refusal.reason {
+            Reason::Unavailable | Reason::Exhausted | Reason::Internal => self.unreachable.failed(&self.host),
+            Reason::Invalid
+            | Reason::Unauthenticated
+            | Reason::Denied
+            | Reason::NotFound
+            | Reason::AlreadyExists
+            | Reason::Precondition
+            | Reason::Unimplemented => self.refused.failed(&self.host),
+        }
+    }
+
+    /// The server has found `fault` in the SVID now used.
+    pub(crate) async fn found(&mut self, fault: AgentFault) {
+        if self.fault == Some(fault) {
+            return;
+        }
+        warn!(?fault, "the server does not accept this node's SVID");
+        self.fault = Some(fault);
+        self.due = Instant::now();
+        match fault {
+            AgentFault::Banned => self.give_up().await,
+            AgentFault::MustReattest => self.mark_reattestable(),
+            AgentFault::Expired | AgentFault::NotAttested | AgentFault::NotActive => {}
+        }
+    }
+
+    /// The SVID was accepted: whatever was found before is over.
+    pub(crate) fn accepted(&mut self) {
+        if self.fault.take().is_some() {
+            self.refused.succeeded();
+            self.health.good(Part::Node);
+        }
+    }
+
+    /// Banned: nothing that was issued may be used any more. The bundle and the memory of the token stay.
+    async fn give_up(&mut self) {
+        self.cache.withhold(BANNED);
+        self.link.forget_identity();
+        self.stored.identity = None;
+        self.stored.pending = None;
+        self.renew_at = None;
+        self.due = Instant::now() + self.refused.failed(&self.host);
+        self.save().await;
+        self.health.bad(Part::Node, BANNED);
+    }
+
+    fn mark_reattestable(&mut self) {
+        if let Some(held) = &self.stored.identity
+            && !held.reattestable
+        {
+            let identity =
+                NodeIdentity { svid: held.svid.clone(), key: Arc::clone(&held.key), reattestable: true };
+            self.stored.identity = Some(Arc::new(identity));
+            self.unsaved = true;
+        }
+    }
+
+    /// Takes over the bundle of a sync: keeps it, verifies the server by it, and looks whether it still vouches for us.
+    pub(crate) async fn learn_bundle(&mut self, bundle: &Arc<Bundle>) {
+        if self.stored.bundle.as_ref().is_some_and(|held| **held == **bundle) {
+            return;
+        }
+        info!(sequence = bundle.sequence, "bundle changed");
+        self.stored.bundle = Some(Arc::clone(bundle));
+        self.link.trust(Arc::clone(bundle));
+        if let Some(identity) = &self.stored.identity {
+            self.vouched = Vouching::of(bundle).covers(&identity.svid);
+        }
+        self.save().await;
+        self.post_status().await;
+    }
+
+    /// Tells the server which agent this is. Failure is only said: nothing depends on it.
+    pub(crate) async fn post_status(&self) {
+        let current_bundle_serial = self.stored.bundle.as_ref().map_or(0, |bundle| bundle.sequence);
+        let posted = self
+            .link
+            .call("post status", limits::CALL, |channel| async move {
+                let agent_version = concat!("passant ", env!("CARGO_PKG_VERSION")).to_owned();
+                let request = PostStatusRequest { current_bundle_serial, agent_version };
+                AgentClient::new(channel).post_status(request).await.map(drop)
+            })
+            .await;
+        if let Err(error) = posted {
+            warn!(%error, "the server does not know this agent's version");
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), CallError> {
+        let what = "renew the node SVID";
+        let key = self.new_key(what)?;
+        let csr = csr::make(&*key, None).map_err(|error| CallError { what, refusal: Refusal::internal(error) })?;
+        let answer = self
+            .link
+            .call(what, limits::CALL, |channel| {
+                let params = Some(AgentX509svidParams { csr: csr.clone() });
+                async move {
+                    let mut client = AgentClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
+                    Ok(client.renew_agent(RenewAgentRequest { params }).await?.into_inner())
+                }
+            })
+            .await?;
+        let bundle = self.link.bundle().ok_or_else(|| CallError::unavailable(what, "no bundle is held"))?;
+        let svid = dialogue::read_svid(answer.svid.as_ref(), &self.trust_domain, &*key, &bundle)
+            .map_err(|why| CallError::unavailable(what, why))?;
+        let reattestable = self.stored.identity.as_ref().is_some_and(|held| held.reattestable);
+        let identity = Arc::new(NodeIdentity { svid, key, reattestable });
+        // On disk before its first use: the server forgets the old serial once it has seen the new one.
+        let stored = Stored { identity: Some(Arc::clone(&identity)), ..self.stored.clone() };
+        self.data.save(&stored).await.map_err(|error| {
+            self.health.bad(Part::Data, &with_cause(&error));
+            CallError { what, refusal: Refusal::unavailable(with_cause(&error)).because(error) }
+        })?;
+        self.stored = stored;
+        self.unsaved = false;
+        self.health.good(Part::Data);
+        info!(id = %identity.svid.id(), not_after = %identity.svid.not_after(), "node SVID renewed");
+        self.assume(identity);
+        Ok(())
+    }
+
+    async fn attest(&mut self, token: Option<Token>) -> Result<(), CallError> {
+        let what = "attest node";
+        if self.stored.bundle.is_none() {
+            // The file may have been mended since the last attempt.
+            self.trust_bootstrap().map_err(|error| unprepared(what, error))?;
+        }
+        let token_hash = token.as_ref().map(Token::hash);
+        let key = match token_hash {
+            Some(hash) => self.pending_key(hash, what).await?,
+            None => self.new_key(what)?,
+        };
+        let mut prover = self.prover(token).map_err(|error| unprepared(what, error))?;
+        let channel = self.link.stranger().map_err(|error| unprepared(what, error))?;
+        let attested = dialogue::attest(channel, &self.trust_domain, &mut *prover, key).await?;
+        let identity = Arc::new(attested.identity);
+        info!(id = %identity.svid.id(), not_after = %identity.svid.not_after(),
+            reattestable = identity.reattestable, "node attested");
+        self.stored = Stored {
+            identity: Some(Arc::clone(&identity)),
+            bundle: Some(Arc::clone(&attested.bundle)),
+            pending: None,
+            spent: token_hash.or(self.stored.spent),
+        };
+        self.save().await;
+        self.link.trust(Arc::clone(&attested.bundle));
+        self.cache.learn_bundle(attested.bundle);
+        self.assume(identity);
+        self.cache.lift();
+        self.post_status().await;
+        Ok(())
+    }
+
+    /// The key for an attestation by the token `hash`: the one of the last attempt with it, or a new one that is on disk
+    /// before the server hears of it.
+    async fn pending_key(&mut self, hash: TokenHash, what: &'static str) -> Result<Arc<dyn SigningKey>, CallError> {
+        if let Some(pending) = self.stored.pending.as_ref().filter(|pending| pending.token == hash) {
+            return Ok(Arc::clone(&pending.key));
+        }
+        let key = self.new_key(what)?;
+        let pending = Some(Pending { token: hash, key: Arc::clone(&key) });
+        let stored = Stored { pending, ..self.stored.clone() };
+        self.data.save(&stored).await.map_err(|error| {
+            self.health.bad(Part::Data, &with_cause(&error));
+            CallError { what, refusal: Refusal::unavailable(with_cause(&error)).because(error) }
+        })?;
+        self.health.good(Part::Data);
+        self.stored = stored;
+        Ok(key)
+    }
+
+    fn prover(&self, token: Option<Token>) -> Result<Box<dyn Prover>, Unprepared> {
+        match (&self.attestor, token) {
+            (NodeAttestor::JoinToken(_), Some(token)) => Ok(Box::new(JoinTokenProver::new(token))),
+            (NodeAttestor::JoinToken(_), None) => Err(Unprepared::NoToken),
+            (NodeAttestor::X509pop(config), _) => {
+                Ok(Box::new(X509PopProver::open(config.clone(), self.host.clone()).map_err(Box::new)?))
+            }
+        }
+    }
+
+    /// The join token that may be tried: there is one, and no attestation has succeeded with it yet.
+    fn usable_token(&self) -> Result<Option<Token>, FileError> {
+        let token = match &self.attestor {
+            NodeAttestor::JoinToken(Some(TokenSource::Given(token))) => {
+                Token::parse(token.expose()).ok()
+            }
+            NodeAttestor::JoinToken(Some(TokenSource::File(path))) => Some(config::read_token(path)?),
+            NodeAttestor::JoinToken(None) | NodeAttestor::X509pop(_) => None,
+        };
+        Ok(token.filter(|token| self.stored.spent != Some(token.hash())))
+    }
+
+    /// Is known by `identity` from now on.
+    fn assume(&mut self, identity: Arc<NodeIdentity>) {
+        let (begin, end) = (identity.svid.not_before(), identity.svid.not_after());
+        self.renew_at = Some(renew_at(begin, end, self.host.jitter()));
+        self.vouched = match self.stored.bundle.as_ref() {
+            Some(bundle) => Vouching::of(bundle).covers(&identity.svid),
+            None => true,
+        };
+        self.fault = None;
+        if let Err(error) = self.link.identify(identity) {
+            self.health.bad(Part::Node, &with_cause(&error));
+        }
+    }
+
+    fn lease(&self) -> Option<Lease> {
+        let identity = self.stored.identity.as_ref()?;
+        Some(Lease {
+            not_after: identity.svid.not_after(),
+            renew_at: self.renew_at?,
+            reattestable: identity.reattestable,
+            vouched: self.vouched,
+        })
+    }
+
+    async fn save(&mut self) {
+        match self.data.save(&self.stored).await {
+            Ok(()) => {
+                self.unsaved = false;
+                self.health.good(Part::Data);
+            }
+            Err(error) => {
+                self.unsaved = true;
+                self.health.bad(Part::Data, &with_cause(&error));
+            }
+        }
+    }
+
+    fn new_key(&self, what: &'static str) -> Result<Arc<dyn SigningKey>, CallError> {
+        let key = self.host.keys.generate(self.key_type);
+        key.map_err(|error| CallError { what, refusal: Refusal::internal(error) })
+    }
+}
+
+/// Why a node cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Bootstrap(#[from] FileError),
+}
+
+/// Why an attestation cannot even be tried.
+#[derive(Debug, thiserror::Error)]
+enum Unprepared {
+    #[error("there is no unused join token")]
+    NoToken,
+    #[error(transparent)]
+    X509pop(#[from] Box<passant_attest::node::x509pop::X509PopConfigError>),
+}
+
+/// The node's own fault: trying again soon will not help, but files may be mended.
+fn unprepared(what: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> CallError {
+    CallError { what, refusal: Refusal::precondition(with_cause(&error)).because(error) }
+}
+
+/// The error with the causes that its own words leave out.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(not_after: i64, renew_at: i64, reattestable: bool) -> Lease {
+        Lease {
+            not_after: UnixTime::from_secs(not_after),
+            renew_at: UnixTime::from_secs(renew_at),
+            reattestable,
+            vouched: true,
+        }
+    }
+
+    #[track_caller]
+    fn check(now: i64, lease: Option<Lease>, fault: Option<AgentFault>, can_attest: bool, step: Step) {
+        assert_eq!(next_step(UnixTime::from_secs(now), lease, fault, can_attest), step);
+    }
+
+    #[test]
+    fn a_node_without_svid_attests_if_it_can() {
+        check(0, None, None, true, Step::Attest);
+        assert!(matches!(next_step(UnixTime::from_secs(0), None, None, false), Step::Stuck(_)));
+    }
+
+    #[test]
+    fn an_svid_is_held_until_its_renewal_and_then_renewed_as_the_server_said() {
+        let (renews, reattests) = (Some(lease(100, 50, false)), Some(lease(100, 50, true)));
+        check(49, renews, None, true, Step::Hold);
+        check(50, renews, None, false, Step::Renew);
+        check(50, renews, None, true, Step::Renew);
+        check(50, reattests, None, true, Step::Attest);
+        check(50, reattests, None, false, Step::Renew);
+    }
+
+    #[test]
+    fn an_expired_svid_is_replaced_by_attestation_or_tried_as_a_last_resort() {
+        let held = Some(lease(100, 50, false));
+        check(99, held, None, true, Step::Renew);
+        check(100, held, None, true, Step::Attest);
+        check(100, held, None, false, Step::Renew);
+    }
+
+    #[test]
+    fn a_tainted_authority_makes_renewal_due_at_once() {
+        let tainted = Lease { vouched: false, ..lease(100, 50, false) };
+        check(10, Some(tainted), None, false, Step::Renew);
+    }
+
+    #[test]
+    fn a_fault_leads_to_attestation_or_to_an_operator() {
+        let held = Some(lease(100, 50, false));
+        for fault in
+            [AgentFault::Expired, AgentFault::NotAttested, AgentFault::NotActive, AgentFault::MustReattest]
+        {
+            check(10, held, Some(fault), true, Step::Attest);
+            check(10, held, Some(fault), false, Step::Stuck(lost(fault)));
+        }
+        check(10, None, Some(AgentFault::Banned), true, Step::Attest);
+    }
+}

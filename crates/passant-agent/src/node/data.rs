@@ -1,0 +1,305 @@
+//! What does the agent keep on disk, and how does it survive a crash at any moment?
+//!
+//! One file, `agent-data.json`, mode 0600: the node SVID with its key, the bundle, and the key of an attestation under way.
+//! It is replaced as a whole: written beside, synced, renamed, directory synced. Keys of workloads are never in it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use passant_attest::node::join_token::TokenHash;
+use passant_core::bundle::Bundle;
+use passant_core::keys::SigningKey;
+use passant_core::x509_svid::X509Svid;
+use passant_core::{Host, Secret, TrustDomain};
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+use zeroize::Zeroizing;
+
+use crate::connect::NodeIdentity;
+use crate::limits;
+
+const FORMAT: u32 = 1;
+const FILE: &str = "agent-data.json";
+const BESIDE: &str = ".agent-data.json.new";
+const UNREADABLE: &str = "agent-data.json.unreadable";
+const LOCK: &str = "agent.lock";
+
+/// The data directory, held by this process alone.
+pub(crate) struct DataDir {
+    dir: PathBuf,
+    trust_domain: TrustDomain,
+    /// Locked until dropped.
+    _lock: File,
+}
+
+/// What the file holds.
+#[derive(Clone, Default)]
+pub(crate) struct Stored {
+    pub(crate) identity: Option<Arc<NodeIdentity>>,
+    pub(crate) bundle: Option<Arc<Bundle>>,
+    pub(crate) pending: Option<Pending>,
+    /// The join token that the identity was, or a former one had been, attested with.
+    pub(crate) spent: Option<TokenHash>,
+}
+
+/// The key of an attestation by join token whose answer was not yet stored. The same token with the same key is accepted
+/// again by a Passant server, so that an answer lost in a crash does not cost the token.
+#[derive(Clone)]
+pub(crate) struct Pending {
+    pub(crate) token: TokenHash,
+    pub(crate) key: Arc<dyn SigningKey>,
+}
+
+/// Why the data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// It cannot be made or used.
+    #[error("failed to use {} as the data directory: make it a directory that belongs to the agent's user", dir.display())]
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Another agent uses it.
+    #[error("another agent is running with the data directory {}: give each agent its own", .0.display())]
+    InUse(PathBuf),
+    /// It belongs to another trust domain.
+    #[error("{} holds the identity of trust domain {found}, not {wanted}: correct trust_domain, or use another data_dir",
+        path.display())]
+    OtherTrustDomain {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Which was configured.
+        wanted: TrustDomain,
+    },
+    /// A newer agent wrote it.
+    #[error("{} was written by a newer agent (format {found}): run that version, or use another data_dir", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format number.
+        found: u32,
+    },
+    /// It cannot be read or written.
+    #[error("failed to {what} {}", path.display())]
+    Io {
+        /// "read" or "write".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Raw {
+    format: u32,
+    trust_domain: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity: Option<RawIdentity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bundle: Option<Bundle>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending: Option<RawPending>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    spent_token: Option<TokenHash>,
+}
+
+/// Certificates and keys in standard base64 of their DER.
+#[derive(Serialize, Deserialize)]
+struct RawIdentity {
+    svid: Vec<String>,
+    key: Zeroizing<String>,
+    reattestable: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawPending {
+    token: TokenHash,
+    key: Zeroizing<String>,
+}
+
+/// What cannot be used in a file of a known format.
+#[derive(Debug, thiserror::Error)]
+enum Damage {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Base64(#[from] base64::DecodeError),
+    #[error(transparent)]
+    Svid(#[from] passant_core::x509_svid::X509SvidError),
+    #[error(transparent)]
+    Key(#[from] passant_core::keys::KeyError),
+    #[error("the key does not belong to the SVID")]
+    Mismatch,
+    #[error("it is larger than {} MiB", limits::DATA_FILE_BYTES >> 20)]
+    TooLarge,
+}
+
+impl DataDir {
+    /// Makes the directory if need be, and takes it for this process.
+    ///
+    /// # Errors
+    /// When it cannot be used, or another agent uses it.
+    pub(crate) fn open(dir: &Path, trust_domain: &TrustDomain) -> Result<Self, DataError> {
+        let failed = |source| DataError::Directory { dir: dir.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        let mode = fs::metadata(dir).map_err(failed)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            warn!(dir = %dir.display(), mode = format!("{:o}", mode & 0o777),
+                "the data directory is open to others; it holds the node's private key and is made mode 0700");
+            fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
+        }
+        let lock = open_private(&dir.join(LOCK)).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DataError::InUse(dir.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        Ok(Self { dir: dir.to_owned(), trust_domain: trust_domain.clone(), _lock: lock })
+    }
+
+    /// Reads what is stored. A file that makes no sense is set aside and counts as none: the agent attests anew.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is of another trust domain or a newer format.
+    pub(crate) fn load(&self, host: &Host) -> Result<Stored, DataError> {
+        let path = self.dir.join(FILE);
+        let text = match read_bounded(&path) {
+            Ok(Ok(text)) => text,
+            Ok(Err(damage)) => return self.set_aside(&path, &damage),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::default()),
+            Err(source) => return Err(DataError::Io { what: "read", path, source }),
+        };
+        let raw: Raw = match serde_json::from_slice(&text) {
+            Ok(raw) => raw,
+            Err(error) => return self.set_aside(&path, &Damage::Json(error)),
+        };
+        if raw.format > FORMAT {
+            return Err(DataError::Newer { path, found: raw.format });
+        }
+        if raw.trust_domain != self.trust_domain.as_str() {
+            let wanted = self.trust_domain.clone();
+            return Err(DataError::OtherTrustDomain { path, found: raw.trust_domain, wanted });
+        }
+        match read_stored(raw, host) {
+            Ok(stored) => Ok(stored),
+            Err(damage) => self.set_aside(&path, &damage),
+        }
+    }
+
+    /// Replaces what is stored. On disk when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the old content stands.
+    pub(crate) async fn save(&self, stored: &Stored) -> Result<(), DataError> {
+        let path = self.dir.join(FILE);
+        let text = Zeroizing::new(self.to_json(stored));
+        let dir = self.dir.clone();
+        let written = tokio::task::spawn_blocking(move || replace(&dir, &text)).await;
+        let failed = |source| DataError::Io { what: "write", path, source };
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(failed(source)),
+            Err(panicked) => Err(failed(io::Error::other(panicked))),
+        }
+    }
+
+    fn to_json(&self, stored: &Stored) -> Vec<u8> {
+        let key = |key: &Arc<dyn SigningKey>| Zeroizing::new(BASE64_STANDARD.encode(key.pkcs8().expose()));
+        let raw = Raw {
+            format: FORMAT,
+            trust_domain: self.trust_domain.as_str().to_owned(),
+            identity: stored.identity.as_ref().map(|identity| RawIdentity {
+                svid: identity.svid.chain().iter().map(|der| BASE64_STANDARD.encode(der)).collect(),
+                key: key(&identity.key),
+                reattestable: identity.reattestable,
+            }),
+            bundle: stored.bundle.as_ref().map(|bundle| (**bundle).clone()),
+            pending: stored
+                .pending
+                .as_ref()
+                .map(|pending| RawPending { token: pending.token, key: key(&pending.key) }),
+            spent_token: stored.spent,
+        };
+        serde_json::to_vec(&raw).expect("text, numbers and lists always have a JSON form")
+    }
+
+    fn set_aside(&self, path: &Path, damage: &Damage) -> Result<Stored, DataError> {
+        let aside = self.dir.join(UNREADABLE);
+        warn!(path = %path.display(), aside = %aside.display(), %damage,
+            "the stored node identity cannot be used; it is set aside and the node attests anew");
+        fs::rename(path, &aside).map_err(|source| DataError::Io { what: "set aside", path: path.to_owned(), source })?;
+        Ok(Stored::default())
+    }
+}
+
+fn read_stored(raw: Raw, host: &Host) -> Result<Stored, Damage> {
+    let identity = raw.identity.map(|identity| read_identity(&identity, host)).transpose()?;
+    let pending = raw
+        .pending
+        .map(|pending| Ok::<_, Damage>(Pending { token: pending.token, key: read_key(&pending.key, host)? }))
+        .transpose()?;
+    Ok(Stored {
+        identity: identity.map(Arc::new),
+        bundle: raw.bundle.map(Arc::new),
+        pending,
+        spent: raw.spent_token,
+    })
+}
+
+fn read_identity(raw: &RawIdentity, host: &Host) -> Result<NodeIdentity, Damage> {
+    let chain: Vec<CertificateDer<'static>> = raw
+        .svid
+        .iter()
+        .map(|text| Ok(CertificateDer::from(BASE64_STANDARD.decode(text)?)))
+        .collect::<Result<_, base64::DecodeError>>()?;
+    let svid = X509Svid::parse(chain)?;
+    let key = read_key(&raw.key, host)?;
+    if svid.public_key() != key.public_key() {
+        return Err(Damage::Mismatch);
+    }
+    Ok(NodeIdentity { svid, key, reattestable: raw.reattestable })
+}
+
+fn read_key(text: &str, host: &Host) -> Result<Arc<dyn SigningKey>, Damage> {
+    let pkcs8 = Secret::new(BASE64_STANDARD.decode(text)?);
+    Ok(host.keys.load(&pkcs8)?)
+}
+
+fn read_bounded(path: &Path) -> io::Result<Result<Zeroizing<Vec<u8>>, Damage>> {
+    let file = File::open(path)?;
+    let mut text = Zeroizing::new(Vec::new());
+    file.take(limits::DATA_FILE_BYTES + 1).read_to_end(&mut text)?;
+    let too_large = u64::try_from(text.len()).is_ok_and(|len| len > limits::DATA_FILE_BYTES);
+    Ok(if too_large { Err(Damage::TooLarge) } else { Ok(text) })
+}
+
+/// The lock makes the name beside ours alone; one left by a crash is overwritten.
+fn replace(dir: &Path, text: &[u8]) -> io::Result<()> {
+    let beside = dir.join(BESIDE);
+    match fs::remove_file(&beside) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut file = open_private(&beside)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&beside, dir.join(FILE))?;
+    File::open(dir)?.sync_all()
+}
+
+fn open_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
