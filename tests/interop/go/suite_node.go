@@ -54,9 +54,15 @@ func (s *suite) transportChecks(ctx context.Context) {
 			conn.Close()
 			c.failf("the handshake succeeded with %s", tls.VersionName(conn.ConnectionState().Version))
 		}
+		c.that(strings.Contains(err.Error(), "remote error: tls:"), "expected an alert from the server, got: %v", err)
 	})
 
 	s.check(ctx, "client-certificate-of-a-stranger-is-refused", func(c *check) {
+		anonymous, err := s.server.anonymous()
+		c.ok(err, "dial")
+		defer anonymous.Close()
+		_, err = newClient(anonymous).bundles.GetBundle(c.ctx, &bundlev1.GetBundleRequest{})
+		c.ok(err, "call without a certificate")
 		stranger := selfSigned(c, spiffeid.RequireFromPath(s.server.domain, "/spire/agent/join_token/"+s.mark))
 		conn, err := s.server.as(stranger)
 		c.ok(err, "dial")
