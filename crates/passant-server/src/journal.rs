@@ -133,15 +133,19 @@ impl Journal {
     pub async fn prune(&self, now: UnixTime) -> Result<usize, Refusal> {
         let mut pruned = 0;
         loop {
-            let some = self
-                .submit(move |state| {
-                    let deletes = prune::prune(state, now, PRUNE_CHANGES);
-                    let some = deletes.len();
-                    Ok((deletes, some))
-                })
-                .await?;
-            pruned += some;
-            if some < PRUNE_CHANGES {
+            // Searched here, so that the writer need not; there each is only looked at again.
+            let found = prune::prune(&self.state(), now, PRUNE_CHANGES);
+            let is_last = found.len() < PRUNE_CHANGES;
+            if !found.is_empty() {
+                let command = move |state: &State| {
+                    let due = found.into_iter().filter(|delete| prune::is_due(state, delete, now));
+                    let due: Vec<Change> = due.collect();
+                    let some = due.len();
+                    Ok((due, some))
+                };
+                pruned += self.submit(command).await?;
+            }
+            if is_last {
                 return Ok(pruned);
             }
         }

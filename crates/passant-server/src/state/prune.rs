@@ -11,13 +11,28 @@ use crate::state::change::Change;
 /// since a banned node must stay banned and an expired one tells the operator that it fell silent. Authorities are
 /// pruned by their own machine, after what they signed has ended.
 pub fn prune(state: &State, now: UnixTime, most: usize) -> Vec<Change> {
-    let entries = state
-        .entries()
-        .filter(|entry| entry.has_ended(now))
-        .map(|entry| Change::DeleteEntry(entry.id.clone()));
-    let tokens =
-        state.tokens().filter(|token| token.expires_at < now).map(|token| Change::DeleteToken(token.hash));
-    entries.chain(tokens).take(most).collect()
+    let entries = state.entries().filter(|entry| entry.has_ended(now));
+    let tokens = state.tokens().filter(|token| token.expires_at < now);
+    let deletes = entries.map(|entry| Change::DeleteEntry(entry.id.clone()));
+    deletes.chain(tokens.map(|token| Change::DeleteToken(token.hash))).take(most).collect()
+}
+
+/// Whether `delete` is one that [`prune`] would make.
+///
+/// Lets the journal's writer look again at what somebody else found in an earlier state, without a search of its own.
+pub fn is_due(state: &State, delete: &Change, now: UnixTime) -> bool {
+    match delete {
+        Change::DeleteEntry(id) => state.entry(id).is_some_and(|entry| entry.has_ended(now)),
+        Change::DeleteToken(hash) => state.token(hash).is_some_and(|token| token.expires_at < now),
+        Change::PutEntry(_)
+        | Change::PutNode(_)
+        | Change::DeleteNode(_)
+        | Change::PutToken(_)
+        | Change::PutAuthority(_)
+        | Change::DeleteAuthority(_)
+        | Change::PutBundle(_)
+        | Change::DeleteBundle(_) => false,
+    }
 }
 
 #[cfg(test)]
@@ -48,5 +63,11 @@ mod tests {
         assert_eq!(prune(&state, at(100), 10), vec![entry.clone()]);
         assert_eq!(prune(&state, at(101), 10), [entry.clone(), token]);
         assert_eq!(prune(&state, at(5_000), 1), [entry]);
+        for now in [99, 100, 101] {
+            let due = prune(&state, at(now), 10);
+            for delete in prune(&state, at(5_000), 10) {
+                assert_eq!(is_due(&state, &delete, at(now)), due.contains(&delete), "{delete:?} at {now}");
+            }
+        }
     }
 }
