@@ -1,0 +1,303 @@
+//! Which selectors does a peer have, by all attestors together?
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passant_attest::peer::{Peer, PeerError, PeerIdentity};
+use passant_attest::workload::{AttestError, WorkloadAttestor};
+use passant_core::Selectors;
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use crate::workload_api::limits::{ATTESTATIONS, ATTESTOR};
+
+/// Every attestor of this agent.
+pub(crate) struct Attestation {
+    attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    slots: Semaphore,
+    /// How long what an attestor found is kept while it cannot be asked.
+    max_age: Duration,
+}
+
+/// What is known of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Evidence {
+    /// What the attestors found, now or not longer than `evidence_max_age` ago.
+    pub(crate) selectors: Selectors,
+    /// Whether an attestor could not be asked and nothing recent is known from it: that something does *not* match is
+    /// then not known.
+    pub(crate) is_partial: bool,
+}
+
+/// What was found of one peer so far, to be handed in again.
+#[derive(Debug)]
+pub(crate) struct Known {
+    identity: PeerIdentity,
+    findings: BTreeMap<&'static str, Finding>,
+    evidence: Arc<Evidence>,
+    at: Instant,
+}
+
+#[derive(Debug)]
+struct Finding {
+    selectors: Selectors,
+    at: Instant,
+}
+
+/// Why nothing is known of a peer.
+#[derive(Debug, Error)]
+pub(crate) enum AttestationError {
+    /// The peer is gone, or not the process that connected.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// It moved to another control group in the middle, twice.
+    #[error("control group of the peer keeps changing")]
+    Unsteady,
+    /// No attestor could tell anything.
+    #[error("no workload attestor found out anything about the peer")]
+    NothingFound,
+}
+
+impl Attestation {
+    /// All of `attestors`; what one found is kept for `max_age` while it fails.
+    pub(crate) fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>, max_age: Duration) -> Self {
+        Self { attestors, slots: Semaphore::new(ATTESTATIONS), max_age }
+    }
+
+    /// What is known of `peer` now, having asked less than `reuse` ago.
+    ///
+    /// The peer itself is read on every call, and again after the attestors have answered, so that the selectors are of
+    /// the process that connected. Nothing found in another control group is kept.
+    pub(crate) async fn of(
+        &self,
+        peer: &Peer,
+        known: &mut Option<Known>,
+        reuse: Duration,
+    ) -> Result<Arc<Evidence>, AttestationError> {
+        for _ in 0..2 {
+            let identity = peer.identity()?;
+            if known.as_ref().is_some_and(|known| known.identity != identity) {
+                *known = None;
+            }
+            if let Some(known) = known
+                && known.at.elapsed() < reuse
+            {
+                return known.tell();
+            }
+            // The semaphore is never closed; without it there would only be no bound.
+            let slot = self.slots.acquire().await;
+            let answers = self.ask_all(peer).await;
+            drop(slot);
+            if peer.identity()? != identity {
+                *known = None;
+                continue;
+            }
+            let findings = known.take().map(|known| known.findings).unwrap_or_default();
+            return known.insert(self.combine(identity, findings, answers)).tell();
+        }
+        Err(AttestationError::Unsteady)
+    }
+
+    /// Each attestor's selectors; nothing for one that failed.
+    async fn ask_all(&self, peer: &Peer) -> BTreeMap<&'static str, Selectors> {
+        let mut asked = JoinSet::new();
+        for attestor in &self.attestors {
+            let (attestor, peer) = (Arc::clone(attestor), peer.clone());
+            asked.spawn(async move { (attestor.method(), timeout(ATTESTOR, attestor.attest(&peer)).await) });
+        }
+        let mut answers = BTreeMap::new();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((method, Ok(Ok(selectors)))) => {
+                    answers.insert(method, selectors);
+                }
+                Ok((_, Ok(Err(AttestError::Peer(PeerError::Gone))))) => {}
+                Ok((method, Ok(Err(error)))) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    warn!(method, pid = peer.pid(), %error, cause, "workload attestor failed");
+                }
+                Ok((method, Err(_))) => {
+                    warn!(method, pid = peer.pid(), "workload attestor did not answer in time")
+                }
+                Err(error) => warn!(pid = peer.pid(), %error, "workload attestor broke"),
+            }
+        }
+        answers
+    }
+
+    fn combine(
+        &self,
+        identity: PeerIdentity,
+        mut findings: BTreeMap<&'static str, Finding>,
+        answers: BTreeMap<&'static str, Selectors>,
+    ) -> Known {
+        let now = Instant::now();
+        for (method, selectors) in answers {
+            findings.insert(method, Finding { selectors, at: now });
+        }
+        findings.retain(|_, finding| now.duration_since(finding.at) <= self.max_age);
+        let selectors = findings.values().flat_map(|finding| finding.selectors.iter().cloned()).collect();
+        let is_partial = self.attestors.iter().any(|attestor| !findings.contains_key(attestor.method()));
+        Known { identity, findings, evidence: Arc::new(Evidence { selectors, is_partial }), at: now }
+    }
+}
+
+impl Known {
+    fn tell(&self) -> Result<Arc<Evidence>, AttestationError> {
+        if self.evidence.is_partial && self.evidence.selectors.is_empty() {
+            return Err(AttestationError::NothingFound);
+        }
+        Ok(Arc::clone(&self.evidence))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::pin::Pin;
+    use std::sync::Mutex;
+
+    use passant_core::Selector;
+    use tokio::net::UnixStream;
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// Answers what it was told to; `None` fails.
+    pub(crate) struct Scripted {
+        method: &'static str,
+        answer: Mutex<Option<&'static str>>,
+    }
+
+    impl Scripted {
+        pub(crate) fn new(method: &'static str, answer: Option<&'static str>) -> Arc<Self> {
+            Arc::new(Self { method, answer: Mutex::new(answer) })
+        }
+
+        pub(crate) fn set(&self, answer: Option<&'static str>) {
+            *self.answer.lock().unwrap() = answer;
+        }
+    }
+
+    impl WorkloadAttestor for Scripted {
+        fn method(&self) -> &'static str {
+            self.method
+        }
+
+        fn attest<'a>(
+            &'a self,
+            _peer: &'a Peer,
+        ) -> Pin<Box<dyn Future<Output = Result<Selectors, AttestError>> + Send + 'a>> {
+            let answer = *self.answer.lock().unwrap();
+            Box::pin(async move {
+                let text = answer.ok_or(AttestError::Failed { what: "told to".to_owned(), source: None })?;
+                Ok(text.split_whitespace().map(|it| Selector::parse(it).unwrap()).collect())
+            })
+        }
+    }
+
+    struct Never;
+
+    impl WorkloadAttestor for Never {
+        fn method(&self) -> &'static str {
+            "never"
+        }
+
+        fn attest<'a>(
+            &'a self,
+            _peer: &'a Peer,
+        ) -> Pin<Box<dyn Future<Output = Result<Selectors, AttestError>> + Send + 'a>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    const MAX_AGE: Duration = Duration::from_secs(300);
+
+    fn of(attestors: &[&Arc<Scripted>]) -> Attestation {
+        let attestors = attestors.iter().map(|it| Arc::clone(it) as Arc<dyn WorkloadAttestor>).collect();
+        Attestation::new(attestors, MAX_AGE)
+    }
+
+    fn own_peer() -> (Peer, UnixStream) {
+        let (one, two) = UnixStream::pair().unwrap();
+        (Peer::of(&one).unwrap(), two)
+    }
+
+    fn texts(evidence: &Evidence) -> Vec<String> {
+        evidence.selectors.iter().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attestors_add_up() {
+        let (peer, _open) = own_peer();
+        let (a, b) = (Scripted::new("a", Some("a:1")), Scripted::new("b", Some("b:1 b:2")));
+        let evidence = of(&[&a, &b]).of(&peer, &mut None, Duration::ZERO).await.unwrap();
+        assert_eq!(texts(&evidence), ["a:1", "b:1", "b:2"]);
+        assert!(!evidence.is_partial);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_attestor_finds_counts_although_another_fails() {
+        let (peer, _open) = own_peer();
+        let (a, b) = (Scripted::new("a", Some("a:1")), Scripted::new("b", None));
+        let evidence = of(&[&a, &b]).of(&peer, &mut None, Duration::ZERO).await.unwrap();
+        assert_eq!(texts(&evidence), ["a:1"]);
+        assert!(evidence.is_partial);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_failing_is_no_evidence_and_none_at_all_is_complete() {
+        let (peer, _open) = own_peer();
+        let a = Scripted::new("a", None);
+        let error = of(&[&a]).of(&peer, &mut None, Duration::ZERO).await.unwrap_err();
+        assert!(matches!(error, AttestationError::NothingFound));
+        a.set(Some(""));
+        assert!(!of(&[&a]).of(&peer, &mut None, Duration::ZERO).await.unwrap().is_partial);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_attestor_keeps_its_last_answer_up_to_the_maximum_age() {
+        let (peer, _open) = own_peer();
+        let a = Scripted::new("a", Some("a:1"));
+        let attestation = of(&[&a]);
+        let mut known = None;
+        attestation.of(&peer, &mut known, Duration::ZERO).await.unwrap();
+        a.set(None);
+        advance(MAX_AGE).await;
+        let evidence = attestation.of(&peer, &mut known, Duration::ZERO).await.unwrap();
+        assert_eq!((texts(&evidence), evidence.is_partial), (vec!["a:1".to_owned()], false));
+        advance(Duration::from_millis(1)).await;
+        assert!(attestation.of(&peer, &mut known, Duration::ZERO).await.is_err());
+        a.set(Some("a:2"));
+        assert_eq!(texts(&attestation.of(&peer, &mut known, Duration::ZERO).await.unwrap()), ["a:2"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_shared_for_as_long_as_asked() {
+        let (peer, _open) = own_peer();
+        let a = Scripted::new("a", Some("a:1"));
+        let attestation = of(&[&a]);
+        let mut known = None;
+        attestation.of(&peer, &mut known, Duration::ZERO).await.unwrap();
+        a.set(Some("a:2"));
+        let reuse = Duration::from_secs(1);
+        advance(Duration::from_millis(999)).await;
+        assert_eq!(texts(&attestation.of(&peer, &mut known, reuse).await.unwrap()), ["a:1"]);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(texts(&attestation.of(&peer, &mut known, reuse).await.unwrap()), ["a:2"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attestor_that_hangs_is_given_up() {
+        let (peer, _open) = own_peer();
+        let a = Scripted::new("a", Some("a:1"));
+        let attestation = Attestation::new(vec![a, Arc::new(Never)], MAX_AGE);
+        let start = Instant::now();
+        let evidence = attestation.of(&peer, &mut None, Duration::ZERO).await.unwrap();
+        assert_eq!((texts(&evidence), evidence.is_partial), (vec!["a:1".to_owned()], true));
+        assert!(start.elapsed() >= ATTESTOR);
+    }
+}

@@ -1,0 +1,208 @@
+//! How do workloads get their SVIDs from the agent?
+//!
+//! The SPIFFE Workload API on a unix socket. The path of a request: accepted, its process held by a pidfd; `:authority`
+//! mended; security header checked; process attested; the entries that its selectors match looked up; answered at once,
+//! and again at each change.
+//!
+//! | question | file |
+//! |---|---|
+//! | where do workloads connect, and who gets in? | `listen`, `share` |
+//! | how do clients get through that send the socket's path as `:authority`? | `filter` |
+//! | does a request say that it is meant for this API? | `header` |
+//! | who is on this connection? | `caller` |
+//! | what does an open stream hear, and when does it end? | `follow` |
+//! | what do the messages say? | `x509`, `jwt` |
+
+mod caller;
+mod filter;
+mod follow;
+mod header;
+mod jwt;
+pub(crate) mod limits;
+mod listen;
+mod share;
+mod x509;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passant_attest::workload::WorkloadAttestor;
+use passant_core::Host;
+use passant_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+use passant_proto::workload::{
+    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, WitBundlesRequest, WitBundlesResponse, WitsvidRequest, WitsvidResponse,
+    X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use self::caller::Caller;
+use self::follow::Call;
+use self::header::SecurityHeader;
+pub use self::listen::ListenError;
+use self::listen::Listener;
+use self::share::Shares;
+use crate::attest::Attestation;
+use crate::cache::Cache;
+
+/// What the endpoint is told.
+pub struct Settings {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// The attestors that are asked about each workload.
+    pub attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    /// How long what an attestor found is kept while it cannot be asked.
+    pub evidence_max_age: Duration,
+    /// Claims, beside `sub`, `aud` and `exp`, that ValidateJWTSVID tells of tokens of other trust domains.
+    pub allowed_foreign_claims: BTreeSet<String>,
+}
+
+/// The Workload API, listening.
+pub struct Endpoint {
+    listener: Listener,
+    shared: Arc<Shared>,
+}
+
+/// What all calls share.
+struct Shared {
+    cache: Cache,
+    attestation: Attestation,
+    allowed_foreign_claims: BTreeSet<String>,
+    calls: Shares,
+    host: Host,
+    stop: CancellationToken,
+}
+
+struct Service {
+    shared: Arc<Shared>,
+}
+
+impl Endpoint {
+    /// Listens; to be called inside a tokio runtime. Clients can connect from now on and are answered once it is served.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub fn bind(settings: Settings, cache: Cache, host: Host) -> Result<Self, ListenError> {
+        let listener = Listener::bind(&settings.socket)?;
+        let shared = Shared {
+            cache,
+            attestation: Attestation::new(settings.attestors, settings.evidence_max_age),
+            allowed_foreign_claims: settings.allowed_foreign_claims,
+            calls: Shares::new(limits::CALLS_PER_USER, limits::CALLS),
+            host,
+            stop: CancellationToken::new(),
+        };
+        Ok(Self { listener, shared: Arc::new(shared) })
+    }
+
+    /// Serves until `stop`; then ends the open streams with Unavailable and waits until the clients have taken note.
+    ///
+    /// # Errors
+    /// When the HTTP/2 server fails.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+        let Self { listener, shared } = self;
+        let (accepted, incoming) = mpsc::channel(limits::ACCEPTED);
+        let streams_stop = shared.stop.clone();
+        let service =
+            SpiffeWorkloadApiServer::new(Service { shared }).max_decoding_message_size(limits::REQUEST_BYTES);
+        let accepting = tokio::spawn(listener.accept_into(accepted));
+        let served = Server::builder()
+            .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
+            .http2_max_header_list_size(limits::HEADER_LIST_BYTES)
+            .layer(SecurityHeader)
+            .add_service(service)
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+                stop.cancelled().await;
+                streams_stop.cancel();
+            })
+            .await;
+        accepting.abort();
+        served
+    }
+}
+
+impl Service {
+    /// Admits the call of `request`, and hands out its message.
+    fn admit<T>(&self, request: Request<T>) -> Result<(Call, T), Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("connection does not say who opened it"))?;
+        Ok((Call::admit(&self.shared, caller)?, request.into_inner()))
+    }
+}
+
+fn no_wit_svids() -> Status {
+    Status::unimplemented("WIT-SVIDs are not offered")
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for Service {
+    type FetchX509SVIDStream = ReceiverStream<Result<X509svidResponse, Status>>;
+    type FetchX509BundlesStream = ReceiverStream<Result<X509BundlesResponse, Status>>;
+    type FetchJWTBundlesStream = ReceiverStream<Result<JwtBundlesResponse, Status>>;
+    type FetchWITSVIDStream = ReceiverStream<Result<WitsvidResponse, Status>>;
+    type FetchWITBundlesStream = ReceiverStream<Result<WitBundlesResponse, Status>>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        let (call, _) = self.admit(request)?;
+        Ok(Response::new(follow::open(call, x509::svids()).await?))
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        let (call, _) = self.admit(request)?;
+        Ok(Response::new(follow::open(call, x509::bundles()).await?))
+    }
+
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<JwtsvidRequest>,
+    ) -> Result<Response<JwtsvidResponse>, Status> {
+        let (call, message) = self.admit(request)?;
+        let message = jwt::SvidRequest::parse(message)?;
+        Ok(Response::new(jwt::svids(call, message).await?))
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        request: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        let (call, _) = self.admit(request)?;
+        Ok(Response::new(follow::open(call, jwt::bundles()).await?))
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        request: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        let (call, message) = self.admit(request)?;
+        Ok(Response::new(jwt::validate(call, message).await?))
+    }
+
+    async fn fetch_witsvid(
+        &self,
+        _request: Request<WitsvidRequest>,
+    ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
+        Err(no_wit_svids())
+    }
+
+    async fn fetch_wit_bundles(
+        &self,
+        _request: Request<WitBundlesRequest>,
+    ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
+        Err(no_wit_svids())
+    }
+}
+
+#[cfg(test)]
+mod tests;

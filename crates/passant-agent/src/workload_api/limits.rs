@@ -1,0 +1,50 @@
+//! What does the Workload API bound, and why is each bound what it is?
+
+use std::time::Duration;
+
+/// HTTP/2 frames of one header block that are held until it is complete. A request of this API has a few hundred bytes
+/// of headers; h2 refuses more than 16 KiB of them, decoded, and gets to see what is longer than this as it came.
+pub(crate) const HEADER_BLOCK_BYTES: usize = 64 * 1024;
+
+/// Decoded headers of one request.
+pub(crate) const HEADER_LIST_BYTES: u32 = 16 * 1024;
+
+/// One request message: the largest holds a JWT-SVID to be validated.
+pub(crate) const REQUEST_BYTES: usize = 128 * 1024;
+
+/// Connections of one user. On Kubernetes a node's hundred pods may all run as one user, with a few connections each.
+pub(crate) const CONNECTIONS_PER_USER: usize = 1024;
+
+/// All connections. No four users can use up what the others need; each one costs a socket and a pidfd.
+pub(crate) const CONNECTIONS: usize = 4 * CONNECTIONS_PER_USER + 1024;
+
+/// Calls of one user under way, streams included: four for each connection.
+pub(crate) const CALLS_PER_USER: usize = 4 * CONNECTIONS_PER_USER;
+
+/// All calls under way.
+pub(crate) const CALLS: usize = 4 * CONNECTIONS;
+
+/// Streams on one connection, as most HTTP/2 servers have it.
+pub(crate) const STREAMS_PER_CONNECTION: u32 = 100;
+
+/// The peers that are attested at the same time; the others wait.
+pub(crate) const ATTESTATIONS: usize = 64;
+
+/// One attestor's answer about one peer.
+pub(crate) const ATTESTOR: Duration = Duration::from_secs(10);
+
+/// What the peer of an open stream is, is looked at again this often.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Calls on one connection that come within this time share one attestation. Who the peer is, is read for each.
+pub(crate) const SAME_LOOK: Duration = Duration::from_secs(1);
+
+/// How long a call waits for its first SVIDs while they are being minted, before it is told to come again. Well below
+/// the time limits of clients, well above one mint.
+pub(crate) const FIRST_ANSWER: Duration = Duration::from_secs(3);
+
+/// The pause after a failed accept, so that a process without free descriptors does not spin.
+pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Accepted connections that wait for the HTTP/2 server.
+pub(crate) const ACCEPTED: usize = 16;

@@ -1,0 +1,216 @@
+//! Where do workloads connect, and who gets in?
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use super::caller::{Caller, Connection};
+use super::limits::{ACCEPT_AGAIN, CONNECTIONS, CONNECTIONS_PER_USER};
+use super::share::Shares;
+
+/// Every process may connect: who it is decides what it gets.
+const SOCKET_MODE: u32 = 0o777;
+/// Workloads must be able to reach the socket, and only the agent may replace it.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// The socket, listening. Its file is removed when this is dropped, unless another process has put its own there.
+#[derive(Debug)]
+pub(super) struct Listener {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+/// Why the agent cannot listen.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// A process answers there.
+    #[error("another process listens on {}: is a second agent running?", .0.display())]
+    InUse(PathBuf),
+    /// A file that is not ours to remove.
+    #[error("{} exists and is no socket: remove it or choose another path", .0.display())]
+    NotASocket(PathBuf),
+    /// The path names no file in a directory.
+    #[error("{} is no path of a socket", .0.display())]
+    NoPath(PathBuf),
+    /// The system refused.
+    #[error("failed to {what} {}", path.display())]
+    Failed {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+impl Listener {
+    /// Listens on `path`, inside a tokio runtime. A missing directory is made, a socket that nobody listens on any more
+    /// is removed.
+    pub(super) fn bind(path: &Path) -> Result<Self, ListenError> {
+        let failed = |what, at: &Path| {
+            let path = at.to_owned();
+            move |source| ListenError::Failed { what, path, source }
+        };
+        let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+        let directory = directory.ok_or_else(|| ListenError::NoPath(path.to_owned()))?;
+        if !directory.exists() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(DIRECTORY_MODE)
+                .create(directory)
+                .map_err(failed("make the directory", directory))?;
+            // The file mode creation mask may have taken bits away.
+            fs::set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE))
+                .map_err(failed("set the mode of", directory))?;
+        }
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(failed("listen on", path))?;
+        fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))
+            .map_err(failed("set the mode of", path))?;
+        let metadata = fs::symlink_metadata(path).map_err(failed("look at", path))?;
+        let file = SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
+        Ok(Self { listener, file })
+    }
+
+    /// Accepts connections until nobody takes them any more.
+    pub(super) async fn accept_into(self, accepted: mpsc::Sender<io::Result<Connection>>) {
+        let shares = Shares::new(CONNECTIONS_PER_USER, CONNECTIONS);
+        loop {
+            let stream = tokio::select! {
+                biased;
+                () = accepted.closed() => return,
+                stream = self.listener.accept() => stream,
+            };
+            let stream = match stream {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "failed to accept a connection of a workload");
+                    sleep(ACCEPT_AGAIN).await;
+                    continue;
+                }
+            };
+            let uid = match stream.peer_cred() {
+                Ok(credentials) => credentials.uid(),
+                Err(error) => {
+                    debug!(%error, "connection has gone");
+                    continue;
+                }
+            };
+            let Some(share) = shares.take(uid) else {
+                warn!(uid, "too many connections of one user, or altogether; the newest was closed");
+                continue;
+            };
+            let caller = Caller::of(&stream, uid);
+            if accepted.send(Ok(Connection::new(stream, caller, share))).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|it| (it.dev(), it.ino()) == (self.device, self.inode));
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            debug!(%error, path = %self.path.display(), "socket file stays behind");
+        }
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let failed = |what| move |source| ListenError::Failed { what, path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ListenError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("look at")(error)),
+    }
+    match StdUnixStream::connect(path) {
+        Ok(_) => Err(ListenError::InUse(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed("remove the stale socket"))
+        }
+        Err(error) => Err(failed("find out whether a process listens on")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener as StdUnixListener;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[tokio::test]
+    async fn directory_is_made_and_everybody_may_connect() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run").join("api.sock");
+        let listener = Listener::bind(&path).unwrap();
+        assert_eq!(mode(path.parent().unwrap()), DIRECTORY_MODE);
+        assert_eq!(mode(&path), SOCKET_MODE);
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn socket_in_use_is_refused_and_a_stale_one_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let other = StdUnixListener::bind(&path).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(_))));
+        // A process that was killed leaves its socket behind.
+        drop(other);
+        assert!(path.exists());
+        let listener = Listener::bind(&path).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::InUse(_))));
+        drop(listener);
+    }
+
+    #[tokio::test]
+    async fn files_that_are_no_sockets_are_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("precious");
+        fs::write(&path, "data").unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::NotASocket(_))));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(Listener::bind(&link), Err(ListenError::NotASocket(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"data");
+        assert!(matches!(Listener::bind(Path::new("bare")), Err(ListenError::NoPath(_))));
+    }
+
+    #[tokio::test]
+    async fn a_successors_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let listener = Listener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        // Another inode, as the file system may give the first one out again.
+        let _place = fs::File::create(dir.path().join("place")).unwrap();
+        let _successor = StdUnixListener::bind(&path).unwrap();
+        drop(listener);
+        assert!(path.exists());
+    }
+}
