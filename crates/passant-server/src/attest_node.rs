@@ -252,3 +252,6 @@ pub(crate) fn renewed(
     let row = AttestedNode { pending: Some(pending), ..AttestedNode::clone(row) };
     Ok((vec![Change::PutNode(Arc::new(row))], ()))
 }
+
+#[cfg(test)]
+mod tests;

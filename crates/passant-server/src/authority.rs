@@ -562,3 +562,6 @@ fn withdrawal(state: &State, id: &AuthorityId) -> Vec<Change> {
     }
     changes
 }
+
+#[cfg(test)]
+mod tests;

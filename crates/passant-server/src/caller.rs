@@ -345,3 +345,6 @@ impl fmt::Display for DownstreamCaller {
         write!(f, "downstream {}", self.id)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -348,3 +348,6 @@ impl IssuedJwt {
         &self.svid
     }
 }
+
+#[cfg(test)]
+mod tests;

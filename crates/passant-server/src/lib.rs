@@ -28,6 +28,8 @@ pub mod limits;
 mod private_dir;
 mod query;
 pub mod record;
+#[cfg(test)]
+mod rig;
 mod rotate;
 pub mod serve;
 pub mod server;
