@@ -176,6 +176,8 @@ func (s *suite) issueChecks(ctx context.Context) {
 			{&svidv1.NewX509SVIDParams{EntryId: s.tokens.GetId(), Csr: csr}, codes.OK, "tokens"},
 			{&svidv1.NewX509SVIDParams{EntryId: s.web.GetId(), Csr: elsewhere}, codes.OK, "web"},
 		}
+		// A request that names another SPIFFE ID is refused, or answered with the entry's own; never with that name.
+		named := len(items) - 1
 		request := &svidv1.BatchNewX509SVIDRequest{}
 		for _, item := range items {
 			request.Params = append(request.Params, item.params)
@@ -186,6 +188,10 @@ func (s *suite) issueChecks(ctx context.Context) {
 		serials := map[string]bool{}
 		for i, result := range response.GetResults() {
 			what := fmt.Sprintf("item %d", i)
+			if i == named && codes.Code(result.GetStatus().GetCode()) == codes.InvalidArgument {
+				c.that(result.GetSvid() == nil, "%s carries an SVID", what)
+				continue
+			}
 			c.status(result.GetStatus(), items[i].want, what)
 			if items[i].want != codes.OK {
 				c.that(result.GetSvid() == nil, "%s carries an SVID", what)
@@ -202,7 +208,7 @@ func (s *suite) issueChecks(ctx context.Context) {
 				lifetime(c, leaf.NotBefore, leaf.NotAfter, 600*time.Second)
 			}
 		}
-		equal(c, "distinct serial numbers", len(serials), 3)
+		c.that(len(serials) >= 2, "serial numbers are repeated")
 	})
 	s.check(ctx, "new-x509-svids-refuses-an-empty-batch", func(c *check) {
 		needs(c, s.node)

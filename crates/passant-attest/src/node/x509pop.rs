@@ -385,7 +385,7 @@ fn check_response(key: &PublicKey, nonce: &[u8], response: &[u8]) -> Result<(), 
     }
     let response: Response = serde_json::from_slice(response)
         .map_err(|error| Rejection::invalid("failed to parse x509pop response").because(error))?;
-    let wrong_kind = || Rejection::invalid("x509pop response is for another kind of key");
+    let wrong_kind = || Rejection::denied("x509pop response is for another kind of key");
     let (own_nonce, is_signed) = match key {
         PublicKey::Rsa { modulus, exponent } => {
             let response = response.rsa_signature.ok_or_else(wrong_kind)?;
@@ -402,7 +402,7 @@ fn check_response(key: &PublicKey, nonce: &[u8], response: &[u8]) -> Result<(), 
         }
     };
     if own_nonce.len() != X509POP_NONCE_BYTES {
-        return Err(Rejection::invalid("x509pop response has a nonce of the wrong length"));
+        return Err(Rejection::denied("x509pop response has a nonce of the wrong length"));
     }
     if !is_signed {
         return Err(Rejection::denied("node does not hold the private key of its certificate"));
