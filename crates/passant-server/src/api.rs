@@ -8,6 +8,8 @@ pub(crate) mod authorize;
 mod bundle;
 mod entry;
 mod svid;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -24,6 +24,7 @@ use tonic::transport::Server;
 
 use crate::api::authorize::Authorize;
 use crate::config;
+use conn::Ends;
 pub(crate) use limits::MESSAGE;
 use local::OperatorSocket;
 pub use local::SocketError;
@@ -40,8 +41,7 @@ pub(crate) struct Ports {
 /// Both ports, answering.
 #[derive(Debug)]
 pub(crate) struct Serving {
-    stop: CancellationToken,
-    cut: CancellationToken,
+    ends: Ends,
     tasks: TaskTracker,
 }
 
@@ -84,35 +84,35 @@ impl Ports {
 
     /// Starts answering with `routes`; every RPC passes `authorize` first.
     pub(crate) fn open(self, tls: rustls::ServerConfig, routes: Routes, authorize: Authorize) -> Serving {
-        let (stop, cut, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let (ends, tasks) = (Ends::default(), TaskTracker::new());
         let (to, remote) = mpsc::channel(limits::ACCEPTED);
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        tasks.spawn(tcp::accept(self.tcp, acceptor, to, stop.clone(), cut.clone()));
+        tasks.spawn(tcp::accept(self.tcp, acceptor, to, ends.clone()));
         let (to, local) = mpsc::channel(limits::ACCEPTED);
-        tasks.spawn(self.socket.accept(to, stop.clone(), cut.clone()));
+        tasks.spawn(self.socket.accept(to, ends.clone()));
         let age = Some(limits::CONNECTION_AGE);
-        tasks.spawn(answer(remote, routes.clone(), authorize.clone(), age, stop.clone()));
-        tasks.spawn(answer(local, routes, authorize, None, stop.clone()));
+        tasks.spawn(answer(remote, routes.clone(), authorize.clone(), age, ends.stop.clone()));
+        tasks.spawn(answer(local, routes, authorize, None, ends.stop.clone()));
         tasks.close();
-        Serving { stop, cut, tasks }
+        Serving { ends, tasks }
     }
 }
 
 impl Serving {
     /// Stops accepting, lets RPCs in progress finish for a bounded time, then cuts what is left.
     pub(crate) async fn stop(&self) {
-        self.stop.cancel();
+        self.ends.stop.cancel();
         if tokio::time::timeout(limits::STOP_WITHIN, self.tasks.wait()).await.is_err() {
             tracing::info!("cutting connections whose RPCs did not finish in time");
-            self.cut.cancel();
+            self.ends.cut.cancel();
             self.tasks.wait().await;
         }
     }
 
     /// Ends both ports and every connection at once.
     pub(crate) fn cut(&self) {
-        self.stop.cancel();
-        self.cut.cancel();
+        self.ends.stop.cancel();
+        self.ends.cut.cancel();
     }
 }
 

@@ -18,17 +18,28 @@ const PREFACE: usize = 24;
 
 /// An accepted connection, ready for HTTP/2.
 ///
-/// It ends by itself when it is cut, when the client does not send its preface in time, and when it outlives its
-/// `lease`. It gives back its slot when dropped.
+/// It ends by itself when it is cut, when it outlives its `lease`, and, as long as the client has not sent its preface,
+/// when that takes too long or the server stops. It gives back its slot when dropped.
 pub(crate) struct Conn {
     io: Box<dyn Io>,
     peer: ConnPeer,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The end of all connections; before the preface, the stop of the server.
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: CancellationToken,
     /// When to stop waiting for the preface or, without one outstanding, when the lease ends.
     deadline: Pin<Box<Sleep>>,
     lease: Option<Instant>,
     preface_left: usize,
     _slot: OwnedSemaphorePermit,
+}
+
+/// How a server ends its connections.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ends {
+    /// No new ones, and no new RPCs on those there are.
+    pub(crate) stop: CancellationToken,
+    /// All of them, at once. Follows `stop`.
+    pub(crate) cut: CancellationToken,
 }
 
 /// Any byte stream: TLS, unix socket, or in memory.
@@ -44,7 +55,7 @@ impl Conn {
     pub(crate) fn new(
         io: impl Io,
         peer: ConnPeer,
-        cut: CancellationToken,
+        ends: &Ends,
         slot: OwnedSemaphorePermit,
         preface_within: Duration,
         lease: Option<Duration>,
@@ -53,7 +64,8 @@ impl Conn {
         Self {
             io: Box::new(io),
             peer,
-            cut: Box::pin(cut.cancelled_owned()),
+            ended: Box::pin(ends.stop.clone().cancelled_owned()),
+            cut: ends.cut.clone(),
             deadline: Box::pin(tokio::time::sleep_until(now + preface_within)),
             lease: lease.map(|lease| now + lease),
             preface_left: PREFACE,
@@ -63,7 +75,7 @@ impl Conn {
 
     /// An error once the connection must end.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if self.cut.as_mut().poll(cx).is_ready() {
+        if self.ended.as_mut().poll(cx).is_ready() {
             return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is stopping"));
         }
         if self.deadline.as_mut().poll(cx).is_ready() {
@@ -85,6 +97,7 @@ impl Conn {
         if self.preface_left == 0 {
             let end = self.lease.unwrap_or_else(|| Instant::now() + NEVER);
             self.deadline.as_mut().reset(end);
+            self.ended = Box::pin(self.cut.clone().cancelled_owned());
         }
     }
 }
@@ -148,26 +161,25 @@ impl AsyncWrite for Conn {
 
 #[cfg(test)]
 mod tests {
-    use super::Conn;
+    use super::{Conn, Ends};
     use crate::caller::{ConnPeer, LocalPeer};
     use std::sync::Arc;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::sync::Semaphore;
-    use tokio_util::sync::CancellationToken;
 
-    fn conn(lease: Option<Duration>) -> (Conn, DuplexStream, CancellationToken, Arc<Semaphore>) {
+    fn conn(lease: Option<Duration>) -> (Conn, DuplexStream, Ends, Arc<Semaphore>) {
         let slots = Arc::new(Semaphore::new(1));
         let slot = Arc::clone(&slots).try_acquire_owned().unwrap();
         let (near, far) = tokio::io::duplex(1024);
-        let cut = CancellationToken::new();
+        let ends = Ends::default();
         let peer = ConnPeer::Local(LocalPeer { uid: 0, gid: 0, pid: None });
-        (Conn::new(near, peer, cut.clone(), slot, Duration::from_secs(10), lease), far, cut, slots)
+        (Conn::new(near, peer, &ends, slot, Duration::from_secs(10), lease), far, ends, slots)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_client_is_dropped_and_its_slot_is_free_again() {
-        let (mut conn, mut far, _cut, slots) = conn(None);
+        let (mut conn, mut far, _ends, slots) = conn(None);
         far.write_all(&[0; 23]).await.unwrap();
         let mut read = [0; 64];
         assert_eq!(conn.read(&mut read).await.unwrap(), 23);
@@ -179,7 +191,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn after_the_preface_only_the_lease_counts() {
         for (lease, over) in [(None, false), (Some(Duration::from_secs(60)), true)] {
-            let (mut conn, mut far, _cut, _slots) = conn(lease);
+            let (mut conn, mut far, _ends, _slots) = conn(lease);
             far.write_all(&[0; 24]).await.unwrap();
             let mut read = [0; 64];
             assert_eq!(conn.read(&mut read).await.unwrap(), 24);
@@ -189,11 +201,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cut_connection_ends() {
-        let (mut conn, mut far, cut, _slots) = conn(None);
+    async fn a_stop_ends_who_has_not_spoken_and_a_cut_ends_everybody() {
+        let aborted = std::io::ErrorKind::ConnectionAborted;
+        let (mut silent, _far, ends, _slots) = conn(None);
+        ends.stop.cancel();
+        assert_eq!(silent.read(&mut [0; 8]).await.unwrap_err().kind(), aborted);
+
+        let (mut spoken, mut far, ends, _slots) = conn(None);
         far.write_all(&[0; 24]).await.unwrap();
-        cut.cancel();
-        assert_eq!(conn.read(&mut [0; 8]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
-        assert_eq!(conn.write(b"x").await.unwrap_err().kind(), std::io::ErrorKind::ConnectionAborted);
+        assert_eq!(spoken.read(&mut [0; 24]).await.unwrap(), 24);
+        ends.stop.cancel();
+        spoken.write_all(b"x").await.unwrap();
+        ends.cut.cancel();
+        assert_eq!(spoken.read(&mut [0; 8]).await.unwrap_err().kind(), aborted);
+        assert_eq!(spoken.write(b"x").await.unwrap_err().kind(), aborted);
     }
 }

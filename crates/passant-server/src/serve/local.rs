@@ -9,9 +9,8 @@ use std::sync::Arc;
 use nix::unistd::{Gid, Group, Uid, User};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
 
-use super::conn::Conn;
+use super::conn::{Conn, Ends};
 use super::limits;
 use crate::caller::{ConnPeer, LocalPeer};
 use crate::config;
@@ -103,18 +102,13 @@ impl OperatorSocket {
         Ok(Self { listener, _place: place, guests: Guests { own: Uid::effective().as_raw(), group } })
     }
 
-    /// Accepts until `stop`. The file is removed when this returns.
-    pub(super) async fn accept(
-        self,
-        to: mpsc::Sender<Conn>,
-        stop: CancellationToken,
-        cut: CancellationToken,
-    ) {
+    /// Accepts until the stop. The file is removed when this returns.
+    pub(super) async fn accept(self, to: mpsc::Sender<Conn>, ends: Ends) {
         let slots = Arc::new(Semaphore::new(limits::LOCAL_CONNECTIONS));
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = ends.stop.cancelled() => return,
                 accepted = self.listener.accept() => accepted,
             };
             let (stream, _) = match accepted {
@@ -136,7 +130,7 @@ impl OperatorSocket {
                     continue;
                 }
             };
-            let conn = Conn::new(stream, peer, cut.clone(), slot, limits::PREFACE_WITHIN, None);
+            let conn = Conn::new(stream, peer, &ends, slot, limits::PREFACE_WITHIN, None);
             if to.send(conn).await.is_err() {
                 return;
             }

@@ -9,10 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::conn::Conn;
+use super::conn::{Conn, Ends};
 use super::limits;
 use crate::caller::{ConnPeer, PeerSvid};
 
@@ -23,15 +22,8 @@ struct Slots {
     strangers: Arc<Semaphore>,
 }
 
-/// Accepts until `stop`, each handshake in its own task, and hands finished connections to `to`. `cut` ends every
-/// connection that was handed over.
-pub(super) async fn accept(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    to: mpsc::Sender<Conn>,
-    stop: CancellationToken,
-    cut: CancellationToken,
-) {
+/// Accepts until the stop, each handshake in its own task, and hands finished connections to `to`.
+pub(super) async fn accept(listener: TcpListener, acceptor: TlsAcceptor, to: mpsc::Sender<Conn>, ends: Ends) {
     let slots = Arc::new(Slots {
         handshakes: Arc::new(Semaphore::new(limits::HANDSHAKES)),
         connections: Arc::new(Semaphore::new(limits::CONNECTIONS)),
@@ -42,7 +34,7 @@ pub(super) async fn accept(
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stop.cancelled() => break,
+            () = ends.stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let (tcp, address) = match accepted {
@@ -58,13 +50,13 @@ pub(super) async fn accept(
             tracing::debug!(%address, "turned away: too many handshakes at once");
             continue;
         }
-        let (acceptor, to, stop, cut) = (acceptor.clone(), to.clone(), stop.clone(), cut.clone());
+        let (acceptor, to, ends) = (acceptor.clone(), to.clone(), ends.clone());
         let slots = Arc::clone(&slots);
         handshakes.spawn(async move {
             let greeted = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                greeted = tokio::time::timeout(limits::HANDSHAKE_WITHIN, greet(tcp, address, acceptor, &slots, cut)) => greeted,
+                () = ends.stop.cancelled() => return,
+                greeted = tokio::time::timeout(limits::HANDSHAKE_WITHIN, greet(tcp, address, acceptor, &slots, &ends)) => greeted,
             };
             match greeted {
                 Ok(Ok(conn)) => {
@@ -86,7 +78,7 @@ async fn greet(
     address: SocketAddr,
     acceptor: TlsAcceptor,
     slots: &Slots,
-    cut: CancellationToken,
+    ends: &Ends,
 ) -> Result<Conn, String> {
     let _turn = slots.handshakes.acquire().await.map_err(|_| "the server is stopping".to_owned())?;
     if let Err(error) = tcp.set_nodelay(true) {
@@ -100,7 +92,7 @@ async fn greet(
     };
     let slot = Arc::clone(slots).try_acquire_owned().map_err(|_| "too many connections".to_owned())?;
     let peer = ConnPeer::Remote { address, svid };
-    Ok(Conn::new(tls, peer, cut, slot, limits::PREFACE_WITHIN, lease))
+    Ok(Conn::new(tls, peer, ends, slot, limits::PREFACE_WITHIN, lease))
 }
 
 /// The X509-SVID that the handshake verified. Parsing cannot fail here, since verifying parsed it too; if it does, the

@@ -1,0 +1,8 @@
+//! Does a server in this process answer as SPIRE's clients expect?
+
+mod agents;
+mod entries;
+mod rig;
+mod svids;
+mod sync;
+mod transport;
