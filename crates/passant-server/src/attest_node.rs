@@ -22,13 +22,22 @@ use crate::state::token::{JoinToken, Spent};
 /// How long one attestation may take, challenges and the services that a verifier asks included.
 const ATTEST_WITHIN: Duration = Duration::from_secs(60);
 
-/// Attests nodes: by join token, and by the verifiers that are configured.
+/// Attests nodes, by the methods that are configured.
 #[derive(Clone)]
 pub struct NodeAttestation {
     journal: Journal,
     issuer: Issuer,
-    verifiers: Arc<Vec<Arc<dyn Verifier>>>,
+    methods: Arc<[NodeMethod]>,
     host: Host,
+}
+
+/// A method by which nodes may attest.
+#[derive(Clone)]
+pub enum NodeMethod {
+    /// By join token, which is state of the server and needs no verifier.
+    JoinToken,
+    /// By what a verifier finds out.
+    Verified(Arc<dyn Verifier>),
 }
 
 /// What an attestation ends with.
@@ -52,9 +61,9 @@ pub struct NodeProof {
 }
 
 impl NodeAttestation {
-    /// Join tokens are always taken; what no verifier is for is refused.
-    pub fn new(journal: Journal, issuer: Issuer, verifiers: Vec<Arc<dyn Verifier>>, host: Host) -> Self {
-        Self { journal, issuer, verifiers: Arc::new(verifiers), host }
+    /// Evidence of any other method than `methods` is refused.
+    pub fn new(journal: Journal, issuer: Issuer, methods: Vec<NodeMethod>, host: Host) -> Self {
+        Self { journal, issuer, methods: Arc::from(methods), host }
     }
 
     /// Attests one node and issues its agent's X509-SVID. `caller` says for the record where the evidence came from.
@@ -74,10 +83,10 @@ impl NodeAttestation {
         caller: String,
     ) -> Result<AttestedSvid, Refusal> {
         let csr = self.issuer.csr(csr).await?;
-        let proof = if method == join_token::METHOD {
-            self.prove_by_token(payload, caller)?
-        } else {
-            self.prove(method, payload, dialog, caller).await?
+        let proof = match self.methods.iter().find(|enabled| enabled.name() == method) {
+            Some(NodeMethod::JoinToken) => self.prove_by_token(payload, caller)?,
+            Some(NodeMethod::Verified(verifier)) => self.prove(&**verifier, payload, dialog, caller).await?,
+            None => return Err(not_enabled(method)),
         };
         let can_reattest = proof.can_reattest;
         let svid = self.issuer.node(proof, csr).await?;
@@ -103,18 +112,12 @@ impl NodeAttestation {
 
     async fn prove(
         &self,
-        method: &str,
+        verifier: &dyn Verifier,
         payload: &[u8],
         dialog: &mut dyn Dialog,
         caller: String,
     ) -> Result<NodeProof, Refusal> {
-        let verifier =
-            self.verifiers.iter().find(|verifier| verifier.method() == method).ok_or_else(|| {
-                let name: String = method.chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
-                Refusal::precondition(format!(
-                    "node attestor type \"{name}\" is not configured on this server"
-                ))
-            })?;
+        let method = verifier.method();
         let verified = verifier.verify(payload, dialog, self.host.now());
         let proof = tokio::time::timeout(ATTEST_WITHIN, verified)
             .await
@@ -126,6 +129,21 @@ impl NodeAttestation {
         }
         Ok(NodeProof { method: method.to_owned(), agent_id, selectors, can_reattest, token: None, caller })
     }
+}
+
+impl NodeMethod {
+    /// The attestation type on the wire.
+    fn name(&self) -> &str {
+        match self {
+            Self::JoinToken => join_token::METHOD,
+            Self::Verified(verifier) => verifier.method(),
+        }
+    }
+}
+
+fn not_enabled(method: &str) -> Refusal {
+    let name: String = method.chars().filter(char::is_ascii_graphic).take(64).collect();
+    Refusal::precondition(format!("node attestor type \"{name}\" is not configured on this server"))
 }
 
 impl NodeProof {

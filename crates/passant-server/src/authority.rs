@@ -43,8 +43,10 @@ const STEPS_PER_TURN: usize = 16;
 pub struct AuthorityConfig {
     /// Lifetime of an X.509 and of a JWT authority.
     pub ca_ttl: Duration,
-    /// Kind of key.
-    pub key_type: KeyType,
+    /// Kind of an X.509 authority's key.
+    pub x509_key_type: KeyType,
+    /// Kind of a JWT authority's key.
+    pub jwt_key_type: KeyType,
     /// The longest default lifetime of what an X.509 authority signs: workloads, agents or the server itself.
     pub x509_leaf_ttl: Duration,
     /// The default lifetime of JWT-SVIDs.
@@ -261,7 +263,7 @@ impl Turns<'_> {
 
     /// Makes a new authority and publishes it.
     async fn prepare(&self, kind: AuthorityKind, now: UnixTime) -> Result<(), AuthorityError> {
-        let key = self.new_key().await?;
+        let key = self.new_key(kind).await?;
         let id = mint::authority_id(key.public_key());
         let authority = match kind {
             AuthorityKind::X509 => self.new_x509(&id, &key, now).await?,
@@ -274,10 +276,13 @@ impl Turns<'_> {
     }
 
     /// A new key, in custody.
-    async fn new_key(&self) -> Result<Arc<dyn SigningKey>, AuthorityError> {
+    async fn new_key(&self, kind: AuthorityKind) -> Result<Arc<dyn SigningKey>, AuthorityError> {
         let keys = Arc::clone(&self.parts.host.keys);
         let keystore = Arc::clone(&self.parts.keystore);
-        let key_type = self.config.key_type;
+        let key_type = match kind {
+            AuthorityKind::X509 => self.config.x509_key_type,
+            AuthorityKind::Jwt => self.config.jwt_key_type,
+        };
         let work = move || -> Result<_, AuthorityError> {
             let key = keys.generate(key_type)?;
             keystore.put(&mint::authority_id(key.public_key()), key.pkcs8())?;

@@ -19,7 +19,7 @@ use passant_core::{
     Entry, EntryDraft, EntryId, Host, Refusal, Selector, Selectors, SpiffeId, TrustDomain, UnixTime,
 };
 
-use crate::attest_node::{AttestedSvid, NodeAttestation};
+use crate::attest_node::{AttestedSvid, NodeAttestation, NodeMethod};
 use crate::authority::{Authorities, AuthorityConfig, AuthorityError, AuthorityParts};
 use crate::caller::{AgentCaller, Callers, ConnPeer, LocalPeer, PeerSvid};
 use crate::issue::{IssueConfig, IssuedX509, Issuer, SigningPool};
@@ -129,7 +129,8 @@ impl Rig {
         };
         let config = AuthorityConfig {
             ca_ttl: settings.ca_ttl,
-            key_type: settings.key_type,
+            x509_key_type: settings.key_type,
+            jwt_key_type: settings.key_type,
             x509_leaf_ttl: settings.x509_svid_ttl.max(settings.agent_ttl),
             jwt_leaf_ttl: settings.jwt_svid_ttl,
             settle: Duration::from_secs(5),
@@ -160,11 +161,9 @@ impl Rig {
             config,
         );
         let callers = Callers::new(journal.clone(), settings.admin_ids, host.clone());
-        let verifiers: Vec<Arc<dyn Verifier>> = vec![
-            Arc::new(Spoken { method: "spoken", can_reattest: true }),
-            Arc::new(Spoken { method: "once", can_reattest: false }),
-        ];
-        let nodes = NodeAttestation::new(journal.clone(), issuer.clone(), verifiers, host.clone());
+        let spoken = |method, can_reattest| NodeMethod::Verified(Arc::new(Spoken { method, can_reattest }));
+        let methods = vec![NodeMethod::JoinToken, spoken("spoken", true), spoken("once", false)];
+        let nodes = NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone());
         Ok(Self { disk, clock, host, journal, record, authorities, issuer, callers, nodes })
     }
 

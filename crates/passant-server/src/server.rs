@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use passant_attest::node::Verifier;
 use passant_attest::node::x509pop::X509PopVerifier;
 use passant_core::bundle::Bundle;
 use passant_core::{Host, TrustDomain};
@@ -15,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::Api;
 use crate::api::authorize::Authorize;
-use crate::attest_node::NodeAttestation;
+use crate::attest_node::{NodeAttestation, NodeMethod};
 use crate::authority::{Authorities, AuthorityConfig, AuthorityParts};
 use crate::caller::Callers;
 use crate::config::{Config, ConfigError, KeysMethod, NodeAttestor, StoreMethod};
@@ -81,7 +80,7 @@ pub enum StartError {
 /// # Errors
 /// Every node attestor whose files cannot be used.
 pub fn check(config: &Config, path: &Path) -> Result<(), ConfigError> {
-    verifiers(config, &Host::system(), &path.display().to_string()).map(drop)
+    node_methods(config, &Host::system(), &path.display().to_string()).map(drop)
 }
 
 impl Server {
@@ -93,7 +92,7 @@ impl Server {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let verifiers = verifiers(&config, &host, "given")?;
+        let methods = node_methods(&config, &host, "given")?;
         // The ports first: they are what a second server on this machine would collide on.
         let ports = Ports::bind(config.listen, &config.socket).await.map_err(unavailable)?;
         let journal = open_journal(&config, &host).await?;
@@ -105,7 +104,7 @@ impl Server {
             }
         };
         let opened = (journal.clone(), record.clone());
-        let started = assemble(config, host, verifiers, ports, journal, record).await;
+        let started = assemble(config, host, methods, ports, journal, record).await;
         if started.is_err() {
             opened.1.close().await;
             opened.0.close().await;
@@ -118,7 +117,7 @@ impl Server {
 async fn assemble(
     config: Config,
     host: Host,
-    verifiers: Vec<Arc<dyn Verifier>>,
+    methods: Vec<NodeMethod>,
     ports: Ports,
     journal: Journal,
     record: DecisionLog,
@@ -151,7 +150,7 @@ async fn assemble(
         tls::server_config(identity, bundles, config.trust_domain.clone(), config.admin_ids.clone(), &host)
             .map_err(internal)?;
     let callers = Callers::new(journal.clone(), config.admin_ids, host.clone());
-    let attestation = NodeAttestation::new(journal.clone(), issuer.clone(), verifiers, host.clone());
+    let attestation = NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone());
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let api = Api {
         journal: journal.clone(),
@@ -247,20 +246,19 @@ async fn keep_pruned(journal: Journal, host: Host, stop: CancellationToken) {
     }
 }
 
-fn verifiers(config: &Config, host: &Host, file: &str) -> Result<Vec<Arc<dyn Verifier>>, ConfigError> {
-    let mut verifiers: Vec<Arc<dyn Verifier>> = Vec::new();
+fn node_methods(config: &Config, host: &Host, file: &str) -> Result<Vec<NodeMethod>, ConfigError> {
+    let mut methods = Vec::new();
     for (at, attestor) in config.node_attestors.iter().enumerate() {
         match attestor {
-            // Has no verifier: a token is state.
-            NodeAttestor::JoinToken => {}
+            NodeAttestor::JoinToken => methods.push(NodeMethod::JoinToken),
             NodeAttestor::X509pop(x509pop) => {
                 let verifier = X509PopVerifier::open(x509pop, config.trust_domain.clone(), host.clone())
                     .map_err(|error| ConfigError::caused(file, &format!("node_attestor[{at}]"), &error))?;
-                verifiers.push(Arc::new(verifier));
+                methods.push(NodeMethod::Verified(Arc::new(verifier)));
             }
         }
     }
-    Ok(verifiers)
+    Ok(methods)
 }
 
 async fn open_journal(config: &Config, host: &Host) -> Result<Journal, StartError> {
@@ -317,7 +315,8 @@ fn data_dir(config: &Config) -> Result<&Path, StartError> {
 fn authority_config(config: &Config) -> AuthorityConfig {
     AuthorityConfig {
         ca_ttl: config.ca_ttl,
-        key_type: config.ca_key_type,
+        x509_key_type: config.ca_key_type,
+        jwt_key_type: config.jwt_key_type,
         x509_leaf_ttl: config.default_x509_svid_ttl.max(config.agent_ttl),
         jwt_leaf_ttl: config.default_jwt_svid_ttl,
         settle: SETTLE.min(config.ca_ttl / 20),

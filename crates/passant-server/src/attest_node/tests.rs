@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use passant_core::{Reason, Refusal, Selectors, SpiffeId};
 
-use super::AttestedSvid;
-use crate::rig::{HOUR, MINUTE, Rig, START, Settings, domain, id, peer, selectors};
+use super::{AttestedSvid, NodeAttestation};
+use crate::rig::{HOUR, MINUTE, Rig, START, Settings, Silent, domain, id, peer, selectors};
 use crate::state::change::Change;
 use crate::state::node::AttestedNode;
 
@@ -213,4 +213,14 @@ async fn what_a_verifier_says_is_not_taken_on_trust() {
     }
     assert_eq!(refused(&rig.attest("psychic", "a", &rig.csr(None)).await).0, Reason::Precondition);
     assert_eq!(rig.state().node_count(), 0);
+}
+
+#[tokio::test]
+async fn a_join_token_is_of_no_use_where_the_method_is_off() {
+    let rig = Rig::new().await;
+    rig.token("abc", HOUR, None).await;
+    let nodes = NodeAttestation::new(rig.journal.clone(), rig.issuer.clone(), Vec::new(), rig.host.clone());
+    let answer = nodes.attest("join_token", b"abc", &rig.csr(None), &mut Silent, String::new()).await;
+    assert_eq!(refused(&answer).0, Reason::Precondition);
+    assert!(rig.attest("join_token", "abc", &rig.csr(None)).await.is_ok());
 }

@@ -63,6 +63,8 @@ async fn a_leaf_says_what_its_entry_says_and_verifies() {
         for now in [svid.not_before(), START, svid.not_after()] {
             svid.verify(&rig.bundle(), now).unwrap();
         }
+        let (caller, _) = rig.agent("a").await;
+        verified(&rig, &rig.issuer.jwt(&caller, "w", vec!["db".to_owned()]).await.unwrap(), "db");
     }
 }
 
