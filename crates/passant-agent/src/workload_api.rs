@@ -14,7 +14,7 @@
 //! | what do the messages say? | `x509`, `jwt` |
 
 mod caller;
-mod filter;
+pub mod filter;
 mod follow;
 mod header;
 mod jwt;
@@ -111,7 +111,8 @@ impl Endpoint {
         let streams_stop = shared.stop.clone();
         let service =
             SpiffeWorkloadApiServer::new(Service { shared }).max_decoding_message_size(limits::REQUEST_BYTES);
-        let accepting = tokio::spawn(listener.accept_into(accepted));
+        // Ends with `stop`, so that a successor can listen while old streams still end.
+        let accepting = tokio::spawn(listener.accept_into(accepted, stop.clone()));
         let served = Server::builder()
             .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
             .http2_max_header_list_size(limits::HEADER_LIST_BYTES)
@@ -123,6 +124,7 @@ impl Endpoint {
             })
             .await;
         accepting.abort();
+        drop(accepting.await);
         served
     }
 }

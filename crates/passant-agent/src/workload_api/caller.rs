@@ -156,3 +156,62 @@ impl AsyncWrite for Connection {
         self.stream.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::io::{ErrorKind, Read, Write};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::net::UnixStream as StdUnixStream;
+    use std::process::{Command, Stdio};
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixListener;
+
+    use super::super::share::Shares;
+    use super::*;
+
+    /// The child's part: connects, lets a process of its own hold the socket too, and exits when it is told to.
+    #[expect(clippy::zombie_processes, reason = "whoever could wait for it exits first, on purpose")]
+    fn connect_and_leave_the_socket_behind(socket: &str) {
+        let mut stream = StdUnixStream::connect(socket).unwrap();
+        let held = OwnedFd::from(stream.try_clone().unwrap());
+        Command::new("/bin/cat").stdin(held).stdout(Stdio::null()).spawn().unwrap();
+        stream.write_all(b"!").unwrap();
+        io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn connection_ends_with_the_process_that_opened_it() {
+        if let Ok(socket) = env::var("PASSANT_TEST_SOCKET") {
+            return connect_and_leave_the_socket_behind(&socket);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let test = "workload_api::caller::tests::connection_ends_with_the_process_that_opened_it";
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", test, "--test-threads=1"])
+            .env("PASSANT_TEST_SOCKET", &socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut same_socket = StdUnixStream::from(stream.as_fd().try_clone_to_owned().unwrap());
+        let uid = stream.peer_cred().unwrap().uid();
+        let caller = Caller::of(&stream, uid);
+        assert_eq!(caller.peer().unwrap().pid(), child.id());
+        let shares = Shares::new(1, 1);
+        let mut connection = Connection::new(stream, caller, shares.take(uid).unwrap());
+        assert_eq!(connection.read_u8().await.unwrap(), b'!');
+        drop(child.stdin.take());
+        assert_eq!(connection.read(&mut [0; 8]).await.unwrap(), 0);
+        let still_open = same_socket.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(still_open.kind(), ErrorKind::WouldBlock);
+        assert!(shares.take(uid).is_none());
+        drop(connection);
+        assert!(shares.take(uid).is_some());
+        child.wait().unwrap();
+    }
+}

@@ -31,9 +31,9 @@ const FRAME_MAX: usize = 16_384;
 
 /// The state of one connection, client to server.
 ///
-/// Holds at most one header block (bounded by [`HEADER_BLOCK_BYTES`]); the rest is passed on at once.
+/// Holds at most one header block (64 KiB, see `limits.rs`); the rest is passed on at once.
 #[derive(Debug)]
-pub(crate) struct Filter {
+pub struct Filter {
     state: State,
     mender: Mender,
 }
@@ -67,13 +67,20 @@ struct Block {
     is_last_frame: bool,
 }
 
+impl Default for Filter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Filter {
-    pub(crate) fn new() -> Self {
+    /// The state before the client's first byte.
+    pub fn new() -> Self {
         Self { state: State::Preface(0), mender: Mender::new() }
     }
 
     /// Takes the next bytes from the client, and appends to `out` what h2 may read of them.
-    pub(crate) fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
+    pub fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) {
         while !input.is_empty() {
             self.state = match mem::replace(&mut self.state, State::Through) {
                 State::Preface(seen) => pass_preface(seen, &mut input, out),
@@ -106,7 +113,7 @@ impl Filter {
     }
 
     /// The client has sent its last byte: what was held back comes out as it is.
-    pub(crate) fn finish(&mut self, out: &mut Vec<u8>) {
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
         match mem::replace(&mut self.state, State::Through) {
             State::Head { head, filled, block } => {
                 if let Some(block) = block {
@@ -120,7 +127,7 @@ impl Filter {
     }
 
     /// Whether the filter holds nothing and will change nothing any more.
-    pub(crate) fn is_through(&self) -> bool {
+    pub fn is_through(&self) -> bool {
         matches!(self.state, State::Through)
     }
 

@@ -6,10 +6,12 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::caller::{Caller, Connection};
@@ -88,12 +90,18 @@ impl Listener {
         Ok(Self { listener, file })
     }
 
-    /// Accepts connections until nobody takes them any more.
-    pub(super) async fn accept_into(self, accepted: mpsc::Sender<io::Result<Connection>>) {
+    /// Accepts connections until `stop`, or until nobody takes them any more.
+    pub(super) async fn accept_into(
+        self,
+        accepted: mpsc::Sender<io::Result<Connection>>,
+        stop: CancellationToken,
+    ) {
+        make_room();
         let shares = Shares::new(CONNECTIONS_PER_USER, CONNECTIONS);
         loop {
             let stream = tokio::select! {
                 biased;
+                () = stop.cancelled() => return,
                 () = accepted.closed() => return,
                 stream = self.listener.accept() => stream,
             };
@@ -131,6 +139,23 @@ impl Drop for SocketFile {
         if is_ours && let Err(error) = fs::remove_file(&self.path) {
             debug!(%error, path = %self.path.display(), "socket file stays behind");
         }
+    }
+}
+
+/// Lets the process open as many descriptors as the system allows it, up to what the bounds on connections need: a socket
+/// and a pidfd each, and as many again for everything else. Else one user's connections could use up what is needed to
+/// accept those of others. Shells and service managers start processes with a low soft limit for programs of old.
+fn make_room() {
+    let wanted = 4 * CONNECTIONS as u64;
+    let limit = getrlimit(Resource::Nofile);
+    let soft = limit.maximum.map_or(wanted, |hard| hard.min(wanted));
+    if limit.current.is_none_or(|current| current >= soft) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: limit.maximum }) {
+        warn!(%error, "failed to raise the limit of open files; few connections of workloads can be held");
+    } else if soft < wanted {
+        warn!(limit = soft, wanted, "the hard limit of open files is low for many connections of workloads");
     }
 }
 
