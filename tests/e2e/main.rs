@@ -1,1 +1,9 @@
-//! Real binaries, real sockets: see each module.
+//! Does the shipped thing run? Real binaries, real sockets, real processes; each test has a folder of its own.
+
+mod bad_input;
+mod command_line;
+mod lifetimes;
+mod main_job;
+mod outage;
+mod standing;
+mod store;

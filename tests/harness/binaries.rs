@@ -1,0 +1,62 @@
+//! Where are the binaries under test?
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The daemons and the command line.
+#[derive(Debug)]
+pub struct Binaries {
+    /// `passant-server`
+    pub server: PathBuf,
+    /// `passant-agent`
+    pub agent: PathBuf,
+    /// `passant`
+    pub passant: PathBuf,
+}
+
+/// The binaries of this tree, built in the profile of the test that asks; built at most once in a process.
+///
+/// # Panics
+/// When they do not build: no test could say anything then.
+pub fn binaries() -> &'static Binaries {
+    static BUILT: OnceLock<Binaries> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let dir = profile_dir();
+        let mut build = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+        build.args([
+            "build",
+            "--quiet",
+            "-p",
+            "passant-server",
+            "-p",
+            "passant-agent",
+            "-p",
+            "passant-cli",
+            "--bins",
+        ]);
+        build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+        if dir.file_name().is_some_and(|name| name == "release") {
+            build.arg("--release");
+        }
+        if let Some(target) = dir.parent() {
+            build.env("CARGO_TARGET_DIR", target);
+        }
+        let built = build.status().expect("cargo runs, since it ran this test");
+        assert!(built.success(), "the binaries under test do not build");
+        Binaries {
+            server: dir.join("passant-server"),
+            agent: dir.join("passant-agent"),
+            passant: dir.join("passant"),
+        }
+    })
+}
+
+/// `target/debug` or `target/release`: where the running executable was built.
+fn profile_dir() -> PathBuf {
+    let exe = std::env::current_exe().expect("the path of the running test is known");
+    let dir = exe.parent().expect("an executable lies in a folder");
+    let dir =
+        if dir.ends_with("deps") { dir.parent().expect("deps lies in the profile's folder") } else { dir };
+    dir.to_owned()
+}

@@ -1,0 +1,17 @@
+//! How do tests run the real daemons? Each test has a [`site::Site`]: a folder with its own server, agents and sockets.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`binaries`] | the daemons and the command line, built once |
+//! | [`daemon`] | one running process, its log, and how it is stopped |
+//! | [`site`] | one trust domain on this machine: configuration, server, agents, command line |
+//! | [`api`] | clients of the operators' socket and of the Workload API |
+//! | [`node_ca`] | certificates for the x509pop attestor |
+//! | [`wait`] | waiting for a condition, with a bound |
+
+pub mod api;
+pub mod binaries;
+pub mod daemon;
+pub mod node_ca;
+pub mod site;
+pub mod wait;
