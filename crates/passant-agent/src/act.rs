@@ -134,14 +134,18 @@ impl Minter {
             .call(what, limits::CALL, |channel| {
                 let params = params.clone();
                 async move {
-                    let mut client = SvidClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
+                    let mut client =
+                        SvidClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
                     Ok(client.batch_new_x509svid(BatchNewX509svidRequest { params }).await?.into_inner())
                 }
             })
             .await?;
         if answer.results.len() != orders.len() {
             let (got, asked) = (answer.results.len(), orders.len());
-            return Err(CallError::unavailable(what, format!("the server answered {got} of {asked} requests")));
+            return Err(CallError::unavailable(
+                what,
+                format!("the server answered {got} of {asked} requests"),
+            ));
         }
         let outcome = |(order, result): (Order, _)| (order.entry.id.clone(), self.check(order, result));
         Ok(orders.into_iter().zip(answer.results).map(outcome).collect())
@@ -257,7 +261,8 @@ async fn fetch_jwt(link: &Link, entry: &AuthorizedEntry, audience: &[String]) ->
     let answer = call.await.map_err(|error| error.refusal)?;
     let wrong = |why: String| Refusal::unavailable(format!("the server sent {why}"));
     let wire = answer.svid.ok_or_else(|| wrong("no token".to_owned()))?;
-    let svid = convert::svid::jwt_from_wire(&wire).map_err(|error| wrong(format!("a malformed token: {error}")))?;
+    let svid =
+        convert::svid::jwt_from_wire(&wire).map_err(|error| wrong(format!("a malformed token: {error}")))?;
     if *svid.id() != entry.spiffe_id {
         return Err(wrong(format!("a token for {}", svid.id())));
     }

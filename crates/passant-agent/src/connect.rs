@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,12 +25,13 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::config::ServerAddress;
 use crate::limits;
@@ -50,7 +52,7 @@ pub(crate) struct Link {
 
 struct Inner {
     address: ServerAddress,
-    host: Host,
+    dial: Arc<dyn Dial>,
     provider: Arc<CryptoProvider>,
     verifier: Arc<ServerVerifier>,
     current: ArcSwapOption<Connection>,
@@ -96,6 +98,7 @@ impl Link {
         address: ServerAddress,
         trust_domain: &TrustDomain,
         insecure_bootstrap: bool,
+        dial: Arc<dyn Dial>,
         host: Host,
     ) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -103,13 +106,13 @@ impl Link {
             server_id: trust_domain.server_id(),
             bundle: ArcSwapOption::empty(),
             insecure_bootstrap,
-            host: host.clone(),
+            host,
             provider: Arc::clone(&provider),
         });
         Self {
             inner: Arc::new(Inner {
                 address,
-                host,
+                dial,
                 provider,
                 verifier,
                 current: ArcSwapOption::empty(),
@@ -146,6 +149,11 @@ impl Link {
     /// Forgets the identity: every call that needs it fails at once.
     pub(crate) fn forget_identity(&self) {
         self.inner.current.store(None);
+    }
+
+    /// Whether there is an identity to call with.
+    pub(crate) fn is_identified(&self) -> bool {
+        self.inner.current.load().is_some()
     }
 
     /// A new channel on which the agent is a stranger, as attestation needs it.
@@ -228,9 +236,11 @@ impl Inner {
             .and_then(|endpoint| endpoint.user_agent(concat!("passant-agent/", env!("CARGO_PKG_VERSION"))))
             .map_err(|_| LinkError::Address(authority.clone()))?;
         let origin = format!("https://{authority}").parse().map_err(|_| LinkError::Address(authority))?;
+        let dial = Arc::clone(&self.dial);
         let connector = tower::service_fn(move |_: http::Uri| {
-            let (tls, name, address) = (TlsConnector::from(Arc::clone(&tls)), name.clone(), address.clone());
-            async move { connect(&address, name, &tls).await.map(TokioIo::new) }
+            let tls = TlsConnector::from(Arc::clone(&tls));
+            let (name, dialled) = (name.clone(), dial.dial(&address));
+            async move { connect(dialled, name, &tls).await.map(TokioIo::new) }
         });
         Ok(endpoint.origin(origin).connect_with_connector_lazy(connector))
     }
@@ -252,17 +262,52 @@ impl Inner {
     }
 }
 
+/// A byte stream to the server, before TLS.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// How a byte stream to the server is opened: a seam, so that a simulation can bring its own network.
+pub trait Dial: Send + Sync {
+    /// Opens one stream to `address`. The caller sets the time limit.
+    #[expect(
+        clippy::type_complexity,
+        reason = "a boxed future of a boxed stream, spelled out for whoever implements it"
+    )]
+    fn dial(
+        &self,
+        address: &ServerAddress,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>>;
+}
+
+/// Opens TCP connections; of several addresses of a name, the first that answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp;
+
+impl Dial for Tcp {
+    fn dial(
+        &self,
+        address: &ServerAddress,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>> {
+        let address = address.clone();
+        Box::pin(async move {
+            let stream = TcpStream::connect((address.host(), address.port())).await.map_err(|error| {
+                io::Error::new(error.kind(), format!("failed to connect to {address}: {error}"))
+            })?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Wire>)
+        })
+    }
+}
+
 async fn connect(
-    address: &ServerAddress,
+    dialled: impl Future<Output = io::Result<Box<dyn Wire>>>,
     name: ServerName<'static>,
     tls: &TlsConnector,
-) -> io::Result<TlsStream<TcpStream>> {
-    let dial = TcpStream::connect((address.host(), address.port()));
-    let stream = tokio::time::timeout(limits::CONNECT, dial)
+) -> io::Result<TlsStream<Box<dyn Wire>>> {
+    let stream = tokio::time::timeout(limits::CONNECT, dialled)
         .await
-        .map_err(|_| timed_out("connect to the server"))?
-        .map_err(|error| io::Error::new(error.kind(), format!("failed to connect to {address}: {error}")))?;
-    stream.set_nodelay(true)?;
+        .map_err(|_| timed_out("connect to the server"))??;
     tokio::time::timeout(limits::CONNECT, tls.connect(name, stream))
         .await
         .map_err(|_| timed_out("finish the TLS handshake with the server"))?
@@ -275,7 +320,7 @@ fn timed_out(what: &str) -> io::Error {
 
 /// What a status says, with the causes that tonic keeps apart from its message: "transport error" alone helps nobody.
 pub(crate) fn told(status: &Status) -> Refusal {
-    let mut refusal = from_status(&status);
+    let mut refusal = from_status(status);
     if refusal.reason == Reason::Internal && status.source().is_some() {
         // Not said by the server: the way to it failed.
         refusal.reason = Reason::Unavailable;
@@ -359,10 +404,7 @@ struct ServerVerifier {
 #[derive(Debug, thiserror::Error)]
 enum NotOurServer {
     #[error("failed to verify the server against the bundle of {trust_domain}: {error}")]
-    Chain {
-        trust_domain: TrustDomain,
-        error: X509SvidError,
-    },
+    Chain { trust_domain: TrustDomain, error: X509SvidError },
     #[error("failed to read the server's certificate as an X509-SVID: {0}")]
     Svid(X509SvidError),
     #[error("failed to verify the server: it is {found}, not {wanted}")]
@@ -374,9 +416,8 @@ enum NotOurServer {
 impl ServerVerifier {
     fn check(&self, chain: Vec<CertificateDer<'static>>) -> Result<(), NotOurServer> {
         let svid = match self.bundle.load_full() {
-            Some(bundle) => x509_svid::verify(chain, &bundle, self.host.now()).map_err(|error| {
-                NotOurServer::Chain { trust_domain: bundle.trust_domain.clone(), error }
-            })?,
+            Some(bundle) => x509_svid::verify(chain, &bundle, self.host.now())
+                .map_err(|error| NotOurServer::Chain { trust_domain: bundle.trust_domain.clone(), error })?,
             None if self.insecure_bootstrap => X509Svid::parse(chain).map_err(NotOurServer::Svid)?,
             None => return Err(NotOurServer::NoBundle),
         };

@@ -3,23 +3,205 @@
 //! | question | file |
 //! |---|---|
 //! | what may an operator configure? | [`config`] |
+//! | how is the server reached and known? | [`connect`] |
+//! | how does the node come by its own SVID, and keep it? | `node` |
+//! | when is the server asked, and what does it say? | `drive`, `sync` |
 //! | what may each workload see, and when does it hear of a change? | [`cache`] |
-//! | which SVIDs must be minted or dropped now? | `plan` |
+//! | which SVIDs must be minted or dropped now, and how are they had? | `plan`, `act` |
 //! | which JWT-SVID does a workload get? | [`jwt_cache`] |
 //! | what is wrong with this agent right now? | [`health`] |
 //! | which selectors does a peer have? | `attest` |
 //! | how do workloads get their SVIDs? | [`workload_api`] |
 //! | what is bounded, and why? | [`limits`] |
+//!
+//! Three tasks run: one drives (the node's own SVID and the sync), one mints, one serves the Workload API. They share the
+//! [`cache::Cache`] and the link to the server, and nothing else.
 
-#![expect(dead_code, reason = "the parts land one after the other; who calls them comes next")]
-
+mod act;
 mod attest;
 mod backoff;
 pub mod cache;
 pub mod config;
+pub mod connect;
+mod drive;
 pub mod health;
 pub mod jwt_cache;
 pub mod limits;
+mod node;
 mod plan;
+mod sync;
+#[cfg(test)]
+mod testing;
 mod trust;
 pub mod workload_api;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use passant_core::Host;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{error, info};
+
+use crate::act::{Minter, ServerJwt};
+use crate::cache::Cache;
+use crate::config::{Bootstrap, Config, FileError};
+use crate::connect::{Dial, Link, Tcp};
+use crate::drive::Driver;
+use crate::health::{Health, HealthReport};
+use crate::node::{DataDir, Node, OpenError};
+use crate::workload_api::Endpoint;
+
+pub use crate::node::DataError;
+pub use crate::workload_api::ListenError;
+
+/// An agent that is yet to run.
+#[derive(Debug)]
+pub struct Agent;
+
+/// An agent that runs. Dropping it stops it without waiting; [`Running::shutdown`] waits.
+pub struct Running {
+    socket: PathBuf,
+    health: watch::Receiver<HealthReport>,
+    stop: CancellationToken,
+    _stop_on_drop: DropGuard,
+    tasks: JoinSet<()>,
+}
+
+/// Why an agent cannot start: its configuration or its machine is at fault, never its server.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The bundle to begin with cannot be read.
+    #[error(transparent)]
+    Bootstrap(FileError),
+    /// The socket cannot be listened on.
+    #[error("failed to serve the Workload API")]
+    Listen(#[from] ListenError),
+}
+
+impl Agent {
+    /// Starts an agent; must be called within a tokio runtime. It returns once the Workload API can be connected to, not
+    /// once it is ready: the server may be away for as long as it likes.
+    ///
+    /// # Errors
+    /// When the data directory, the bootstrap bundle or the socket cannot be used.
+    pub async fn start(config: Config, host: Host) -> Result<Running, StartError> {
+        Self::start_over(config, host, Arc::new(Tcp)).await
+    }
+
+    /// Starts an agent that reaches its server by `dial`.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    #[expect(clippy::unused_async, reason = "starting is asynchronous by contract")]
+    pub async fn start_over(config: Config, host: Host, dial: Arc<dyn Dial>) -> Result<Running, StartError> {
+        let trust_domain = config.trust_domain;
+        let data = DataDir::open(&config.data_dir, &trust_domain)?;
+        let insecure = matches!(config.bootstrap, Bootstrap::Insecure);
+        let link = Link::new(config.server_address, &trust_domain, insecure, dial, host.clone());
+        let issuer = Arc::new(ServerJwt::new(link.clone()));
+        let cache = Cache::new(trust_domain.clone(), host.clone(), issuer);
+        let health = Health::new();
+        let resync = Arc::new(Notify::new());
+        let node = Node::open(
+            trust_domain.clone(),
+            config.node_attestor,
+            config.bootstrap,
+            config.x509_key_type,
+            data,
+            link.clone(),
+            cache.clone(),
+            health.clone(),
+            host.clone(),
+        )?;
+        let settings = workload_api::Settings {
+            socket: config.workload_api.socket.clone(),
+            attestors: config
+                .workload_attestors
+                .into_iter()
+                .map(|method| Arc::from(method.attestor(&host)))
+                .collect(),
+            evidence_max_age: config.evidence_max_age,
+            allowed_foreign_claims: config.workload_api.allowed_foreign_jwt_claims,
+        };
+        let endpoint = Endpoint::bind(settings, cache.clone(), host.clone())?;
+        let minter = Minter::new(
+            link.clone(),
+            cache.clone(),
+            host.clone(),
+            health.clone(),
+            config.x509_key_type,
+            Arc::clone(&resync),
+        );
+        let socket = config.workload_api.socket;
+        let watch = health.watch();
+        let sync_interval = config.sync_interval;
+        let driver = Driver { trust_domain, host, link, cache, health, node, sync_interval, resync };
+
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(driver.run(stop.clone()));
+        tasks.spawn(minter.run(stop.clone()));
+        tasks.spawn(serve(endpoint, stop.clone()));
+        info!(socket = %socket.display(), "agent started");
+        let guard = stop.clone().drop_guard();
+        Ok(Running { socket, health: watch, stop, _stop_on_drop: guard, tasks })
+    }
+}
+
+async fn serve(endpoint: Endpoint, stop: CancellationToken) {
+    if let Err(error) = endpoint.serve(stop).await {
+        error!(%error, "the Workload API failed");
+    }
+}
+
+impl Running {
+    /// Where the Workload API is served.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Follows what is wrong with the agent.
+    pub fn health(&self) -> watch::Receiver<HealthReport> {
+        self.health.clone()
+    }
+
+    /// Waits until a part of the agent ends by itself, which is a fault of the program.
+    pub async fn failed(&mut self) {
+        match self.tasks.join_next().await {
+            Some(Ok(())) => error!("a part of the agent ended by itself"),
+            Some(Err(error)) => error!(%error, "a part of the agent failed"),
+            None => {}
+        }
+    }
+
+    /// Ends streams, stops every task and waits for them, at most [`limits::SHUTDOWN`].
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(limits::SHUTDOWN, ended).await.is_err() {
+            self.tasks.abort_all();
+        }
+        info!("agent stopped");
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+impl From<OpenError> for StartError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Data(error) => Self::Data(error),
+            OpenError::Bootstrap(error) => Self::Bootstrap(error),
+        }
+    }
+}

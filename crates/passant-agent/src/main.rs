@@ -1,3 +1,7 @@
-//! Table of contents.
+//! Table of contents: the command line is in `cli`, everything else in the library.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -89,7 +89,11 @@ enum Step {
 /// expired by this host's clock is still tried where nothing else is left: the clock may be wrong.
 fn next_step(now: UnixTime, lease: Option<Lease>, fault: Option<AgentFault>, can_attest: bool) -> Step {
     let Some(lease) = lease else {
-        return if can_attest { Step::Attest } else { Step::Stuck("no node SVID is stored and there is no unused join token") };
+        return if can_attest {
+            Step::Attest
+        } else {
+            Step::Stuck("no node SVID is stored and there is no unused join token")
+        };
     };
     match fault {
         Some(_) if can_attest => return Step::Attest,
@@ -109,7 +113,9 @@ fn lost(fault: AgentFault) -> &'static str {
     match fault {
         AgentFault::Expired => "the server says that the node SVID has expired; a new join token is needed",
         AgentFault::NotAttested => "the node was evicted; a new join token is needed",
-        AgentFault::NotActive => "the server knows a newer SVID of this node: was the data directory copied or restored? a new join token is needed",
+        AgentFault::NotActive => {
+            "the server knows a newer SVID of this node: was the data directory copied or restored? a new join token is needed"
+        }
         AgentFault::MustReattest => "the server wants this node to attest again, and its join token is spent",
         AgentFault::Banned => BANNED,
     }
@@ -184,11 +190,6 @@ impl Node {
     /// When [`Self::tend`] next has something to do, as far as timers know.
     pub(crate) const fn due(&self) -> Instant {
         self.due
-    }
-
-    /// The fault that the server found in this node's SVID, if it stands.
-    pub(crate) const fn fault(&self) -> Option<AgentFault> {
-        self.fault
     }
 
     /// Does what is due about the node's own SVID.
@@ -326,13 +327,15 @@ impl Node {
     async fn renew(&mut self) -> Result<(), CallError> {
         let what = "renew the node SVID";
         let key = self.new_key(what)?;
-        let csr = csr::make(&*key, None).map_err(|error| CallError { what, refusal: Refusal::internal(error) })?;
+        let csr =
+            csr::make(&*key, None).map_err(|error| CallError { what, refusal: Refusal::internal(error) })?;
         let answer = self
             .link
             .call(what, limits::CALL, |channel| {
                 let params = Some(AgentX509svidParams { csr: csr.clone() });
                 async move {
-                    let mut client = AgentClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
+                    let mut client =
+                        AgentClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
                     Ok(client.renew_agent(RenewAgentRequest { params }).await?.into_inner())
                 }
             })
@@ -390,7 +393,11 @@ impl Node {
 
     /// The key for an attestation by the token `hash`: the one of the last attempt with it, or a new one that is on disk
     /// before the server hears of it.
-    async fn pending_key(&mut self, hash: TokenHash, what: &'static str) -> Result<Arc<dyn SigningKey>, CallError> {
+    async fn pending_key(
+        &mut self,
+        hash: TokenHash,
+        what: &'static str,
+    ) -> Result<Arc<dyn SigningKey>, CallError> {
         if let Some(pending) = self.stored.pending.as_ref().filter(|pending| pending.token == hash) {
             return Ok(Arc::clone(&pending.key));
         }
@@ -419,9 +426,7 @@ impl Node {
     /// The join token that may be tried: there is one, and no attestation has succeeded with it yet.
     fn usable_token(&self) -> Result<Option<Token>, FileError> {
         let token = match &self.attestor {
-            NodeAttestor::JoinToken(Some(TokenSource::Given(token))) => {
-                Token::parse(token.expose()).ok()
-            }
+            NodeAttestor::JoinToken(Some(TokenSource::Given(token))) => Token::parse(token.expose()).ok(),
             NodeAttestor::JoinToken(Some(TokenSource::File(path))) => Some(config::read_token(path)?),
             NodeAttestor::JoinToken(None) | NodeAttestor::X509pop(_) => None,
         };

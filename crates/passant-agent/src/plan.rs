@@ -94,3 +94,192 @@ fn reason_to_replace(now: UnixTime, slot: &Slot, held: &Held) -> Option<Why> {
 fn has_passed(now: UnixTime, since: UnixTime, wait: Duration) -> bool {
     now < since || since.until(now) >= wait
 }
+
+#[cfg(test)]
+mod tests {
+    use passant_core::Secret;
+    use passant_core::x509_svid::X509Svid;
+
+    use super::*;
+    use crate::cache::{MintFailure, Minted, View};
+    use crate::testing::ca::Ca;
+    use crate::testing::{NOW, by_id, entry, entry_id, following_host, id};
+
+    struct Bench {
+        ca: Ca,
+        state: State,
+    }
+
+    impl Bench {
+        fn new(entries: Vec<AuthorizedEntry>) -> Self {
+            let mut bench = Self { ca: Ca::new("one"), state: State::default() };
+            bench.learn(entries);
+            bench
+        }
+
+        fn learn(&mut self, entries: Vec<AuthorizedEntry>) {
+            let bundle = Arc::new(self.ca.bundle());
+            let view = View { entries: by_id(entries), bundle, federated: [].into() };
+            self.state.learn(view, at(0));
+        }
+
+        /// Holds an SVID minted at `minted` seconds, to renew at `renew` and to end at `end`.
+        fn hold(&mut self, entry: &AuthorizedEntry, minted: i64, renew: i64, end: i64) {
+            let (svid, key) = self.ca.svid_and_key(&entry.spiffe_id, NOW + minted - 10, NOW + end);
+            let minted_svid = Minted {
+                entry: Arc::new(entry.clone()),
+                svid: Arc::new(svid),
+                key: Arc::new(Secret::new(key.pkcs8().expose().clone())),
+                renew_at: at(renew),
+            };
+            self.state.put(&entry.id, minted_svid, at(minted));
+        }
+
+        /// What is planned at `now`, as text.
+        fn at(&self, now: i64, wanted: &[&str]) -> Vec<String> {
+            let wanted = wanted.iter().map(|id| entry_id(id)).collect();
+            let text = |action| match action {
+                Action::Drop(id) => format!("drop {id}"),
+                Action::Mint { entry, why } => format!("{why:?} {}", entry.id),
+            };
+            plan(at(now), &self.state, &wanted).into_iter().map(text).collect()
+        }
+    }
+
+    fn at(secs: i64) -> UnixTime {
+        UnixTime::from_secs(NOW + secs)
+    }
+
+    #[test]
+    fn what_workloads_wait_for_is_minted_before_what_is_prefetched() {
+        let bench = Bench::new(vec![entry("a", 1), entry("b", 2), entry("c", 3)]);
+        assert_eq!(bench.at(0, &["c"]), ["Awaited c", "Prefetch a", "Prefetch b"]);
+    }
+
+    #[test]
+    fn an_entry_on_demand_is_minted_only_when_somebody_wants_it() {
+        let on_demand = AuthorizedEntry { disable_x509_svid_prefetch: true, ..entry("a", 1) };
+        let bench = Bench::new(vec![on_demand]);
+        assert!(bench.at(0, &[]).is_empty());
+        assert_eq!(bench.at(0, &["a"]), ["Awaited a"]);
+    }
+
+    #[test]
+    fn an_entry_for_a_secret_store_is_never_minted_here() {
+        let bench = Bench::new(vec![AuthorizedEntry { store_svid: true, ..entry("a", 1) }]);
+        assert!(bench.at(0, &["a"]).is_empty());
+    }
+
+    #[test]
+    fn only_so_many_entries_are_prefetched_but_a_wanted_one_always_comes() {
+        let entries = (0..limits::PREFETCHED + 5).map(|n| entry(&format!("e{n:05}"), 1)).collect();
+        let bench = Bench::new(entries);
+        assert_eq!(bench.at(0, &[]).len(), limits::PREFETCHED);
+        let last = format!("e{:05}", limits::PREFETCHED + 4);
+        assert_eq!(bench.at(0, &[&last])[0], format!("Awaited {last}"));
+    }
+
+    #[test]
+    fn an_svid_is_renewed_from_the_second_it_is_due() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.hold(&entry("a", 1), 0, 1800, 3600);
+        assert!(bench.at(1799, &["a"]).is_empty());
+        assert_eq!(bench.at(1800, &["a"]), ["Due a"]);
+    }
+
+    #[test]
+    fn an_svid_is_dropped_before_its_last_second_and_minted_anew() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.hold(&entry("a", 1), 0, 1800, 3600);
+        assert_eq!(bench.at(3599, &["a"]), ["Due a"]);
+        assert_eq!(bench.at(3600, &["a"]), ["drop a", "Awaited a"]);
+    }
+
+    #[test]
+    fn no_entry_is_minted_twice_within_the_floor() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.hold(&entry("a", 1), 0, 1, 10);
+        assert!(bench.at(4, &["a"]).is_empty());
+        assert_eq!(bench.at(5, &["a"]), ["Due a"]);
+    }
+
+    #[test]
+    fn a_clock_set_back_does_not_stop_renewal() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.hold(&entry("a", 1), 1000, -60, 3600);
+        assert_eq!(bench.at(0, &["a"]), ["Due a"]);
+    }
+
+    #[test]
+    fn a_changed_entry_is_minted_again_and_the_old_svid_serves_meanwhile() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.hold(&entry("a", 1), 0, 1800, 3600);
+        bench.learn(vec![AuthorizedEntry { revision: 1, ..entry("a", 1) }]);
+        assert_eq!(bench.at(10, &["a"]), ["Revised a"]);
+        bench.learn(vec![AuthorizedEntry { revision: 2, spiffe_id: id("/other"), ..entry("a", 1) }]);
+        assert_eq!(bench.at(10, &["a"]), ["Awaited a"]);
+    }
+
+    #[test]
+    fn a_tainted_authority_has_its_svids_minted_again_after_a_longer_floor() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.hold(&entry("a", 1), 0, 1800, 3600);
+        let next = Ca::new("two");
+        bench.state.learn_bundle(Arc::new(Ca::bundle_of(&[(&bench.ca, true), (&next, false)], 2)));
+        assert!(bench.at(59, &["a"]).is_empty());
+        assert_eq!(bench.at(60, &["a"]), ["Distrusted a"]);
+        // It verifies until its authority is gone, so it goes on being served; unwanted ones need not.
+        bench.learn(vec![AuthorizedEntry { disable_x509_svid_prefetch: true, ..entry("a", 1) }]);
+        bench.hold(&entry("a", 1), 0, 1800, 3600);
+        bench.state.learn_bundle(Arc::new(next.bundle()));
+        assert_eq!(bench.at(10, &[]), ["drop a"]);
+    }
+
+    #[test]
+    fn adding_an_authority_disturbs_nothing() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.hold(&entry("a", 1), 0, 1800, 3600);
+        let next = Ca::new("two");
+        bench.state.learn_bundle(Arc::new(Ca::bundle_of(&[(&bench.ca, false), (&next, false)], 2)));
+        assert!(bench.at(100, &["a"]).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_mint_waits_longer_each_time_and_a_changed_entry_starts_over() {
+        let host = following_host();
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.state.fail(&entry_id("a"), MintFailure("no".to_owned()), at(0), &host);
+        assert!(bench.at(0, &["a"]).is_empty());
+        assert_eq!(bench.at(2, &["a"]), ["Awaited a"]);
+        for _ in 0..20 {
+            bench.state.fail(&entry_id("a"), MintFailure("no".to_owned()), at(0), &host);
+        }
+        assert!(bench.at(50, &["a"]).is_empty());
+        assert_eq!(bench.at(70, &["a"]), ["Awaited a"]);
+        bench.learn(vec![AuthorizedEntry { revision: 1, ..entry("a", 1) }]);
+        assert_eq!(bench.at(50, &["a"]), ["Awaited a"]);
+    }
+
+    #[test]
+    fn urgency_orders_all_reasons() {
+        let mut bench =
+            Bench::new(vec![entry("a", 1), entry("b", 1), entry("c", 1), entry("d", 1), entry("e", 1)]);
+        bench.hold(&entry("b", 1), 0, 50, 3600);
+        bench.hold(&entry("c", 1), 0, 3000, 3600);
+        let changed = AuthorizedEntry { revision: 1, ..entry("c", 1) };
+        bench.learn(vec![entry("a", 1), entry("b", 1), changed, entry("d", 1), entry("e", 1)]);
+        let order = bench.at(100, &["d"]);
+        assert_eq!(order, ["Awaited d", "Revised c", "Due b", "Prefetch a", "Prefetch e"]);
+    }
+
+    #[test]
+    fn an_svid_for_another_spiffe_id_is_not_taken() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        let (svid, key) = bench.ca.svid_and_key(&id("/b"), NOW, NOW + 100);
+        let svid: Arc<X509Svid> = Arc::new(svid);
+        let key = Arc::new(Secret::new(key.pkcs8().expose().clone()));
+        let minted = Minted { entry: Arc::new(entry("a", 1)), svid, key, renew_at: at(50) };
+        bench.state.put(&entry_id("a"), minted, at(0));
+        assert_eq!(bench.at(0, &["a"]), ["Awaited a"]);
+    }
+}

@@ -102,7 +102,9 @@ async fn all_entries(
         .await?;
     let mut found = BTreeMap::new();
     let mut dialogue = Dialogue::new(trust_domain.clone(), Arc::default());
-    dialogue.take(listed.entries, &mut found).map_err(|status| CallError::unavailable("fetch entries", status.message()))?;
+    dialogue
+        .take(listed.entries, &mut found)
+        .map_err(|status| CallError::unavailable("fetch entries", status.message()))?;
     Ok(found)
 }
 
@@ -213,7 +215,9 @@ impl Dialogue {
 
 fn bounded(entries: usize) -> Result<(), Status> {
     match entries > limits::ENTRIES {
-        true => Err(Status::resource_exhausted(format!("the server sends more than {} entries", limits::ENTRIES))),
+        true => {
+            Err(Status::resource_exhausted(format!("the server sends more than {} entries", limits::ENTRIES)))
+        }
         false => Ok(()),
     }
 }
@@ -245,7 +249,10 @@ pub(crate) async fn get_bundle(channel: Channel) -> Result<types::Bundle, Status
 
 /// Takes the own bundle from the wire. One that is of another trust domain or could verify nobody is refused: the agent
 /// could not reach its server any more.
-pub(crate) fn read_own_bundle(wire: &types::Bundle, trust_domain: &TrustDomain) -> Result<Arc<Bundle>, String> {
+pub(crate) fn read_own_bundle(
+    wire: &types::Bundle,
+    trust_domain: &TrustDomain,
+) -> Result<Arc<Bundle>, String> {
     let bundle = convert::bundle::from_wire(wire).map_err(|error| error.to_string())?;
     if bundle.trust_domain != *trust_domain {
         return Err(format!("the server sent the bundle of {}", bundle.trust_domain));
@@ -313,7 +320,9 @@ async fn federated_bundle(
         convert::bundle::from_wire(&wire).map_err(|error| CallError::unavailable(what, error.to_string()))?;
     match bundle.trust_domain == *trust_domain {
         true => Ok(Some(Arc::new(bundle))),
-        false => Err(CallError::unavailable(what, format!("the server sent that of {}", bundle.trust_domain))),
+        false => {
+            Err(CallError::unavailable(what, format!("the server sent that of {}", bundle.trust_domain)))
+        }
     }
 }
 

@@ -98,7 +98,7 @@ pub(crate) struct State {
 
 impl State {
     /// The server's view as of `now`.
-    pub(super) fn learn(&mut self, view: View, now: UnixTime) -> Changed {
+    pub(crate) fn learn(&mut self, view: View, now: UnixTime) -> Changed {
         let bundle = self.learn_bundle(view.bundle);
         self.federated = view
             .federated
@@ -114,7 +114,7 @@ impl State {
     }
 
     /// The own bundle; true if it differs from the one held. SVIDs whose authority is now tainted or gone are marked.
-    pub(super) fn learn_bundle(&mut self, bundle: Arc<Bundle>) -> bool {
+    pub(crate) fn learn_bundle(&mut self, bundle: Arc<Bundle>) -> bool {
         if self.bundle.as_ref().is_some_and(|held| **held == *bundle) {
             return false;
         }
@@ -151,7 +151,7 @@ impl State {
     }
 
     /// A minted SVID. It is dropped if the entry has gone or now names another SPIFFE ID.
-    pub(super) fn put(&mut self, id: &EntryId, minted: Minted, now: UnixTime) {
+    pub(crate) fn put(&mut self, id: &EntryId, minted: Minted, now: UnixTime) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         if *minted.svid.id() != slot.entry.spiffe_id {
             return;
@@ -168,7 +168,7 @@ impl State {
     }
 
     /// A failed attempt to mint; the SVID held before stays.
-    pub(super) fn fail(&mut self, id: &EntryId, failure: MintFailure, now: UnixTime, host: &Host) {
+    pub(crate) fn fail(&mut self, id: &EntryId, failure: MintFailure, now: UnixTime, host: &Host) {
         let Some(slot) = self.slots.get_mut(id) else { return };
         let times = slot.failed.as_ref().map_or(0, |failed| failed.times);
         let wait = backoff::grown(limits::MINT_AGAIN_FIRST, limits::MINT_AGAIN_LAST, times);

@@ -50,6 +50,17 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A list of texts; empty when absent.
+    pub(super) fn strings(&mut self, key: &'static str) -> Vec<String> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let texts = value.as_array().and_then(|items| {
+            items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
+        });
+        texts
+            .or_else(|| self.wrong_type(key, &value, "a list of texts: [\"one\", \"two\"]"))
+            .unwrap_or_default()
+    }
+
     pub(super) fn required(&mut self, key: &'static str, remedy: &str) -> Option<String> {
         let missing = !self.table.contains_key(key);
         let text = self.string(key);

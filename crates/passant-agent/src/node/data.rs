@@ -239,7 +239,11 @@ impl DataDir {
         let aside = self.dir.join(UNREADABLE);
         warn!(path = %path.display(), aside = %aside.display(), %damage,
             "the stored node identity cannot be used; it is set aside and the node attests anew");
-        fs::rename(path, &aside).map_err(|source| DataError::Io { what: "set aside", path: path.to_owned(), source })?;
+        fs::rename(path, &aside).map_err(|source| DataError::Io {
+            what: "set aside",
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(Stored::default())
     }
 }

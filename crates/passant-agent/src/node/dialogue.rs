@@ -44,7 +44,8 @@ pub(super) async fn attest(
     let dialogue = async {
         let result = exchange(channel.clone(), prover, &*key).await?;
         let wire = sync::get_bundle(channel).await.map_err(|status| refused(&status))?;
-        let bundle = sync::read_own_bundle(&wire, trust_domain).map_err(|why| CallError::unavailable(WHAT, why))?;
+        let bundle =
+            sync::read_own_bundle(&wire, trust_domain).map_err(|why| CallError::unavailable(WHAT, why))?;
         let reattestable = result.reattestable;
         let svid = read_svid(result.svid.as_ref(), trust_domain, &*key, &bundle)
             .map_err(|why| CallError::unavailable(WHAT, why))?;
@@ -62,7 +63,8 @@ async fn exchange(
     key: &dyn SigningKey,
 ) -> Result<attest_agent_response::Result, CallError> {
     let payload = prover.evidence().await.map_err(unproven)?;
-    let csr = csr::make(key, None).map_err(|error| CallError { what: WHAT, refusal: Refusal::internal(error) })?;
+    let csr =
+        csr::make(key, None).map_err(|error| CallError { what: WHAT, refusal: Refusal::internal(error) })?;
     let params = attest_agent_request::Params {
         data: Some(AttestationData { r#type: prover.method().to_owned(), payload }),
         params: Some(AgentX509svidParams { csr }),
@@ -97,7 +99,9 @@ async fn send(
         .map_err(|_| CallError::unavailable(WHAT, "the server ended the attestation early"))
 }
 
-async fn next(answers: &mut Streaming<AttestAgentResponse>) -> Result<attest_agent_response::Step, CallError> {
+async fn next(
+    answers: &mut Streaming<AttestAgentResponse>,
+) -> Result<attest_agent_response::Step, CallError> {
     let answer = answers.message().await.map_err(|status| refused(&status))?;
     answer
         .and_then(|answer| answer.step)
@@ -112,9 +116,13 @@ pub(super) fn read_svid(
     bundle: &Bundle,
 ) -> Result<X509Svid, String> {
     let wire = wire.ok_or("the server sent no SVID")?;
-    let svid = convert::svid::x509_from_wire(wire).map_err(|error| format!("the server sent a bad SVID: {error}"))?;
+    let svid = convert::svid::x509_from_wire(wire)
+        .map_err(|error| format!("the server sent a bad SVID: {error}"))?;
     if !svid.id().is_member_of(trust_domain) || svid.id().path() == trust_domain.server_id().path() {
-        return Err(format!("the server sent an SVID for {}, which is no agent of {trust_domain}", svid.id()));
+        return Err(format!(
+            "the server sent an SVID for {}, which is no agent of {trust_domain}",
+            svid.id()
+        ));
     }
     if svid.public_key() != key.public_key() {
         return Err("the server sent an SVID for another key".to_owned());

@@ -27,7 +27,8 @@ const DIRECTORY_MODE: u32 = 0o755;
 #[derive(Debug)]
 pub(super) struct Listener {
     listener: UnixListener,
-    file: SocketFile,
+    /// Removed when dropped.
+    _file: SocketFile,
 }
 
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Listener {
             .map_err(failed("set the mode of", path))?;
         let metadata = fs::symlink_metadata(path).map_err(failed("look at", path))?;
         let file = SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
-        Ok(Self { listener, file })
+        Ok(Self { listener, _file: file })
     }
 
     /// Accepts connections until `stop`, or until nobody takes them any more.

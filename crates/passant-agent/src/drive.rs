@@ -1,0 +1,154 @@
+//! When does the agent talk to its server of its own accord? One task tends the node's SVID and syncs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use passant_core::{AgentFault, Host, TrustDomain};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::backoff::{self, Backoff};
+use crate::cache::Cache;
+use crate::connect::{CallError, Link};
+use crate::health::{Health, Part};
+use crate::node::Node;
+use crate::{limits, sync};
+
+/// Tends and syncs, in turn.
+pub(crate) struct Driver {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) host: Host,
+    pub(crate) link: Link,
+    pub(crate) cache: Cache,
+    pub(crate) health: Health,
+    pub(crate) node: Node,
+    pub(crate) sync_interval: Duration,
+    /// Others ask for a sync soon by this.
+    pub(crate) resync: Arc<Notify>,
+}
+
+/// The least time between two syncs, however often somebody asks.
+const SYNC_FLOOR: Duration = Duration::from_secs(1);
+
+impl Driver {
+    /// Runs until told to stop; being stopped in the middle of anything loses nothing.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut faults = self.link.faults();
+        let mut pace = Pace::new(self.sync_interval);
+        // A stored SVID is announced once; a fresh one is announced by the attestation.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = self.announce() => {}
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.turn(&mut faults, &mut pace) => {}
+            }
+            let wake = self.node.due().min(pace.due).min(Instant::now() + limits::LOOK_AGAIN);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = faults.changed() => if changed.is_err() { return },
+                () = self.resync.notified() => pace.soon(),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    async fn announce(&self) {
+        if self.link.is_identified() {
+            self.node.post_status().await;
+        }
+    }
+
+    async fn turn(&mut self, faults: &mut watch::Receiver<Option<AgentFault>>, pace: &mut Pace) {
+        let fault = *faults.borrow_and_update();
+        if let Some(fault) = fault {
+            self.node.found(fault).await;
+        }
+        let was_identified = self.link.is_identified();
+        self.node.tend().await;
+        if !was_identified && self.link.is_identified() {
+            pace.due = Instant::now();
+        }
+        if Instant::now() >= pace.due && self.link.is_identified() {
+            let outcome = self.sync().await;
+            pace.after(outcome, &self.cache, &self.host);
+        }
+    }
+
+    async fn sync(&mut self) -> Result<(), CallError> {
+        let known = sync::Known { entries: self.cache.known(), federated: self.cache.bundles().federated };
+        let began = Instant::now();
+        match sync::poll(&self.link, &self.trust_domain, known).await {
+            Ok(view) => {
+                debug!(entries = view.entries.len(), federated = view.federated.len(),
+                    took = ?began.elapsed(), "synced");
+                self.node.accepted();
+                let bundle = Arc::clone(&view.bundle);
+                // The server is verified by the new bundle before an SVID under it is asked for.
+                self.node.learn_bundle(&bundle).await;
+                self.cache.learn(view);
+                self.health.good(Part::Sync);
+                Ok(())
+            }
+            Err(error) => {
+                self.health.bad(Part::Sync, &error.to_string());
+                Err(error)
+            }
+        }
+    }
+}
+
+/// When to sync next.
+struct Pace {
+    due: Instant,
+    last: Option<Instant>,
+    interval: Duration,
+    unreachable: Backoff,
+    refused: Backoff,
+}
+
+impl Pace {
+    fn new(interval: Duration) -> Self {
+        Self {
+            due: Instant::now(),
+            last: None,
+            interval,
+            unreachable: Backoff::new(interval, limits::BACKOFF_LAST),
+            refused: Backoff::new(limits::REFUSED_FIRST, limits::REFUSED_LAST),
+        }
+    }
+
+    /// Somebody has reason to believe that the view is old.
+    fn soon(&mut self) {
+        let floor = self.last.map_or_else(Instant::now, |last| last + SYNC_FLOOR);
+        self.due = self.due.min(floor);
+    }
+
+    /// Slower after failures, but not while a workload waits; slow when only an operator can help.
+    fn after(&mut self, outcome: Result<(), CallError>, cache: &Cache, host: &Host) {
+        let usual = backoff::spread(self.interval, host);
+        let wait = match outcome {
+            Ok(()) => {
+                self.unreachable.succeeded();
+                self.refused.succeeded();
+                usual
+            }
+            Err(error) if error.refusal.agent_fault.is_some() => self.refused.failed(host),
+            Err(_) if cache.someone_waits() => {
+                info!("a workload waits; the next sync comes soon");
+                self.unreachable.failed(host).min(usual)
+            }
+            Err(_) => self.unreachable.failed(host),
+        };
+        let now = Instant::now();
+        self.last = Some(now);
+        self.due = now + wait;
+    }
+}
