@@ -5,6 +5,9 @@
 pub const PROCESS_FILE_BYTES: u64 = 1 << 20;
 /// Executables whose digests are remembered: more than the distinct workload binaries of a node.
 pub const DIGESTS: usize = 1024;
+/// Threads that read names and digests at the same time. One that hangs, in a name service that asks the network or on a
+/// dead file system, is given up by its caller but goes on: there must not be more and more of them.
+pub const UNIX_LOOKUPS: usize = 32;
 /// Evidence or a challenge of any node attestor: a chain of six certificates with large RSA keys is 20 KiB, a service
 /// account token 4 KiB.
 pub const NODE_PAYLOAD_BYTES: usize = 64 * 1024;

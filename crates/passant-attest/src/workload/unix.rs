@@ -17,10 +17,11 @@ use passant_core::host::Clock;
 use passant_core::{Host, Selector, Selectors, UnixTime};
 use ring::digest;
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 use tracing::debug;
 
 use super::{AttestError, WorkloadAttestor};
-use crate::limits::DIGESTS;
+use crate::limits::{DIGESTS, UNIX_LOOKUPS};
 use crate::peer::Peer;
 
 /// The attestor's name and the kind of its selectors.
@@ -43,6 +44,7 @@ pub struct UnixConfig {
 /// The `unix` workload attestor.
 pub struct Unix {
     facts: Arc<Facts>,
+    lookups: Arc<Semaphore>,
 }
 
 struct Facts {
@@ -66,7 +68,8 @@ impl Unix {
     /// An attestor that asks `host` for the time only.
     pub fn new(config: UnixConfig, host: &Host) -> Self {
         let clock = Arc::clone(&host.clock);
-        Self { facts: Arc::new(Facts { config, clock, digests: Mutex::default() }) }
+        let facts = Facts { config, clock, digests: Mutex::default() };
+        Self { facts: Arc::new(facts), lookups: Arc::new(Semaphore::new(UNIX_LOOKUPS)) }
     }
 }
 
@@ -80,9 +83,18 @@ impl WorkloadAttestor for Unix {
         peer: &'a Peer,
     ) -> Pin<Box<dyn Future<Output = Result<Selectors, AttestError>> + Send + 'a>> {
         // Names come from the system's name service, which may ask the network; digests read whole files.
-        let (facts, peer) = (Arc::clone(&self.facts), peer.clone());
+        let (facts, lookups, peer) = (Arc::clone(&self.facts), Arc::clone(&self.lookups), peer.clone());
         Box::pin(async move {
-            match tokio::task::spawn_blocking(move || facts.of(&peer)).await {
+            let lookup = lookups
+                .acquire_owned()
+                .await
+                .map_err(|closed| failed("unix attestation was cut off", closed))?;
+            let looked_up = tokio::task::spawn_blocking(move || {
+                let selectors = facts.of(&peer);
+                drop(lookup);
+                selectors
+            });
+            match looked_up.await {
                 Ok(selectors) => selectors,
                 Err(stopped) => Err(failed("unix attestation was cut off", stopped)),
             }
