@@ -75,7 +75,7 @@ pub(super) async fn open<T: Send + 'static>(
         // The channel is empty and its receiver is here.
         drop(messages.try_send(Ok(message)));
     }
-    drop(first);
+    let mut latest = first;
     let stop = watch.call.shared.stop.clone();
     let caller = watch.call.caller.clone();
     tokio::spawn(async move {
@@ -87,7 +87,11 @@ pub(super) async fn open<T: Send + 'static>(
                 next = watch.next() => next,
             };
             let message = match next {
-                Ok(identities) => answer(&identities).map(Ok),
+                Ok(identities) if Arc::ptr_eq(&identities, &latest) => None,
+                Ok(identities) => {
+                    latest = identities;
+                    answer(&latest).map(Ok)
+                }
                 Err(status) => Some(Err(status)),
             };
             let Some(message) = message else { continue };
