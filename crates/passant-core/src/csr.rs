@@ -119,11 +119,27 @@ impl rcgen::PublicKeyData for Csr {
 /// # Errors
 /// When the key does not sign.
 pub fn make(key: &dyn SigningKey, id: Option<&SpiffeId>) -> Result<Vec<u8>, CsrError> {
+    make_with_dns_names(key, id, &[])
+}
+
+/// As [`make`], with DNS names too: what an operator asks [`Csr::dns_names`] to be minted.
+///
+/// # Errors
+/// When a name is not ASCII, or the key does not sign.
+pub fn make_with_dns_names(
+    key: &dyn SigningKey,
+    id: Option<&SpiffeId>,
+    dns_names: &[String],
+) -> Result<Vec<u8>, CsrError> {
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     if let Some(id) = id {
         let uri = rcgen::string::Ia5String::try_from(id.as_str()).map_err(CsrError::Make)?;
         params.subject_alt_names.push(rcgen::SanType::URI(uri));
+    }
+    for name in dns_names {
+        let name = rcgen::string::Ia5String::try_from(name.as_str()).map_err(CsrError::Make)?;
+        params.subject_alt_names.push(rcgen::SanType::DnsName(name));
     }
     let request = params.serialize_request(&RcgenKey(key)).map_err(CsrError::Make)?;
     Ok(CertificateSigningRequestDer::from(request).to_vec())

@@ -76,6 +76,41 @@ pub fn validated(id: &SpiffeId, claims: &Map<String, Value>) -> workload::Valida
     workload::ValidateJwtsvidResponse { spiffe_id: id.to_string(), claims: Some(claims) }
 }
 
+/// The claims of an answer as JSON. A number that is no finite double becomes null.
+pub fn claims(answer: &workload::ValidateJwtsvidResponse) -> Map<String, Value> {
+    answer.claims.as_ref().map(|claims| members(claims, CLAIMS_DEPTH)).unwrap_or_default()
+}
+
+/// How deep the claims of an answer are read; what lies deeper becomes null. An agent's JSON parser stops at 128.
+const CLAIMS_DEPTH: usize = 128;
+
+fn members(object: &Struct, depth: usize) -> Map<String, Value> {
+    object.fields.iter().map(|(name, value)| (name.clone(), from_json(value, depth))).collect()
+}
+
+fn from_json(value: &prost_types::Value, depth: usize) -> Value {
+    let Some(deeper) = depth.checked_sub(1) else {
+        return Value::Null;
+    };
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(value)) => Value::Bool(*value),
+        Some(Kind::NumberValue(number)) => whole(*number).unwrap_or_else(|| Value::from(*number)),
+        Some(Kind::StringValue(text)) => Value::String(text.clone()),
+        Some(Kind::ListValue(list)) => list.values.iter().map(|value| from_json(value, deeper)).collect(),
+        Some(Kind::StructValue(object)) => Value::Object(members(object, deeper)),
+    }
+}
+
+/// A double that holds a whole number as that number, so that times print as such.
+fn whole(number: f64) -> Option<Value> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if number.fract() != 0.0 || number.abs() > EXACT {
+        return None;
+    }
+    format!("{number:.0}").parse::<i64>().ok().map(Value::from)
+}
+
 fn x509_svid(identity: X509Identity<'_>) -> workload::X509svid {
     workload::X509svid {
         spiffe_id: identity.svid.id().to_string(),
@@ -120,6 +155,17 @@ mod tests {
     use crate::convert::svid::x509_from_wire;
     use crate::convert::test_certificates::{authority, leaf};
     use crate::types;
+
+    #[test]
+    fn claims_read_back_as_they_were() {
+        let id = SpiffeId::parse("spiffe://example.org/a").unwrap();
+        let Value::Object(sent) =
+            json!({ "exp": 1_790_000_000, "half": 0.5, "aud": ["a"], "more": { "x": [null, true] } })
+        else {
+            unreachable!("it is an object");
+        };
+        assert_eq!(super::claims(&validated(&id, &sent)), sent);
+    }
 
     fn bundle(name: &str, authorities: usize) -> Bundle {
         let mut bundle = Bundle::empty(TrustDomain::parse(name).unwrap());
