@@ -1,3 +1,43 @@
-//! Table of contents.
+//! `passant`: the command line for operators and for workloads. A table of contents; see `args.rs` for the commands.
 
-fn main() {}
+mod args;
+mod commands;
+mod connect;
+mod dev;
+mod json;
+mod render;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::render::Output;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = Output::stdout(cli.output);
+    match run(cli, &mut out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            out.error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
+    let server = cli.server;
+    match cli.command {
+        Command::Dev(args) => dev::run(args, out).await,
+        Command::Entry(command) => commands::entry::run(command, &server, out).await,
+        Command::Token(command) => commands::token::run(command, &server, out).await,
+        Command::Agent(command) => commands::agent::run(command, &server, out).await,
+        Command::Bundle(command) => commands::bundle::run(command, &server, out).await,
+        Command::X509(command) => commands::x509::run(command, &server, out).await,
+        Command::Jwt(command) => commands::jwt::run(command, &server, out).await,
+        Command::Svid(command) => commands::svid::run(command, out).await,
+        Command::Completion { shell } => out.completion(shell),
+    }
+}

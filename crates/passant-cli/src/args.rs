@@ -1,0 +1,448 @@
+//! Which commands and flags are there?
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
+
+/// Identities for workloads: register, inspect and fetch them.
+#[derive(Parser)]
+#[command(name = "passant", version, max_term_width = 110, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// How to print: a table for people, or JSON with SPIRE's field names for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) server: ServerSocket,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Where the server's socket for operators is.
+#[derive(Args, Clone)]
+pub(crate) struct ServerSocket {
+    /// The server's socket for operators: a path, with or without unix://
+    #[arg(
+        long = "server-socket",
+        global = true,
+        value_name = "PATH",
+        env = "PASSANT_SERVER_SOCKET",
+        default_value = "/run/passant-server/api.sock"
+    )]
+    pub(crate) path: String,
+}
+
+/// Where the Workload API is.
+#[derive(Args, Clone)]
+pub(crate) struct WorkloadSocket {
+    /// The Workload API's address
+    #[arg(
+        long = "socket",
+        value_name = "unix:///PATH",
+        env = "SPIFFE_ENDPOINT_SOCKET",
+        default_value = "unix:///run/passant-agent/api.sock"
+    )]
+    pub(crate) address: String,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run a server and an agent here, and show a workload getting its identity
+    Dev(Dev),
+    /// Registration entries: which workload gets which SPIFFE ID
+    #[command(subcommand)]
+    Entry(Entry),
+    /// Join tokens, with which a node attests once
+    #[command(subcommand)]
+    Token(Token),
+    /// Agents of attested nodes
+    #[command(subcommand)]
+    Agent(Agent),
+    /// The trust domain's bundle
+    #[command(subcommand)]
+    Bundle(Bundle),
+    /// X509-SVIDs minted by the server for an operator
+    #[command(subcommand)]
+    X509(X509),
+    /// JWT-SVIDs minted by the server for an operator
+    #[command(subcommand)]
+    Jwt(Jwt),
+    /// This process's own identity, from the Workload API
+    #[command(subcommand)]
+    Svid(Svid),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Dev {
+    /// Keep state, configuration and sockets here, for the next run too; a new temporary folder if left out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The trust domain to issue for
+    #[arg(long, default_value = "example.org", value_parser = TrustDomain::parse)]
+    pub(crate) trust_domain: TrustDomain,
+    /// Lifetime of the X509-SVIDs
+    #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = span)]
+    pub(crate) svid_ttl: Duration,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Entry {
+    /// Register an entry
+    Create(Box<EntryCreate>),
+    /// Change some of an entry's fields; what is not named stays
+    Update(Box<EntryUpdate>),
+    /// Delete entries
+    Delete {
+        /// Their ids
+        #[arg(required = true, value_parser = EntryId::parse)]
+        ids: Vec<EntryId>,
+    },
+    /// Show one entry
+    Show {
+        /// Its id
+        #[arg(value_parser = EntryId::parse)]
+        id: EntryId,
+    },
+    /// List entries
+    List(EntryFilter),
+    /// Count entries
+    Count(EntryFilter),
+}
+
+#[derive(Args)]
+#[command(group = ArgGroup::new("below").required(true))]
+pub(crate) struct EntryCreate {
+    /// The entry's id; the server chooses one if left out
+    #[arg(long, value_parser = EntryId::parse)]
+    pub(crate) id: Option<EntryId>,
+    /// The SPIFFE ID to issue
+    #[arg(long, value_parser = SpiffeId::parse)]
+    pub(crate) spiffe_id: SpiffeId,
+    /// The agent, node alias or workload below which the entry applies
+    #[arg(long, group = "below", value_parser = SpiffeId::parse)]
+    pub(crate) parent_id: Option<SpiffeId>,
+    /// Make it a node alias: its selectors are those of nodes, its parent is the server
+    #[arg(long, group = "below")]
+    pub(crate) node: bool,
+    /// A fact that must be attested, such as unix:uid:1000; all of them must be
+    #[arg(long = "selector", required = true, value_name = "KIND:VALUE", value_parser = Selector::parse)]
+    pub(crate) selectors: Vec<Selector>,
+    #[command(flatten)]
+    pub(crate) fields: EntryFields,
+}
+
+#[derive(Args)]
+pub(crate) struct EntryUpdate {
+    /// The entry's id
+    #[arg(value_parser = EntryId::parse)]
+    pub(crate) id: EntryId,
+    /// A new SPIFFE ID
+    #[arg(long, value_parser = SpiffeId::parse)]
+    pub(crate) spiffe_id: Option<SpiffeId>,
+    /// A new parent ID
+    #[arg(long, value_parser = SpiffeId::parse)]
+    pub(crate) parent_id: Option<SpiffeId>,
+    /// The new selectors, replacing all of the old ones
+    #[arg(long = "selector", value_name = "KIND:VALUE", value_parser = Selector::parse)]
+    pub(crate) selectors: Vec<Selector>,
+    #[command(flatten)]
+    pub(crate) fields: EntryFields,
+}
+
+/// The fields that an entry may have.
+#[derive(Args)]
+pub(crate) struct EntryFields {
+    /// Lifetime of X509-SVIDs, such as 30m; 0s for the server's default
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(crate) x509_svid_ttl: Option<Duration>,
+    /// Lifetime of JWT-SVIDs, such as 5m; 0s for the server's default
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(crate) jwt_svid_ttl: Option<Duration>,
+    /// A trust domain whose bundle the workload gets
+    #[arg(long, value_name = "TRUST_DOMAIN", value_parser = TrustDomain::parse)]
+    pub(crate) federates_with: Vec<TrustDomain>,
+    /// A DNS name for the X509-SVID; the first is also its common name
+    #[arg(long = "dns-name", value_name = "NAME")]
+    pub(crate) dns_names: Vec<String>,
+    /// When the entry ends: nothing issued for it is valid longer
+    #[arg(long, value_name = "RFC3339", value_parser = instant)]
+    pub(crate) expires_at: Option<UnixTime>,
+    /// A word that tells the workload's identities apart
+    #[arg(long)]
+    pub(crate) hint: Option<String>,
+    /// Let its X509-SVID administer the server [possible: true, false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) admin: Option<bool>,
+    /// Let its X509-SVID ask for an intermediate authority [possible: true, false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) downstream: Option<bool>,
+    /// For a secret store, not for the Workload API [possible: true, false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) store_svid: Option<bool>,
+    /// Give each JWT-SVID a jti and never cache it [possible: true, false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) jwt_svid_include_jti: Option<bool>,
+    /// Mint the X509-SVID only when a workload asks for it [possible: true, false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) disable_x509_svid_prefetch: Option<bool>,
+}
+
+#[derive(Args)]
+pub(crate) struct EntryFilter {
+    /// Only entries that issue this SPIFFE ID
+    #[arg(long, value_parser = SpiffeId::parse)]
+    pub(crate) spiffe_id: Option<SpiffeId>,
+    /// Only entries below this parent ID
+    #[arg(long, value_parser = SpiffeId::parse)]
+    pub(crate) parent_id: Option<SpiffeId>,
+    /// Only entries whose selectors compare with these as --match says
+    #[arg(long = "selector", value_name = "KIND:VALUE", value_parser = Selector::parse)]
+    pub(crate) selectors: Vec<Selector>,
+    /// How the selectors compare
+    #[arg(long = "match", value_enum, default_value_t = Match::Superset)]
+    pub(crate) matching: Match,
+    /// Only entries with this hint
+    #[arg(long)]
+    pub(crate) hint: Option<String>,
+}
+
+/// How an entry's selectors compare with the ones asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Match {
+    /// The same.
+    Exact,
+    /// At least one in common.
+    Any,
+    /// All of them, perhaps more.
+    Superset,
+    /// None but these.
+    Subset,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Token {
+    /// Make a join token
+    #[command(alias = "create")]
+    Generate {
+        /// How long it may be used
+        #[arg(long, value_name = "SPAN", default_value = "10m", value_parser = span)]
+        ttl: Duration,
+        /// A further SPIFFE ID for the node that attests with it, for entries to name as their parent
+        #[arg(long, value_parser = SpiffeId::parse)]
+        spiffe_id: Option<SpiffeId>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Agent {
+    /// List the agents
+    List {
+        /// Only agents attested this way, such as join_token
+        #[arg(long)]
+        attestation_type: Option<String>,
+        /// Only banned agents, or only others
+        #[arg(long)]
+        banned: Option<bool>,
+    },
+    /// Show one agent
+    Show {
+        /// Its SPIFFE ID
+        #[arg(value_parser = SpiffeId::parse)]
+        spiffe_id: SpiffeId,
+    },
+    /// Forget an agent: it has to attest again
+    Evict {
+        /// Its SPIFFE ID
+        #[arg(value_parser = SpiffeId::parse)]
+        spiffe_id: SpiffeId,
+    },
+    /// Ban an agent: it may not attest again, until it is evicted
+    Ban {
+        /// Its SPIFFE ID
+        #[arg(value_parser = SpiffeId::parse)]
+        spiffe_id: SpiffeId,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Bundle {
+    /// Print the bundle
+    Show {
+        /// The form; JSON output (-o json) has SPIRE's form instead
+        #[arg(long, value_enum, default_value_t = BundleFormat::Pem)]
+        format: BundleFormat,
+    },
+}
+
+/// The forms of a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BundleFormat {
+    /// The X.509 authorities.
+    Pem,
+    /// The SPIFFE bundle document.
+    Spiffe,
+    /// The JWT authorities as a standard JWK Set.
+    Jwks,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum X509 {
+    /// Mint an X509-SVID with a new key
+    Mint {
+        /// The SPIFFE ID
+        #[arg(long, value_parser = SpiffeId::parse)]
+        spiffe_id: SpiffeId,
+        /// Its lifetime; the server's default if left out
+        #[arg(long, value_name = "SPAN", value_parser = span)]
+        ttl: Option<Duration>,
+        /// A DNS name
+        #[arg(long = "dns-name", value_name = "NAME")]
+        dns_names: Vec<String>,
+        /// Write svid.pem, key.pem (mode 0600) and bundle.pem here instead of printing them
+        #[arg(long, value_name = "DIR")]
+        write: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Jwt {
+    /// Mint a JWT-SVID
+    Mint {
+        /// The SPIFFE ID
+        #[arg(long, value_parser = SpiffeId::parse)]
+        spiffe_id: SpiffeId,
+        /// Who is to accept it, such as spiffe://example.org/reports
+        #[arg(long, required = true)]
+        audience: Vec<String>,
+        /// Its lifetime; the server's default if left out
+        #[arg(long, value_name = "SPAN", value_parser = span)]
+        ttl: Option<Duration>,
+        /// Write it here, with mode 0600, instead of printing it
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Svid {
+    /// Fetch this process's X509-SVIDs
+    X509 {
+        #[command(flatten)]
+        socket: WorkloadSocket,
+        /// Write svid.N.pem, svid.N.key (mode 0600), bundle.N.pem and federated_bundle.N.M.pem here
+        #[arg(long, value_name = "DIR")]
+        write: Option<PathBuf>,
+    },
+    /// Fetch JWT-SVIDs for an audience
+    Jwt {
+        #[command(flatten)]
+        socket: WorkloadSocket,
+        /// Who is to accept it, such as spiffe://example.org/reports; repeat it for several in one token
+        #[arg(long, required = true)]
+        audience: Vec<String>,
+        /// Only for this one of this process's SPIFFE IDs
+        #[arg(long, value_parser = SpiffeId::parse)]
+        spiffe_id: Option<SpiffeId>,
+    },
+    /// Print each update of this process's X509-SVIDs, until interrupted
+    Watch {
+        #[command(flatten)]
+        socket: WorkloadSocket,
+    },
+    /// Have the agent validate a JWT-SVID
+    Validate {
+        #[command(flatten)]
+        socket: WorkloadSocket,
+        /// The audience it must be for
+        #[arg(long)]
+        audience: String,
+        /// The token; - reads it from standard input
+        token: String,
+    },
+}
+
+/// A span such as `90s`, `10m`, `1h30m`, `7d`.
+fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is no span: write it like 90s, 10m, 1h30m or 7d");
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let count: u32 = rest[..digits].parse().map_err(|_| wrong())?;
+        let unit = match rest.as_bytes()[digits] {
+            b's' => 1,
+            b'm' => 60,
+            b'h' => 3600,
+            b'd' => 24 * 3600,
+            _ => return Err(wrong()),
+        };
+        total = total.saturating_add(Duration::from_secs(unit).saturating_mul(count));
+        rest = &rest[digits + 1..];
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+}
+
+/// An instant in RFC 3339.
+fn instant(text: &str) -> Result<UnixTime, String> {
+    UnixTime::parse_rfc3339(text)
+        .ok_or_else(|| format!("\"{text}\" is no instant: write it like 2027-01-31T12:00:00Z"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn spans_are_read_with_their_units() {
+        assert_eq!(span("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(span("7d"), Ok(Duration::from_secs(604_800)));
+        assert_eq!(span("0s"), Ok(Duration::ZERO));
+        for wrong in ["", "10", "m", "-1s", "1x", "1h ", "\u{663}s", "99999999999s"] {
+            assert!(span(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_entry_needs_a_parent_or_to_be_a_node_alias() {
+        let parse = |more: &[&str]| {
+            let base = [
+                "passant",
+                "entry",
+                "create",
+                "--spiffe-id",
+                "spiffe://example.org/a",
+                "--selector",
+                "unix:uid:0",
+            ];
+            Cli::try_parse_from(base.iter().chain(more)).is_ok()
+        };
+        assert!(!parse(&[]));
+        assert!(parse(&["--node"]));
+        assert!(parse(&["--parent-id", "spiffe://example.org/b"]));
+        assert!(!parse(&["--node", "--parent-id", "spiffe://example.org/b"]));
+    }
+}

@@ -1,0 +1,10 @@
+//! One file for each noun of the command line.
+
+pub(crate) mod agent;
+pub(crate) mod bundle;
+pub(crate) mod entry;
+pub(crate) mod files;
+pub(crate) mod jwt;
+pub(crate) mod svid;
+pub(crate) mod token;
+pub(crate) mod x509;

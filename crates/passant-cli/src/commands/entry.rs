@@ -1,0 +1,326 @@
+//! `passant entry`: register, change, delete, show, list and count entries.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
+use passant_proto::entry::{
+    BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, CountEntriesRequest,
+    GetEntryRequest, ListEntriesRequest, count_entries_request, list_entries_request,
+};
+use passant_proto::types;
+use serde_json::json;
+
+use crate::args::{Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Match, ServerSocket};
+use crate::connect::{Server, refused};
+use crate::json;
+use crate::render::{Output, fields};
+
+/// How many entries are asked for at once.
+const PAGE: i32 = 500;
+
+pub(crate) async fn run(command: Entry, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
+    let server = Server::connect(socket).await?;
+    match command {
+        Entry::Create(args) => create(*args, &server, out).await,
+        Entry::Update(args) => update(*args, &server, out).await,
+        Entry::Delete { ids } => delete(&ids, &server, out).await,
+        Entry::Show { id } => show(&id, &server, out).await,
+        Entry::List(filter) => list(&filter, &server, out).await,
+        Entry::Count(filter) => count(&filter, &server, out).await,
+    }
+}
+
+async fn create(args: EntryCreate, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    let trust_domain = args.spiffe_id.trust_domain();
+    let mut entry = types::Entry {
+        id: args.id.map(String::from).unwrap_or_default(),
+        parent_id: Some(wire_id(&args.parent_id.unwrap_or_else(|| trust_domain.server_id()))),
+        spiffe_id: Some(wire_id(&args.spiffe_id)),
+        selectors: wire_selectors(&args.selectors),
+        ..types::Entry::default()
+    };
+    take_fields(args.fields, &mut entry, &mut types::EntryMask::default());
+    let request = BatchCreateEntryRequest { entries: vec![entry], output_mask: None };
+    let results = server.entries().batch_create_entry(request).await.map_err(refused)?.into_inner().results;
+    let results = results.into_iter().map(|result| (result.status, result.entry)).collect();
+    one_entry("register the entry", results, out)
+}
+
+async fn update(args: EntryUpdate, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    let mut mask = types::EntryMask {
+        spiffe_id: args.spiffe_id.is_some(),
+        parent_id: args.parent_id.is_some(),
+        selectors: !args.selectors.is_empty(),
+        ..types::EntryMask::default()
+    };
+    let mut entry = types::Entry {
+        id: String::from(args.id.clone()),
+        spiffe_id: args.spiffe_id.as_ref().map(wire_id),
+        parent_id: args.parent_id.as_ref().map(wire_id),
+        selectors: wire_selectors(&args.selectors),
+        ..types::Entry::default()
+    };
+    if sets_attributes(&args.fields) {
+        // The two flags travel in one message, so the one that is not named must be read first.
+        let request = GetEntryRequest { id: String::from(args.id), output_mask: None };
+        entry.additional_attributes =
+            server.entries().get_entry(request).await.map_err(refused)?.into_inner().additional_attributes;
+    }
+    take_fields(args.fields, &mut entry, &mut mask);
+    if mask == types::EntryMask::default() {
+        bail!("nothing to change was named; see passant entry update --help");
+    }
+    let request = BatchUpdateEntryRequest { entries: vec![entry], input_mask: Some(mask), output_mask: None };
+    let results = server.entries().batch_update_entry(request).await.map_err(refused)?.into_inner().results;
+    let results = results.into_iter().map(|result| (result.status, result.entry)).collect();
+    one_entry("change the entry", results, out)
+}
+
+/// Prints the one result of a batch, and fails if it was refused.
+fn one_entry(
+    what: &str,
+    results: Vec<(Option<types::Status>, Option<types::Entry>)>,
+    out: &mut Output,
+) -> anyhow::Result<()> {
+    let Some((status, entry)) = results.into_iter().next() else {
+        bail!("failed to {what}: the server answered with no result");
+    };
+    let status = status.unwrap_or_default();
+    let entry = entry.unwrap_or_default();
+    if status.code != 0 {
+        let there = if entry.id.is_empty() { String::new() } else { format!("; its id is {}", entry.id) };
+        bail!("failed to {what}: {}{there}", status.message);
+    }
+    out.print(
+        || json!({ "results": [{ "status": json::status(&status), "entry": json::entry(&entry) }] }),
+        |to| print_entry(to, &entry),
+    )
+}
+
+async fn delete(ids: &[EntryId], server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    let request = BatchDeleteEntryRequest { ids: ids.iter().map(ToString::to_string).collect() };
+    let results = server.entries().batch_delete_entry(request).await.map_err(refused)?.into_inner().results;
+    let statuses: Vec<(String, types::Status)> =
+        results.into_iter().map(|result| (result.id, result.status.unwrap_or_default())).collect();
+    out.print(
+        || {
+            let results =
+                statuses.iter().map(|(id, status)| json!({ "id": id, "status": json::status(status) }));
+            json!({ "results": results.collect::<serde_json::Value>() })
+        },
+        |to| {
+            for (id, status) in &statuses {
+                let what = if status.code == 0 { "deleted" } else { &status.message };
+                writeln!(to, "{id}  {what}")?;
+            }
+            Ok(())
+        },
+    )?;
+    let failed = statuses.iter().filter(|(_, status)| status.code != 0).count();
+    if failed > 0 {
+        bail!("failed to delete {failed} of {} entries", statuses.len());
+    }
+    Ok(())
+}
+
+async fn show(id: &EntryId, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    let request = GetEntryRequest { id: id.to_string(), output_mask: None };
+    let entry = server.entries().get_entry(request).await.map_err(refused)?.into_inner();
+    out.print(|| json::entry(&entry), |to| print_entry(to, &entry))
+}
+
+async fn list(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    let mut entries = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListEntriesRequest {
+            filter: Some(list_entries_request::Filter {
+                by_spiffe_id: filter.spiffe_id.as_ref().map(wire_id),
+                by_parent_id: filter.parent_id.as_ref().map(wire_id),
+                by_selectors: wire_match(filter),
+                by_federates_with: None,
+                by_hint: filter.hint.clone(),
+                by_downstream: None,
+            }),
+            output_mask: None,
+            page_size: PAGE,
+            page_token,
+        };
+        let page = server.entries().list_entries(request).await.map_err(refused)?.into_inner();
+        entries.extend(page.entries);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    out.table(
+        || json!({ "entries": entries.iter().map(json::entry).collect::<serde_json::Value>(), "next_page_token": "" }),
+        &["ID", "SPIFFE ID", "PARENT ID", "SELECTORS", "X509 TTL", "ENDS"],
+        entries.iter().map(|entry| {
+            vec![
+                entry.id.clone(),
+                json::spiffe_id_text(entry.spiffe_id.as_ref()),
+                json::spiffe_id_text(entry.parent_id.as_ref()),
+                json::selectors_text(&entry.selectors),
+                ttl_text(entry.x509_svid_ttl),
+                end_text(entry.expires_at),
+            ]
+        }),
+    )
+}
+
+async fn count(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    let request = CountEntriesRequest {
+        filter: Some(count_entries_request::Filter {
+            by_spiffe_id: filter.spiffe_id.as_ref().map(wire_id),
+            by_parent_id: filter.parent_id.as_ref().map(wire_id),
+            by_selectors: wire_match(filter),
+            by_federates_with: None,
+            by_hint: filter.hint.clone(),
+            by_downstream: None,
+        }),
+    };
+    let count = server.entries().count_entries(request).await.map_err(refused)?.into_inner().count;
+    out.print(|| json!({ "count": count }), |to| writeln!(to, "{count}"))
+}
+
+fn print_entry(to: &mut dyn std::io::Write, entry: &types::Entry) -> std::io::Result<()> {
+    let more = entry.additional_attributes.unwrap_or_default();
+    let flags = [
+        ("admin", entry.admin),
+        ("downstream", entry.downstream),
+        ("store_svid", entry.store_svid),
+        ("jwt_svid_include_jti", more.jwt_svid_include_jti),
+        ("disable_x509_svid_prefetch", more.disable_x509_svid_prefetch),
+    ];
+    let flags: Vec<&str> = flags.into_iter().filter_map(|(name, set)| set.then_some(name)).collect();
+    fields(
+        to,
+        &[
+            ("id", &entry.id),
+            ("SPIFFE ID", &json::spiffe_id_text(entry.spiffe_id.as_ref())),
+            ("parent ID", &json::spiffe_id_text(entry.parent_id.as_ref())),
+            ("selectors", &json::selectors_text(&entry.selectors)),
+            ("X509-SVID TTL", &ttl_text(entry.x509_svid_ttl)),
+            ("JWT-SVID TTL", &ttl_text(entry.jwt_svid_ttl)),
+            ("DNS names", &entry.dns_names.join(" ")),
+            ("federates with", &entry.federates_with.join(" ")),
+            ("hint", &entry.hint),
+            ("flags", &flags.join(" ")),
+            ("ends", &end_text(entry.expires_at)),
+            ("revision", &entry.revision_number),
+            ("created", &UnixTime::from_secs(entry.created_at)),
+        ],
+    )
+}
+
+fn ttl_text(secs: i32) -> String {
+    if secs == 0 { "default".to_owned() } else { format!("{secs}s") }
+}
+
+fn end_text(secs: i64) -> String {
+    if secs == 0 { "never".to_owned() } else { UnixTime::from_secs(secs).to_string() }
+}
+
+/// Puts the flags that were given into `entry`, and notes them in `mask`.
+fn take_fields(fields: EntryFields, entry: &mut types::Entry, mask: &mut types::EntryMask) {
+    let sets_attributes = sets_attributes(&fields);
+    if let Some(ttl) = fields.x509_svid_ttl {
+        (entry.x509_svid_ttl, mask.x509_svid_ttl) = (wire_secs(ttl), true);
+    }
+    if let Some(ttl) = fields.jwt_svid_ttl {
+        (entry.jwt_svid_ttl, mask.jwt_svid_ttl) = (wire_secs(ttl), true);
+    }
+    if !fields.federates_with.is_empty() {
+        entry.federates_with = fields.federates_with.iter().map(TrustDomain::to_string).collect();
+        mask.federates_with = true;
+    }
+    if !fields.dns_names.is_empty() {
+        (entry.dns_names, mask.dns_names) = (fields.dns_names, true);
+    }
+    if let Some(end) = fields.expires_at {
+        (entry.expires_at, mask.expires_at) = (end.secs(), true);
+    }
+    if let Some(hint) = fields.hint {
+        (entry.hint, mask.hint) = (hint, true);
+    }
+    if let Some(admin) = fields.admin {
+        (entry.admin, mask.admin) = (admin, true);
+    }
+    if let Some(downstream) = fields.downstream {
+        (entry.downstream, mask.downstream) = (downstream, true);
+    }
+    if let Some(store_svid) = fields.store_svid {
+        (entry.store_svid, mask.store_svid) = (store_svid, true);
+    }
+    if sets_attributes {
+        let more = entry.additional_attributes.get_or_insert_default();
+        more.jwt_svid_include_jti = fields.jwt_svid_include_jti.unwrap_or(more.jwt_svid_include_jti);
+        more.disable_x509_svid_prefetch =
+            fields.disable_x509_svid_prefetch.unwrap_or(more.disable_x509_svid_prefetch);
+        mask.additional_attributes = true;
+    }
+}
+
+fn sets_attributes(fields: &EntryFields) -> bool {
+    fields.jwt_svid_include_jti.is_some() || fields.disable_x509_svid_prefetch.is_some()
+}
+
+pub(crate) fn wire_id(id: &SpiffeId) -> types::Spiffeid {
+    types::Spiffeid { trust_domain: id.trust_domain_name().to_owned(), path: id.path().to_owned() }
+}
+
+/// Whole seconds as the wire counts them; a span too long for it becomes the longest, which the server refuses.
+pub(crate) fn wire_secs(span: Duration) -> i32 {
+    i32::try_from(span.as_secs()).unwrap_or(i32::MAX)
+}
+
+fn wire_selectors(selectors: &[Selector]) -> Vec<types::Selector> {
+    let wire = |s: &Selector| types::Selector { r#type: s.kind().to_owned(), value: s.value().to_owned() };
+    selectors.iter().map(wire).collect()
+}
+
+fn wire_match(filter: &EntryFilter) -> Option<types::SelectorMatch> {
+    use types::selector_match::MatchBehavior;
+    let behavior = match filter.matching {
+        Match::Exact => MatchBehavior::MatchExact,
+        Match::Any => MatchBehavior::MatchAny,
+        Match::Superset => MatchBehavior::MatchSuperset,
+        Match::Subset => MatchBehavior::MatchSubset,
+    };
+    let selectors = wire_selectors(&filter.selectors);
+    (!selectors.is_empty()).then(|| types::SelectorMatch { selectors, r#match: behavior.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_named_fields_are_masked() {
+        let mut entry = types::Entry::default();
+        let mut mask = types::EntryMask::default();
+        let fields = EntryFields {
+            x509_svid_ttl: Some(Duration::from_secs(60)),
+            jwt_svid_ttl: None,
+            federates_with: Vec::new(),
+            dns_names: Vec::new(),
+            expires_at: None,
+            hint: None,
+            admin: Some(false),
+            downstream: None,
+            store_svid: None,
+            jwt_svid_include_jti: None,
+            disable_x509_svid_prefetch: None,
+        };
+        take_fields(fields, &mut entry, &mut mask);
+        let expected = types::EntryMask { x509_svid_ttl: true, admin: true, ..types::EntryMask::default() };
+        assert_eq!((entry.x509_svid_ttl, mask), (60, expected));
+    }
+
+    #[test]
+    fn a_span_too_long_for_the_wire_does_not_wrap() {
+        assert_eq!(wire_secs(Duration::MAX), i32::MAX);
+    }
+}

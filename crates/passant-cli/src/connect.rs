@@ -1,0 +1,142 @@
+//! How is a daemon reached over its unix socket, and what does the user read when it is not?
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use hyper_util::rt::TokioIo;
+use passant_proto::agent::agent_client::AgentClient;
+use passant_proto::bundle::bundle_client::BundleClient;
+use passant_proto::entry::entry_client::EntryClient;
+use passant_proto::svid::svid_client::SvidClient;
+use passant_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use tokio::net::UnixStream;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+use crate::args::{ServerSocket, WorkloadSocket};
+
+/// What every call to the Workload API carries (SPIFFE Workload Endpoint 3).
+#[derive(Clone)]
+pub(crate) struct SecurityHeader;
+
+impl Interceptor for SecurityHeader {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("workload.spiffe.io", MetadataValue::from_static("true"));
+        Ok(request)
+    }
+}
+
+pub(crate) type WorkloadApi = SpiffeWorkloadApiClient<InterceptedService<Channel, SecurityHeader>>;
+
+/// The largest answer taken, in bytes: a page of entries at its bounds, or thousands of SVIDs.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// A channel to the server's socket for operators.
+pub(crate) struct Server(Channel);
+
+impl Server {
+    pub(crate) async fn connect(socket: &ServerSocket) -> anyhow::Result<Self> {
+        let path = PathBuf::from(socket.path.strip_prefix("unix://").unwrap_or(&socket.path));
+        let channel = channel(&path).await.with_context(|| {
+            format!(
+                "no server answers at {}: is passant-server running? name its socket with --server-socket or \
+                 PASSANT_SERVER_SOCKET",
+                path.display()
+            )
+        })?;
+        Ok(Self(channel))
+    }
+
+    pub(crate) fn agents(&self) -> AgentClient<Channel> {
+        AgentClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub(crate) fn bundles(&self) -> BundleClient<Channel> {
+        BundleClient::new(self.0.clone())
+    }
+
+    pub(crate) fn entries(&self) -> EntryClient<Channel> {
+        EntryClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub(crate) fn svids(&self) -> SvidClient<Channel> {
+        SvidClient::new(self.0.clone())
+    }
+}
+
+/// A client of the Workload API.
+pub(crate) async fn workload_api(socket: &WorkloadSocket) -> anyhow::Result<WorkloadApi> {
+    let path = endpoint_path(&socket.address)?;
+    let channel = channel(&path).await.with_context(|| {
+        format!(
+            "no agent answers at {}: is passant-agent running? name its socket with --socket or SPIFFE_ENDPOINT_SOCKET",
+            socket.address
+        )
+    })?;
+    Ok(SpiffeWorkloadApiClient::with_interceptor(channel, SecurityHeader)
+        .max_decoding_message_size(ANSWER_BYTES))
+}
+
+/// The path of a Workload Endpoint address of the form `unix:///path` (SPIFFE Workload Endpoint 4).
+fn endpoint_path(address: &str) -> anyhow::Result<PathBuf> {
+    let Some(rest) = address.strip_prefix("unix:") else {
+        bail!(
+            "\"{address}\" is no address of a Workload API here: write it like unix:///run/passant-agent/api.sock"
+        );
+    };
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    if !path.starts_with('/') || path.contains(['?', '#']) {
+        bail!("\"{address}\" must be unix:// and an absolute path, with no host, query or fragment");
+    }
+    Ok(PathBuf::from(path))
+}
+
+async fn channel(path: &Path) -> anyhow::Result<Channel> {
+    let path = path.to_owned();
+    // The name is not used: the connector goes to the socket. It becomes the `:authority` of each call.
+    let endpoint = Endpoint::from_static("http://localhost");
+    let connect = move |_| {
+        let path = path.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    };
+    Ok(endpoint.connect_with_connector(tower::service_fn(connect)).await?)
+}
+
+/// What a user reads of a refused call: its code, its message, and what may help.
+pub(crate) fn refused(status: Status) -> anyhow::Error {
+    let code = format!("{:?}", status.code());
+    let hint = if status.code() == Code::Unavailable {
+        "; it may answer later: try again, or look at the daemon's log"
+    } else if status.code() == Code::Unimplemented {
+        "; this server does not offer that"
+    } else {
+        ""
+    };
+    anyhow::anyhow!("{} ({code}){hint}", status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoint_addresses_are_checked() {
+        for good in ["unix:///run/a.sock", "unix:/run/a.sock"] {
+            assert_eq!(endpoint_path(good).unwrap(), PathBuf::from("/run/a.sock"));
+        }
+        for bad in [
+            "/run/a.sock",
+            "unix://host/a.sock",
+            "unix:a.sock",
+            "unix:///a?b",
+            "unix:///a#b",
+            "tcp://1.2.3.4:5",
+            "",
+        ] {
+            assert!(endpoint_path(bad).is_err(), "{bad}");
+        }
+    }
+}

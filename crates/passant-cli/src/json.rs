@@ -1,0 +1,92 @@
+//! What do the server's messages look like as JSON?
+//!
+//! Field for field as `spire-server ... -output json` prints them, so that scripts keep working: proto names,
+//! 64-bit integers as strings, bytes in standard base64.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use passant_proto::types;
+use serde_json::{Value, json};
+
+pub(crate) fn spiffe_id(id: Option<&types::Spiffeid>) -> Value {
+    id.map_or(Value::Null, |id| json!({ "trust_domain": id.trust_domain, "path": id.path }))
+}
+
+/// The text form of an ID on the wire, empty when there is none.
+pub(crate) fn spiffe_id_text(id: Option<&types::Spiffeid>) -> String {
+    id.map(|id| format!("spiffe://{}{}", id.trust_domain, id.path)).unwrap_or_default()
+}
+
+pub(crate) fn selectors(selectors: &[types::Selector]) -> Value {
+    selectors.iter().map(|s| json!({ "type": s.r#type, "value": s.value })).collect()
+}
+
+pub(crate) fn selectors_text(selectors: &[types::Selector]) -> String {
+    selectors.iter().map(|s| format!("{}:{}", s.r#type, s.value)).collect::<Vec<_>>().join(" ")
+}
+
+pub(crate) fn entry(entry: &types::Entry) -> Value {
+    json!({
+        "id": entry.id,
+        "spiffe_id": spiffe_id(entry.spiffe_id.as_ref()),
+        "parent_id": spiffe_id(entry.parent_id.as_ref()),
+        "selectors": selectors(&entry.selectors),
+        "x509_svid_ttl": entry.x509_svid_ttl,
+        "federates_with": entry.federates_with,
+        "admin": entry.admin,
+        "downstream": entry.downstream,
+        "expires_at": entry.expires_at.to_string(),
+        "dns_names": entry.dns_names,
+        "revision_number": entry.revision_number.to_string(),
+        "store_svid": entry.store_svid,
+        "jwt_svid_ttl": entry.jwt_svid_ttl,
+        "hint": entry.hint,
+        "created_at": entry.created_at.to_string(),
+        "additional_attributes": entry.additional_attributes.as_ref().map(|more| json!({
+            "disable_x509_svid_prefetch": more.disable_x509_svid_prefetch,
+            "jwt_svid_include_jti": more.jwt_svid_include_jti,
+        })),
+    })
+}
+
+pub(crate) fn agent(agent: &types::Agent) -> Value {
+    json!({
+        "id": spiffe_id(agent.id.as_ref()),
+        "attestation_type": agent.attestation_type,
+        "x509svid_serial_number": agent.x509svid_serial_number,
+        "x509svid_expires_at": agent.x509svid_expires_at.to_string(),
+        "selectors": selectors(&agent.selectors),
+        "banned": agent.banned,
+        "can_reattest": agent.can_reattest,
+        "agent_version": agent.agent_version,
+    })
+}
+
+pub(crate) fn bundle(bundle: &types::Bundle) -> Value {
+    let x509 = bundle.x509_authorities.iter();
+    let jwt = bundle.jwt_authorities.iter();
+    json!({
+        "trust_domain": bundle.trust_domain,
+        "x509_authorities": x509.map(|a| json!({ "asn1": STANDARD.encode(&a.asn1), "tainted": a.tainted })).collect::<Value>(),
+        "jwt_authorities": jwt.map(|key| json!({
+            "public_key": STANDARD.encode(&key.public_key),
+            "key_id": key.key_id,
+            "expires_at": key.expires_at.to_string(),
+            "tainted": key.tainted,
+        })).collect::<Value>(),
+        "refresh_hint": bundle.refresh_hint.to_string(),
+        "sequence_number": bundle.sequence_number.to_string(),
+    })
+}
+
+pub(crate) fn status(status: &types::Status) -> Value {
+    json!({ "code": status.code, "message": status.message })
+}
+
+/// DER in PEM armour.
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let lines: Vec<&str> =
+        body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
