@@ -27,14 +27,8 @@ use crate::authority::Authorities;
 use crate::caller::{AgentCaller, Callers, OperatorCaller};
 use crate::issue::Issuer;
 use crate::journal::Journal;
-use crate::serve::MESSAGE;
+use crate::limits::{BATCH, MESSAGE, STRANGERS_MESSAGE};
 use authorize::Admitted;
-
-/// What a response may weigh, leaving room for the fields around a list.
-const RESPONSE: usize = MESSAGE - 64 * 1024;
-
-/// The most items of one batch request. SPIRE's clients send at most 500.
-const BATCH: usize = 10_000;
 
 /// What the methods work with. Clones share it.
 #[derive(Clone)]
@@ -52,25 +46,17 @@ pub(crate) struct Api {
 impl Api {
     /// All services, with SPIRE's names and numbers.
     pub(crate) fn routes(self) -> Routes {
+        let (agent, bundle) = (AgentServer::new(self.clone()), BundleServer::new(self.clone()));
+        let (entry, svid) = (EntryServer::new(self.clone()), SvidServer::new(self));
         Routes::default()
             .add_service(
-                AgentServer::new(self.clone())
-                    .max_decoding_message_size(MESSAGE)
-                    .max_encoding_message_size(MESSAGE),
+                agent.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
             .add_service(
-                EntryServer::new(self.clone())
-                    .max_decoding_message_size(MESSAGE)
-                    .max_encoding_message_size(MESSAGE),
+                bundle.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
-            .add_service(
-                SvidServer::new(self.clone())
-                    .max_decoding_message_size(MESSAGE)
-                    .max_encoding_message_size(MESSAGE),
-            )
-            .add_service(
-                BundleServer::new(self).max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE),
-            )
+            .add_service(entry.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
+            .add_service(svid.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .prepare()
     }
 }

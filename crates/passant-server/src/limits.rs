@@ -1,5 +1,7 @@
 //! What is bounded in the server, and why? What server and agent share is in `passant_core::limits`.
 
+use std::time::Duration;
+
 /// Changes that wait for the journal; more callers wait in line, bounded by the calls that the server takes.
 pub const JOURNAL_QUEUE: usize = 1024;
 /// Changes made durable together. Past a hundred, one more adds to the latency of all and saves little.
@@ -17,3 +19,56 @@ pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 pub const RECORD_QUEUE: usize = 1024;
 /// Messages written to the decision record with one sync.
 pub const RECORD_BATCH: usize = 256;
+/// Open TLS connections that showed an X509-SVID: an agent needs one or two, so this is a fleet of ten thousand nodes.
+pub const CONNECTIONS: usize = 20_000;
+/// Open TLS connections without one. Apart from the others, so that strangers cannot keep agents out.
+pub const STRANGERS: usize = 1_024;
+/// How long a stranger's connection may stay: long enough for attestation with several challenges.
+pub const STRANGER_LEASE: Duration = Duration::from_secs(60);
+/// Handshakes in progress. Each costs a signature, so this bounds the burst after a restart.
+pub const HANDSHAKES: usize = 256;
+/// From accept to the end of the handshake, waiting for a handshake slot included.
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// From the end of the handshake to the client's first 24 bytes.
+pub const PREFACE_WITHIN: Duration = Duration::from_secs(10);
+/// Connections on the operator socket.
+pub const LOCAL_CONNECTIONS: usize = 256;
+/// Accepted connections waiting for HTTP/2 to take them.
+pub const ACCEPTED: usize = 64;
+/// A TLS connection is asked to go away after this, as SPIRE does, so that agents follow a changed address. Streams in
+/// progress finish first.
+pub const CONNECTION_AGE: Duration = Duration::from_secs(180);
+/// A silent connection is asked whether it lives.
+pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+/// How long the answer may take.
+pub const KEEPALIVE_WITHIN: Duration = Duration::from_secs(20);
+/// RPCs in progress on one connection. An agent has a handful.
+pub const STREAMS: u32 = 128;
+/// Request headers, in bytes. gRPC's own need a few hundred.
+pub const HEADER_LIST: u32 = 16 * 1024;
+/// How long a graceful stop waits for RPCs in progress.
+pub const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// Between attempts to accept when the machine is out of file descriptors.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+/// A gRPC message in either direction, in bytes: what gRPC clients accept by default.
+pub const MESSAGE: usize = 4 * 1024 * 1024;
+/// What one response may weigh, leaving room for the fields around a list.
+pub const RESPONSE: usize = MESSAGE - 64 * 1024;
+/// A request to a service that strangers may call, in bytes. Evidence is the largest thing in one.
+pub const STRANGERS_MESSAGE: usize = 256 * 1024;
+/// Items of one batch request. SPIRE's clients send at most 500.
+pub const BATCH: usize = 10_000;
+/// Entries or revisions in one message of SyncAuthorizedEntries; SPIRE's agents take the first page's length for it.
+pub const SYNC_PAGE: usize = 500;
+/// How long one SyncAuthorizedEntries may take. SPIRE's agents give up after 30 seconds.
+pub const SYNC_WITHIN: Duration = Duration::from_secs(120);
+/// A whole AttestAgent, from the first message to the last. Stays below the lease of a stranger's connection.
+pub const ATTEST_STREAM_WITHIN: Duration = Duration::from_secs(50);
+/// Evidence of a node, or its answer to a challenge, in bytes. Certificate chains and signed documents have some thousands.
+pub const EVIDENCE: usize = 128 * 1024;
+/// Challenges of one attestation. The known methods need one or two.
+pub const CHALLENGES: usize = 8;
+/// Messages of one stream that wait for a slow reader.
+pub const STREAM_WAITING: usize = 2;
+/// The version that an agent reports, in bytes, as in SPIRE.
+pub const AGENT_VERSION: usize = 255;

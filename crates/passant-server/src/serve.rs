@@ -1,7 +1,6 @@
 //! How do connections reach the API: over TLS for the world, over a unix socket for operators?
 
 mod conn;
-pub(crate) mod limits;
 mod local;
 mod tcp;
 
@@ -23,9 +22,8 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::api::authorize::Authorize;
-use crate::config;
+use crate::{config, limits};
 use conn::Ends;
-pub(crate) use limits::MESSAGE;
 use local::OperatorSocket;
 pub use local::SocketError;
 

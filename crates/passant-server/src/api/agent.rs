@@ -20,13 +20,11 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, RESPONSE, agent, operator, refuse};
+use super::{Api, agent, operator, refuse};
 use crate::command;
+use crate::limits::{AGENT_VERSION, RESPONSE};
 use crate::query::{self, Paging};
 use crate::state::AttestedNode;
-
-/// The longest version that an agent may report, in bytes, as in SPIRE.
-const VERSION_BYTES: usize = 255;
 
 #[async_trait]
 impl Agent for Api {
@@ -110,9 +108,9 @@ impl Agent for Api {
     ) -> Result<Response<PostStatusResponse>, Status> {
         let agent = agent(&request)?;
         let PostStatusRequest { current_bundle_serial, agent_version } = request.into_inner();
-        if agent_version.len() > VERSION_BYTES {
+        if agent_version.len() > AGENT_VERSION {
             return Err(Status::invalid_argument(format!(
-                "agent_version is longer than {VERSION_BYTES} bytes"
+                "agent_version is longer than {AGENT_VERSION} bytes"
             )));
         }
         if agent_version.chars().any(char::is_control) {

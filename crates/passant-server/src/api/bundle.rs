@@ -16,7 +16,8 @@ use prost::Message;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::authorize::Admitted;
-use super::{Api, RESPONSE, refuse};
+use super::{Api, refuse};
+use crate::limits::RESPONSE;
 use crate::query::Paging;
 
 #[async_trait]

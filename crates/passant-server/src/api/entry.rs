@@ -20,9 +20,10 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, RESPONSE, agent, bounded, refuse, refuse_item};
+use super::{Api, agent, bounded, refuse, refuse_item};
 use crate::command;
 use crate::command::entry::Edit;
+use crate::limits::RESPONSE;
 use crate::query::{self, Paging};
 
 #[async_trait]

@@ -11,9 +11,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::conn::{Conn, Ends};
-use super::limits;
 use crate::caller::{ConnPeer, LocalPeer};
-use crate::config;
+use crate::{config, limits};
 
 /// The bound operator socket. Its file goes when this is dropped, unless somebody else has replaced it.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use super::conn::{Conn, Ends};
-use super::limits;
 use crate::caller::{ConnPeer, PeerSvid};
+use crate::limits;
 
 /// Slots that bound the port.
 struct Slots {

@@ -3,10 +3,8 @@
 //! The caller is a stranger until the end, so everything is bounded: the time, the evidence, the number of challenges.
 
 use std::pin::Pin;
-use std::time::Duration;
 
-use passant_attest::node::{Dialog, DialogError, join_token};
-use passant_core::Refusal;
+use passant_attest::node::{Dialog, DialogError};
 use passant_proto::agent::attest_agent_request::Step as Asked;
 use passant_proto::agent::attest_agent_response::{Result as Attested, Step};
 use passant_proto::agent::{AttestAgentRequest, AttestAgentResponse};
@@ -18,18 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::api::{Api, refuse};
 use crate::caller::ConnPeer;
-
-/// From the first message to the last. Stays below the lease of a stranger's connection.
-const WITHIN: Duration = Duration::from_secs(50);
-
-/// The most evidence, in bytes. A chain of certificates or a cloud's signed document has some thousands.
-const EVIDENCE_BYTES: usize = 128 * 1024;
-
-/// The most challenges of one attestation. The known methods need one or two.
-const CHALLENGES: usize = 8;
-
-/// Messages that wait for a slow reader.
-const WAITING: usize = 2;
+use crate::limits::{ATTEST_STREAM_WITHIN, CHALLENGES, EVIDENCE, STREAM_WAITING};
 
 type Out = mpsc::Sender<Result<AttestAgentResponse, Status>>;
 
@@ -43,12 +30,12 @@ pub(super) fn answer(
         Some(ConnPeer::Local(local) | ConnPeer::Uninvited(local)) => format!("local uid={}", local.uid),
         None => return Err(Status::internal("no peer")),
     };
-    let (out, stream) = mpsc::channel(WAITING);
+    let (out, stream) = mpsc::channel(STREAM_WAITING);
     tokio::spawn(async move {
         let attested = tokio::select! {
             biased;
             () = out.closed() => return,
-            done = tokio::time::timeout(WITHIN, attest(&api, request.into_inner(), &out, caller)) => {
+            done = tokio::time::timeout(ATTEST_STREAM_WITHIN, attest(&api, request.into_inner(), &out, caller)) => {
                 done.unwrap_or_else(|_| Err(Status::deadline_exceeded("node attestation took too long")))
             }
         };
@@ -67,11 +54,6 @@ async fn attest(
 ) -> Result<AttestAgentResponse, Status> {
     let first = requests.message().await?;
     let (data, csr) = opening(first)?;
-    if data.r#type == join_token::METHOD && !api.join_tokens {
-        return Err(refuse(Refusal::precondition(
-            "node attestor \"join_token\" is not configured on this server",
-        )));
-    }
     let mut dialog = GrpcDialog { requests, out: out.clone(), left: CHALLENGES };
     let attested = api
         .attestation
@@ -105,7 +87,7 @@ fn opening(first: Option<AttestAgentRequest>) -> Result<(AttestationData, Vec<u8
     if data.payload.is_empty() {
         return Err(malformed("missing attestation data payload"));
     }
-    if data.payload.len() > EVIDENCE_BYTES {
+    if data.payload.len() > EVIDENCE {
         return Err(malformed("attestation data payload is too large"));
     }
     Ok((data, csr))
@@ -126,7 +108,7 @@ impl GrpcDialog {
         self.out.send(Ok(challenge)).await.map_err(|_| failed("the node has left"))?;
         let answer = self.requests.message().await.map_err(|status| DialogError::new(Some(status.into())))?;
         match answer.and_then(|answer| answer.step) {
-            Some(Asked::ChallengeResponse(response)) if response.len() <= EVIDENCE_BYTES => Ok(response),
+            Some(Asked::ChallengeResponse(response)) if response.len() <= EVIDENCE => Ok(response),
             Some(Asked::ChallengeResponse(_)) => Err(failed("the challenge response is too large")),
             Some(Asked::Params(_)) => Err(failed("expected a challenge response, got params")),
             None => Err(failed("the node ended the attestation")),

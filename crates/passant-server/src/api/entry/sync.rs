@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use passant_core::Entry;
 use passant_proto::entry::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
@@ -16,17 +15,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::shown;
-use crate::api::{Api, RESPONSE, agent, refuse};
+use crate::api::{Api, agent, refuse};
 use crate::caller::ConnPeer;
-
-/// The most entries or revisions of one message, as SPIRE has it.
-const PAGE: usize = 500;
-
-/// How long one exchange may take. SPIRE's agents give up after 30 seconds.
-const WITHIN: Duration = Duration::from_secs(120);
-
-/// Messages that wait for a slow reader.
-const WAITING: usize = 2;
+use crate::limits::{RESPONSE, STREAM_WAITING, SYNC_PAGE, SYNC_WITHIN};
 
 type Out = mpsc::Sender<Result<SyncAuthorizedEntriesResponse, Status>>;
 
@@ -40,13 +31,13 @@ pub(super) fn answer(
     let agent = agent(&request)?;
     let peer = request.extensions().get::<ConnPeer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
     let entries = api.journal.state().authorized_entries(agent.id(), api.host.now());
-    let (out, stream) = mpsc::channel(WAITING);
+    let (out, stream) = mpsc::channel(STREAM_WAITING);
     tokio::spawn(async move {
         let ended = tokio::select! {
             biased;
             fallen = api.fallen(&peer) => Err(fallen),
             () = out.closed() => Ok(()),
-            done = tokio::time::timeout(WITHIN, exchange(request.into_inner(), &entries, &out)) => {
+            done = tokio::time::timeout(SYNC_WITHIN, exchange(request.into_inner(), &entries, &out)) => {
                 done.unwrap_or_else(|_| Err(Status::deadline_exceeded("the synchronization took too long")))
             }
         };
@@ -90,7 +81,7 @@ async fn exchange(
     if mask.is_some_and(|mask| !mask.revision_number) {
         return Err(Status::invalid_argument("revision number cannot be masked"));
     }
-    if entries.len() <= PAGE {
+    if entries.len() <= SYNC_PAGE {
         let whole = SyncAuthorizedEntriesResponse {
             entries: entries.iter().map(|entry| shown(entry, mask.as_ref())).collect(),
             ..SyncAuthorizedEntriesResponse::default()
@@ -119,7 +110,7 @@ async fn next(
 }
 
 async fn send_revisions(entries: &[Arc<Entry>], out: &Out) -> Result<(), Status> {
-    let mut pages = entries.chunks(PAGE).peekable();
+    let mut pages = entries.chunks(SYNC_PAGE).peekable();
     while let Some(page) = pages.next() {
         let entry_revisions = page.iter().map(|entry| EntryRevision {
             id: entry.id.to_string(),
@@ -152,7 +143,7 @@ async fn send_entries(
         let wire = shown(entry, mask);
         // Tag and length of a repeated message take at most six bytes more.
         let more = wire.encoded_len() + 6;
-        if page.entries.len() == PAGE || (weight + more > RESPONSE && !page.entries.is_empty()) {
+        if page.entries.len() == SYNC_PAGE || (weight + more > RESPONSE && !page.entries.is_empty()) {
             page.more = true;
             send(out, std::mem::take(&mut page)).await?;
             weight = 0;
