@@ -24,7 +24,7 @@ use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
 use crate::record::segments::MemorySegments;
 use crate::record::{DecisionLog, RecordError, Retention};
 use crate::rotate::Rotation;
-use crate::serve::{Ports, Serving};
+use crate::serve::{BindError, Ports, Serving, SocketError};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::SledStore;
 use crate::store::{Store, StoreError};
@@ -94,7 +94,7 @@ impl Server {
         }
         let methods = node_methods(&config, &host, "given")?;
         // The ports first: they are what a second server on this machine would collide on.
-        let ports = Ports::bind(config.listen, &config.socket).await.map_err(unavailable)?;
+        let ports = Ports::bind(config.listen, &config.socket).await.map_err(not_bound)?;
         let journal = open_journal(&config, &host).await?;
         let record = match open_record(&config, &host).await {
             Ok(record) => record,
@@ -336,10 +336,87 @@ fn issue_config(config: &Config) -> IssueConfig {
     }
 }
 
+/// A group that does not exist is mended in the configuration; all else on the machine.
+fn not_bound(error: BindError) -> StartError {
+    match error {
+        BindError::Socket(SocketError::NoSuchGroup(group)) => StartError::Config(ConfigError::single(
+            "given",
+            "socket.group",
+            format!("the group \"{group}\" does not exist"),
+            "create it, or name another",
+        )),
+        BindError::Socket(_) | BindError::Tcp { .. } => unavailable(error),
+    }
+}
+
 fn unavailable(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
     StartError::Unavailable(Box::new(error))
 }
 
 fn internal(error: impl std::error::Error + Send + Sync + 'static) -> StartError {
     StartError::Internal(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use passant_core::Host;
+
+    use super::{Server, StartError, check};
+    use crate::config::Config;
+
+    fn config(dir: &Path, more: &str) -> Config {
+        let text = format!(
+            "trust_domain = \"example.org\"\nlisten = \"127.0.0.1:0\"\ndata_dir = \"{0}/data\"\n{more}\n[socket]\n\
+             path = \"{0}/api.sock\"\n",
+            dir.display()
+        );
+        Config::parse(&text, "server.toml").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_restarted_server_is_the_same_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Server::start(config(dir.path(), ""), Host::system()).await.unwrap();
+        let bundle = first.bundle();
+        first.shutdown().await;
+        let second = Server::start(config(dir.path(), ""), Host::system()).await.unwrap();
+        assert_eq!(second.bundle(), bundle);
+        second.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_second_server_is_refused_and_leaves_the_first_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Server::start(config(dir.path(), ""), Host::system()).await.unwrap();
+        let refused = Server::start(config(dir.path(), ""), Host::system()).await.unwrap_err();
+        assert!(matches!(refused, StartError::Unavailable(_)), "{refused:?}");
+        assert!(first.socket().exists());
+
+        // Another socket, the same data directory: the store is held, and the other socket goes again.
+        let mut other = config(dir.path(), "");
+        other.socket.path = dir.path().join("other.sock");
+        let socket = other.socket.path.clone();
+        let refused = Server::start(other, Host::system()).await.unwrap_err();
+        assert!(matches!(refused, StartError::Unavailable(_)), "{refused:?}");
+        assert!(!socket.exists());
+        first.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn what_the_configuration_names_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = config(
+            dir.path(),
+            "node_attestor = [{ method = \"x509pop\", ca_bundle_path = \"/nowhere/ca.pem\" }]",
+        );
+        let said = check(&missing, Path::new("server.toml")).unwrap_err().to_string();
+        assert!(said.contains("node_attestor[0]") && said.contains("/nowhere/ca.pem"), "{said}");
+        assert!(matches!(Server::start(missing, Host::system()).await, Err(StartError::Config(_))));
+
+        let mut group = config(dir.path(), "");
+        group.socket.group = Some("no-such-group-here".to_owned());
+        assert!(matches!(Server::start(group, Host::system()).await, Err(StartError::Config(_))));
+    }
 }

@@ -57,7 +57,7 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", &[Agent]),
     ("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA", &[Downstream]),
     ("/spire.api.server.bundle.v1.Bundle/GetBundle", &[Anyone]),
-    ("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", &[Operator, Agent]),
+    ("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", &[Agent, Operator]),
     ("/spire.api.server.bundle.v1.Bundle/CountBundles", &[Operator]),
     ("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", &[Operator]),
     ("/spire.api.server.bundle.v1.Bundle/AppendBundle", &[Operator]),
@@ -173,7 +173,8 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
             Err(refusal) => return Err(refusal),
         }
     }
-    if let ConnPeer::Remote { address, .. } = peer {
+    // Who shows an SVID is worth a line; anybody at all could fill the log otherwise.
+    if let ConnPeer::Remote { address, svid: Some(_) } = peer {
         tracing::info!(%address, method, why = denial.source.as_ref().map(tracing::field::display), "call refused");
     }
     Err(denial)
@@ -181,7 +182,10 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use super::METHODS;
+    use super::{METHODS, admit};
+    use crate::caller::{ConnPeer, LocalPeer};
+    use crate::rig::Rig;
+    use passant_core::Reason;
     use std::collections::BTreeSet;
 
     const PROTOS: &[&str] = &[
@@ -212,5 +216,18 @@ mod tests {
         assert_eq!(rows.len(), unique.len());
         assert_eq!(unique, served);
         assert!(METHODS.iter().all(|(_, roles)| !roles.is_empty()));
+    }
+
+    #[tokio::test]
+    async fn whom_the_operator_socket_is_not_for_gets_nothing_at_all() {
+        let rig = Rig::new().await;
+        let peer = ConnPeer::Uninvited(LocalPeer { uid: 4242, gid: 4242, pid: None });
+        for (method, _) in METHODS {
+            let refusal = admit(&rig.callers, method, Some(&peer)).await.unwrap_err();
+            assert_eq!(refusal.reason, Reason::Denied, "{method}");
+            assert!(refusal.public.contains("4242"), "{refusal}");
+        }
+        let nobody = admit(&rig.callers, METHODS[0].0, None).await.unwrap_err();
+        assert_eq!(nobody.reason, Reason::Internal);
     }
 }

@@ -54,6 +54,11 @@ impl Rig {
 
     /// `more` is added to the configuration.
     pub(super) async fn start_with(more: &str) -> Self {
+        Self::start_on(Host::system(), more).await
+    }
+
+    /// On a machine of the test's choice.
+    pub(super) async fn start_on(host: Host, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api.sock");
         let text = format!(
@@ -61,7 +66,6 @@ impl Rig {
              [socket]\npath = \"{}\"\n",
             socket.display()
         );
-        let host = Host::system();
         let running = Server::start(Config::parse(&text, "test.toml").unwrap(), host.clone()).await.unwrap();
         Self { running, host, _dir: dir }
     }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use passant_core::Reason;
 use passant_core::bundle::Bundle;
+use passant_core::host::ManualClock;
+use passant_core::{Host, Reason};
 use passant_proto::bundle::GetBundleRequest;
 use tokio::io::AsyncReadExt;
 
@@ -103,4 +104,27 @@ async fn a_stopped_server_is_gone_with_its_socket() {
     let mut rest = Vec::new();
     drop(idle.read_to_end(&mut rest).await);
     assert!(client.get_bundle(GetBundleRequest { output_mask: None }).await.is_err());
+}
+
+#[tokio::test]
+async fn the_server_renews_its_own_svid_without_closing_its_port() {
+    let clock = Arc::new(ManualClock::new(Host::system().now()));
+    let rig = Rig::start_on(Host { clock: Arc::clone(&clock) as _, ..Host::system() }, "").await;
+    let config = client_config(rig.running.bundle(), &rig.host, None);
+    let shown = async || {
+        let tls = handshake(rig.running.address(), Arc::clone(&config)).await.unwrap();
+        tls.get_ref().1.peer_certificates().unwrap()[0].clone()
+    };
+    let first = shown().await;
+    assert_eq!(shown().await, first);
+    // Past the latest point of renewal of one hour.
+    clock.advance(std::time::Duration::from_secs(40 * 60));
+    // Any change wakes the rotation; until it is done, the old one is shown.
+    rig.join_token("", None).await;
+    let renewed = async {
+        while shown().await == first {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), renewed).await.unwrap();
 }
