@@ -57,7 +57,7 @@ pub struct Entry {
     pub jwt_svid_include_jti: bool,
     /// Whether agents mint its X509-SVID only when a workload asks.
     pub disable_x509_svid_prefetch: bool,
-    /// Counts its changes, from 0.
+    /// Grows with each change of the entry. Deleted and made again, it gets one that no agent has seen for it.
     pub revision: u64,
     /// When it was first registered.
     pub created_at: UnixTime,
