@@ -427,3 +427,276 @@ impl Drop for Subscription {
         self.shared.book().subscribers.remove(&self.id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
+
+    use super::*;
+    use crate::testing::ca::{Ca, foreign_bundle};
+    use crate::testing::{NOW, by_id, entry, entry_id, following_host, id, secs, selectors, trust_domain};
+
+    struct NoTokens;
+
+    impl JwtIssuer for NoTokens {
+        fn issue(
+            &self,
+            _: Arc<AuthorizedEntry>,
+            _: Vec<String>,
+        ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>> {
+            Box::pin(async { Err(Refusal::precondition("no tokens here")) })
+        }
+    }
+
+    struct Bench {
+        cache: Cache,
+        ca: Ca,
+        bundle: Arc<Bundle>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let ca = Ca::new("one");
+            let bundle = Arc::new(ca.bundle());
+            Self { cache: Cache::new(trust_domain(), following_host(), Arc::new(NoTokens)), ca, bundle }
+        }
+
+        fn learn(&self, entries: &[AuthorizedEntry]) {
+            let view = View {
+                entries: by_id(entries.iter().cloned()),
+                bundle: Arc::clone(&self.bundle),
+                federated: BTreeMap::new(),
+            };
+            self.cache.learn(view);
+        }
+
+        /// Mints for `entry`, to end `life` seconds from the beginning of the test.
+        fn mint(&self, entry: &AuthorizedEntry, life: i64) {
+            let (svid, key) = self.ca.svid_and_key(&entry.spiffe_id, NOW - 10, NOW + life);
+            let minted = Minted {
+                entry: Arc::new(entry.clone()),
+                svid: Arc::new(svid),
+                key: Arc::new(Secret::new(key.pkcs8().expose().clone())),
+                renew_at: UnixTime::from_secs(NOW + life / 2),
+            };
+            self.cache.minted(vec![(entry.id.clone(), Ok(minted))]);
+        }
+    }
+
+    fn ids(update: &Update) -> Vec<&str> {
+        match update {
+            Update::Ready(identities) => identities.svids.iter().map(|one| one.svid.id().path()).collect(),
+            Update::NotReady(_) | Update::NoIdentity => Vec::new(),
+        }
+    }
+
+    async fn is_woken(subscription: &mut Subscription) -> bool {
+        tokio::time::timeout(std::time::Duration::ZERO, subscription.changed()).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn before_the_first_sync_nobody_is_told_that_they_have_no_identity() {
+        let bench = Bench::new();
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        assert!(matches!(subscription.current(), Update::NotReady(_)));
+        let asked = bench.cache.jwt_svids(&selectors(&["unix:uid:1"]), vec!["a".to_owned()], None).await;
+        assert_eq!(asked.unwrap_err().reason, passant_core::Reason::Unavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_identity_is_said_for_thirty_seconds_after_a_sync_and_not_longer() {
+        let bench = Bench::new();
+        bench.learn(&[]);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        tokio::time::advance(secs(30)).await;
+        assert!(matches!(subscription.current(), Update::NoIdentity));
+        let refusal = bench.cache.jwt_svids(&selectors(&["unix:uid:1"]), vec!["a".to_owned()], None).await;
+        let refusal = refusal.unwrap_err();
+        assert_eq!(
+            (refusal.reason, refusal.public.as_str()),
+            (passant_core::Reason::Denied, "no identity issued")
+        );
+        tokio::time::advance(secs(1)).await;
+        assert!(matches!(subscription.current(), Update::NotReady(_)));
+        assert!(!bench.cache.is_confirmed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_update_waits_for_every_matching_entry_and_is_in_entry_id_order() {
+        let bench = Bench::new();
+        let (a, b) = (entry("a", 1), entry("b", 1));
+        bench.learn(&[a.clone(), b.clone(), entry("c", 2)]);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        bench.mint(&b, 100);
+        assert!(
+            matches!(subscription.current(), Update::NotReady(why) if why.contains("/a is not yet issued"))
+        );
+        bench.mint(&a, 100);
+        assert_eq!(ids(&subscription.current()), ["/a", "/b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_entry_does_not_take_away_what_was_served_before() {
+        let bench = Bench::new();
+        let (a, b) = (entry("a", 1), entry("b", 1));
+        bench.learn(std::slice::from_ref(&a));
+        bench.mint(&a, 100);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        assert_eq!(ids(&subscription.current()), ["/a"]);
+        bench.learn(&[a, b.clone()]);
+        assert!(!is_woken(&mut subscription).await);
+        assert_eq!(ids(&subscription.current()), ["/a"]);
+        bench.mint(&b, 100);
+        assert!(is_woken(&mut subscription).await);
+        assert_eq!(ids(&subscription.current()), ["/a", "/b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_subscribers_whose_content_changed_are_woken() {
+        let bench = Bench::new();
+        let (a, b) = (entry("a", 1), entry("b", 2));
+        bench.learn(&[a.clone(), b.clone()]);
+        bench.mint(&a, 100);
+        bench.mint(&b, 100);
+        let mut one = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        let mut two = bench.cache.subscribe(&selectors(&["unix:uid:2"]));
+        one.current();
+        two.current();
+        bench.learn(&[a.clone(), b.clone()]);
+        assert!(!is_woken(&mut one).await && !is_woken(&mut two).await);
+        bench.mint(&b, 200);
+        assert!(!is_woken(&mut one).await && is_woken(&mut two).await);
+        bench.learn(&[b]);
+        assert!(is_woken(&mut one).await && !is_woken(&mut two).await);
+        assert!(matches!(one.current(), Update::NoIdentity));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_svid_is_never_served() {
+        let bench = Bench::new();
+        let a = entry("a", 1);
+        bench.learn(std::slice::from_ref(&a));
+        bench.mint(&a, 100);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        tokio::time::advance(secs(99)).await;
+        assert_eq!(ids(&subscription.current()), ["/a"]);
+        tokio::time::advance(secs(1)).await;
+        assert!(matches!(subscription.current(), Update::NotReady(_)));
+        // The open stream hears of it when the clock is looked at.
+        bench.mint(&a, 200);
+        assert_eq!(ids(&subscription.current()), ["/a"]);
+        tokio::time::advance(secs(100)).await;
+        assert!(!is_woken(&mut subscription).await);
+        assert_eq!(bench.cache.plan().len(), 1);
+        assert!(is_woken(&mut subscription).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_expired_svid_does_not_take_the_others_from_an_open_stream() {
+        let bench = Bench::new();
+        let (a, b) = (entry("a", 1), entry("b", 1));
+        bench.learn(&[a.clone(), b.clone()]);
+        bench.mint(&a, 100);
+        bench.mint(&b, 200);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        assert_eq!(ids(&subscription.current()), ["/a", "/b"]);
+        tokio::time::advance(secs(100)).await;
+        assert_eq!(ids(&subscription.current()), ["/b"]);
+        tokio::time::advance(secs(100)).await;
+        assert!(matches!(subscription.current(), Update::NotReady(_)));
+        bench.mint(&b, 400);
+        assert!(matches!(subscription.current(), Update::NotReady(_)), "it is complete again or nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_workload_sees_the_foreign_bundles_of_its_own_entries_only() {
+        let bench = Bench::new();
+        let foreign = |name| TrustDomain::parse(name).unwrap();
+        let a = AuthorizedEntry { federates_with: [foreign("one.test")].into(), ..entry("a", 1) };
+        let b = AuthorizedEntry { federates_with: [foreign("two.test")].into(), ..entry("b", 2) };
+        let federated: BTreeMap<_, _> =
+            ["one.test", "two.test"].map(|name| (foreign(name), Arc::new(foreign_bundle(name)))).into();
+        let bundle = Arc::clone(&bench.bundle);
+        bench.cache.learn(View { entries: by_id([a.clone(), b]), bundle, federated });
+        bench.mint(&a, 100);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        let Update::Ready(identities) = subscription.current() else { panic!("not ready") };
+        assert_eq!(identities.federated.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["one.test"]);
+        let entries = bench.cache.entries(&selectors(&["unix:uid:2"]));
+        let visible = bench.cache.bundles().for_entries(&entries);
+        assert_eq!(visible.federated.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["two.test"]);
+        assert!(visible.of(&trust_domain()).is_some() && visible.of(&foreign("one.test")).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_bundle_wakes_subscribers() {
+        let bench = Bench::new();
+        let a = entry("a", 1);
+        bench.learn(std::slice::from_ref(&a));
+        bench.mint(&a, 100);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        subscription.current();
+        let two = Ca::new("two");
+        bench.cache.learn_bundle(Arc::new(Ca::bundle_of(&[(&bench.ca, false), (&two, false)], 2)));
+        assert!(is_woken(&mut subscription).await);
+        let Update::Ready(identities) = subscription.current() else { panic!("not ready") };
+        assert_eq!(identities.bundle.sequence, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn withholding_drops_everything_and_says_why() {
+        let bench = Bench::new();
+        let a = entry("a", 1);
+        bench.learn(std::slice::from_ref(&a));
+        bench.mint(&a, 100);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        subscription.current();
+        bench.cache.withhold("this node is banned");
+        assert!(is_woken(&mut subscription).await);
+        assert!(matches!(subscription.current(), Update::NotReady(why) if why == "this node is banned"));
+        assert!(bench.cache.entries(&selectors(&["unix:uid:1"])).is_empty());
+        assert!(bench.cache.plan().is_empty());
+        bench.cache.lift();
+        bench.learn(std::slice::from_ref(&a));
+        assert!(matches!(subscription.current(), Update::NotReady(_)), "the old SVID and key are gone");
+        bench.mint(&a, 100);
+        assert_eq!(ids(&subscription.current()), ["/a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_svid_for_a_former_spiffe_id_is_withdrawn_at_once() {
+        let bench = Bench::new();
+        let a = entry("a", 1);
+        bench.learn(std::slice::from_ref(&a));
+        bench.mint(&a, 100);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        assert_eq!(ids(&subscription.current()), ["/a"]);
+        bench.learn(&[AuthorizedEntry { spiffe_id: id("/renamed"), revision: 1, ..a }]);
+        assert!(matches!(subscription.current(), Update::NotReady(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn entries_for_secret_stores_are_served_to_nobody() {
+        let bench = Bench::new();
+        bench.learn(&[AuthorizedEntry { store_svid: true, ..entry("a", 1) }]);
+        let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        assert!(matches!(subscription.current(), Update::NoIdentity));
+        assert!(bench.cache.known().contains_key(&entry_id("a")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subscription_puts_its_entries_first_and_its_end_takes_them_back() {
+        let bench = Bench::new();
+        let on_demand = AuthorizedEntry { disable_x509_svid_prefetch: true, ..entry("b", 2) };
+        bench.learn(&[entry("a", 1), on_demand]);
+        let order = |bench: &Bench| bench.cache.plan().iter().map(|it| it.id.to_string()).collect::<Vec<_>>();
+        assert_eq!(order(&bench), ["a"]);
+        assert!(!bench.cache.someone_waits());
+        let subscription = bench.cache.subscribe(&selectors(&["unix:uid:2"]));
+        assert!(bench.cache.someone_waits());
+        assert_eq!(order(&bench), ["b", "a"]);
+        drop(subscription);
+        assert_eq!(order(&bench), ["a"]);
+    }
+}

@@ -495,3 +495,79 @@ impl ResolvesClientCert for NodeCertificate {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::ca::Ca;
+    use crate::testing::{NOW, following_host, id, trust_domain};
+
+    fn link(insecure_bootstrap: bool) -> Link {
+        let address = ServerAddress::parse("server.example.org:8081").unwrap();
+        Link::new(address, &trust_domain(), insecure_bootstrap, Arc::new(Tcp), following_host())
+    }
+
+    fn identity(ca: &Ca) -> Arc<NodeIdentity> {
+        let (svid, key) = ca.svid_and_key(&id("/spire/agent/join_token/one"), NOW - 10, NOW + 100);
+        Arc::new(NodeIdentity { svid, key, reattestable: false })
+    }
+
+    fn shown(ca: &Ca, path: &str, end: i64) -> Vec<CertificateDer<'static>> {
+        ca.svid_and_key(&id(path), NOW - 10, NOW + end).0.chain().to_vec()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_found_under_an_older_svid_is_settled_already() {
+        let (ca, link) = (Ca::new("one"), link(false));
+        link.identify(identity(&ca)).unwrap();
+        let older = link.inner.current.load_full().unwrap();
+        link.identify(identity(&ca)).unwrap();
+        let newer = link.inner.current.load_full().unwrap();
+        link.report(&older, AgentFault::NotActive);
+        assert_eq!(*link.faults().borrow(), None);
+        link.report(&newer, AgentFault::NotActive);
+        assert_eq!(*link.faults().borrow(), Some(AgentFault::NotActive));
+        link.identify(identity(&ca)).unwrap();
+        assert_eq!(*link.faults().borrow(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_identity_a_call_fails_at_once() {
+        let called = link(false).call("try", limits::CALL, |_| async { Ok(()) }).await;
+        assert_eq!(called.unwrap_err().refusal.reason, Reason::Unavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_unexpired_server_id_under_the_bundle_is_the_server() {
+        let (ca, stranger, link) = (Ca::new("one"), Ca::new("two"), link(false));
+        let verifier = &link.inner.verifier;
+        let server = trust_domain().server_id();
+        assert!(matches!(verifier.check(shown(&ca, server.path(), 100)), Err(NotOurServer::NoBundle)));
+        link.trust(Arc::new(ca.bundle()));
+        verifier.check(shown(&ca, server.path(), 100)).unwrap();
+        for (chain, fault) in [
+            (shown(&ca, "/spire/server/x", 100), "Id"),
+            (shown(&ca, "/spire/agent/join_token/one", 100), "Id"),
+            (shown(&ca, server.path(), -1), "Chain"),
+            (shown(&stranger, server.path(), 100), "Chain"),
+            (Vec::new(), "Chain"),
+        ] {
+            let error = verifier.check(chain).unwrap_err();
+            assert!(format!("{error:?}").starts_with(fault), "{error:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn insecure_bootstrap_ends_with_the_first_bundle() {
+        let (ca, stranger, link) = (Ca::new("one"), Ca::new("two"), link(true));
+        let verifier = &link.inner.verifier;
+        let server = trust_domain().server_id();
+        verifier.check(shown(&stranger, server.path(), 100)).unwrap();
+        assert!(matches!(verifier.check(shown(&stranger, "/other", 100)), Err(NotOurServer::Id { .. })));
+        link.trust(Arc::new(ca.bundle()));
+        assert!(matches!(
+            verifier.check(shown(&stranger, server.path(), 100)),
+            Err(NotOurServer::Chain { .. })
+        ));
+    }
+}

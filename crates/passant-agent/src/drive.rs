@@ -49,7 +49,8 @@ impl Driver {
                 () = stop.cancelled() => return,
                 () = self.turn(&mut faults, &mut pace) => {}
             }
-            let wake = self.node.due().min(pace.due).min(Instant::now() + limits::LOOK_AGAIN);
+            let look = self.node.due().min(Instant::now() + limits::LOOK_AGAIN);
+            let wake = if self.link.is_identified() { look.min(pace.due) } else { look };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

@@ -289,3 +289,207 @@ fn checked(audience: Vec<String>) -> Result<Vec<String>, Refusal> {
     }
     Ok(audience)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+    use crate::testing::ca::Ca;
+    use crate::testing::{entry, following_host, secs};
+
+    /// Issues tokens of 300 s by `ca`, or fails.
+    struct Server {
+        ca: Ca,
+        host: Host,
+        asked: AtomicU32,
+        fails_with: Mutex<Option<Reason>>,
+        takes: Mutex<Duration>,
+    }
+
+    impl JwtIssuer for Arc<Server> {
+        fn issue(
+            &self,
+            entry: Arc<AuthorizedEntry>,
+            audience: Vec<String>,
+        ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>> {
+            let server = Self::clone(self);
+            Box::pin(async move {
+                server.asked.fetch_add(1, Ordering::SeqCst);
+                let takes = *server.takes.lock().unwrap();
+                tokio::time::sleep(takes).await;
+                if let Some(reason) = *server.fails_with.lock().unwrap() {
+                    return Err(Refusal::new(reason, "the server fails"));
+                }
+                let now = server.host.now();
+                let token = server.ca.jwt(&entry.spiffe_id, audience, now, now.plus(secs(300)));
+                Ok(JwtSvid::parse_unverified(&token).unwrap())
+            })
+        }
+    }
+
+    fn start() -> (Arc<Server>, JwtCache) {
+        let host = following_host();
+        let server = Arc::new(Server {
+            ca: Ca::new("one"),
+            host: host.clone(),
+            asked: AtomicU32::new(0),
+            fails_with: Mutex::new(None),
+            takes: Mutex::new(Duration::ZERO),
+        });
+        let cache = JwtCache::new(host, Arc::new(Arc::clone(&server)));
+        (server, cache)
+    }
+
+    impl Server {
+        fn asked(&self) -> u32 {
+            self.asked.load(Ordering::SeqCst)
+        }
+
+        fn fail(&self, reason: Option<Reason>) {
+            *self.fails_with.lock().unwrap() = reason;
+        }
+    }
+
+    async fn fetch(cache: &JwtCache, entry: &AuthorizedEntry, audience: &[&str]) -> Result<JwtSvid, Refusal> {
+        let audience = audience.iter().map(|one| (*one).to_owned()).collect();
+        let mut fetched = cache.fetch_all(vec![Arc::new(entry.clone())], audience).await?;
+        Ok(fetched.remove(0).1)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_reused_until_about_half_its_life() {
+        let (server, cache) = start();
+        let first = fetch(&cache, &entry("a", 1), &["x", "y"]).await.unwrap();
+        tokio::time::advance(secs(119)).await;
+        let again = fetch(&cache, &entry("a", 1), &["y", "x", "y"]).await.unwrap();
+        assert_eq!((first.token(), server.asked()), (again.token(), 1));
+        tokio::time::advance(secs(62)).await;
+        let fresh = fetch(&cache, &entry("a", 1), &["x", "y"]).await.unwrap();
+        assert_ne!(first.token(), fresh.token());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_audiences_entries_and_revisions_have_tokens_of_their_own() {
+        let (server, cache) = start();
+        let a = entry("a", 1);
+        for (entry, audience) in [
+            (a.clone(), "x"),
+            (a.clone(), "y"),
+            (entry("b", 1), "x"),
+            (AuthorizedEntry { revision: 1, ..a.clone() }, "x"),
+        ] {
+            let asked = server.asked();
+            let svid = fetch(&cache, &entry, &[audience]).await.unwrap();
+            assert_eq!((svid.id(), svid.audience()), (&entry.spiffe_id, &[audience.to_owned()][..]));
+            assert_eq!(server.asked(), asked + 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_for_one_token_share_one_fetch_and_its_failure() {
+        let (server, cache) = start();
+        *server.takes.lock().unwrap() = secs(1);
+        let a = entry("a", 1);
+        let both = tokio::join!(fetch(&cache, &a, &["x"]), fetch(&cache, &a, &["x"]));
+        assert!(both.0.is_ok() && both.1.is_ok());
+        assert_eq!(server.asked(), 1);
+        server.fail(Some(Reason::Denied));
+        let both = tokio::join!(fetch(&cache, &a, &["y"]), fetch(&cache, &a, &["y"]));
+        assert_eq!(both.0.unwrap_err().reason, Reason::Denied);
+        assert_eq!(both.1.unwrap_err().reason, Reason::Denied);
+        assert_eq!(server.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_server_is_bridged_by_the_old_token_until_it_expires() {
+        let (server, cache) = start();
+        let a = entry("a", 1);
+        let first = fetch(&cache, &a, &["x"]).await.unwrap();
+        server.fail(Some(Reason::Unavailable));
+        tokio::time::advance(secs(200)).await;
+        assert_eq!(fetch(&cache, &a, &["x"]).await.unwrap().token(), first.token());
+        tokio::time::advance(secs(100)).await;
+        assert_eq!(fetch(&cache, &a, &["x"]).await.unwrap_err().reason, Reason::Unavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_the_server_does_not_know_yet_is_asked_for_again() {
+        let (server, cache) = start();
+        server.fail(Some(Reason::NotFound));
+        let a = entry("a", 1);
+        let healing = async {
+            tokio::time::sleep(secs(2)).await;
+            server.fail(None);
+        };
+        let (fetched, ()) = tokio::join!(fetch(&cache, &a, &["x"]), healing);
+        assert!(fetched.is_ok());
+        assert!(server.asked() > 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_never_answers_is_given_up_within_the_budget() {
+        let (server, cache) = start();
+        *server.takes.lock().unwrap() = secs(1000);
+        let began = tokio::time::Instant::now();
+        assert_eq!(fetch(&cache, &entry("a", 1), &["x"]).await.unwrap_err().reason, Reason::Unavailable);
+        assert_eq!(began.elapsed(), limits::JWT_BUDGET);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_with_a_jti_are_never_reused() {
+        let (server, cache) = start();
+        let with_jti = AuthorizedEntry { jwt_svid_include_jti: true, ..entry("a", 1) };
+        fetch(&cache, &with_jti, &["x"]).await.unwrap();
+        fetch(&cache, &with_jti, &["x"]).await.unwrap();
+        assert_eq!(server.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_of_tainted_and_removed_keys_are_dropped() {
+        let (server, cache) = start();
+        let a = entry("a", 1);
+        let bundle = Arc::new(server.ca.bundle());
+        cache.purge(&bundle);
+        fetch(&cache, &a, &["x"]).await.unwrap();
+        cache.purge(&bundle);
+        fetch(&cache, &a, &["x"]).await.unwrap();
+        assert_eq!(server.asked(), 1);
+        cache.purge(&Arc::new(Ca::bundle_of(&[(&server.ca, true)], 2)));
+        fetch(&cache, &a, &["x"]).await.unwrap();
+        // One that was signed while the taint was on its way is not kept either.
+        fetch(&cache, &a, &["x"]).await.unwrap();
+        assert_eq!(server.asked(), 3);
+        cache.purge(&bundle);
+        fetch(&cache, &a, &["x"]).await.unwrap();
+        cache.purge(&Arc::new(Ca::new("two").bundle()));
+        fetch(&cache, &a, &["x"]).await.unwrap();
+        assert_eq!(server.asked(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_least_recently_used_token_makes_room() {
+        let (server, cache) = start();
+        let a = entry("a", 1);
+        fetch(&cache, &a, &["0"]).await.unwrap();
+        for n in 1..limits::JWT_SVIDS {
+            cache.inner.cell(&a.id, &[n.to_string()]);
+        }
+        fetch(&cache, &a, &["0"]).await.unwrap();
+        assert_eq!(server.asked(), 1);
+        cache.inner.cell(&a.id, &["one more".to_owned()]);
+        assert_eq!(cache.inner.table().cells.len(), limits::JWT_SVIDS);
+        fetch(&cache, &a, &["0"]).await.unwrap();
+        assert_eq!(server.asked(), 1, "the one in use stayed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn audiences_must_be_there_and_few() {
+        let (_, cache) = start();
+        let many: Vec<String> = (0..=limits::AUDIENCES).map(|n| n.to_string()).collect();
+        for audience in [vec![], vec![String::new()], many] {
+            let refusal = cache.fetch_all(vec![Arc::new(entry("a", 1))], audience).await.unwrap_err();
+            assert_eq!(refusal.reason, Reason::Invalid);
+        }
+    }
+}

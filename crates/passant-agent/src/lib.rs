@@ -32,6 +32,8 @@ mod plan;
 mod sync;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod trust;
 pub mod workload_api;
 
@@ -100,6 +102,41 @@ impl Agent {
     /// As [`Agent::start`].
     #[expect(clippy::unused_async, reason = "starting is asynchronous by contract")]
     pub async fn start_over(config: Config, host: Host, dial: Arc<dyn Dial>) -> Result<Running, StartError> {
+        let settings = workload_api::Settings {
+            socket: config.workload_api.socket.clone(),
+            attestors: config
+                .workload_attestors
+                .iter()
+                .map(|method| Arc::from(method.clone().attestor(&host)))
+                .collect(),
+            evidence_max_age: config.evidence_max_age,
+            allowed_foreign_claims: config.workload_api.allowed_foreign_jwt_claims.clone(),
+        };
+        let socket = config.workload_api.socket.clone();
+        let parts = Parts::assemble(config, host.clone(), dial)?;
+        let endpoint = Endpoint::bind(settings, parts.cache, host)?;
+
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(parts.driver.run(stop.clone()));
+        tasks.spawn(parts.minter.run(stop.clone()));
+        tasks.spawn(serve(endpoint, stop.clone()));
+        info!(socket = %socket.display(), "agent started");
+        let guard = stop.clone().drop_guard();
+        Ok(Running { socket, health: parts.health, stop, _stop_on_drop: guard, tasks })
+    }
+}
+
+/// What talks to the server, put together and not yet running.
+struct Parts {
+    cache: Cache,
+    driver: Driver,
+    minter: Minter,
+    health: watch::Receiver<HealthReport>,
+}
+
+impl Parts {
+    fn assemble(config: Config, host: Host, dial: Arc<dyn Dial>) -> Result<Self, StartError> {
         let trust_domain = config.trust_domain;
         let data = DataDir::open(&config.data_dir, &trust_domain)?;
         let insecure = matches!(config.bootstrap, Bootstrap::Insecure);
@@ -119,17 +156,6 @@ impl Agent {
             health.clone(),
             host.clone(),
         )?;
-        let settings = workload_api::Settings {
-            socket: config.workload_api.socket.clone(),
-            attestors: config
-                .workload_attestors
-                .into_iter()
-                .map(|method| Arc::from(method.attestor(&host)))
-                .collect(),
-            evidence_max_age: config.evidence_max_age,
-            allowed_foreign_claims: config.workload_api.allowed_foreign_jwt_claims,
-        };
-        let endpoint = Endpoint::bind(settings, cache.clone(), host.clone())?;
         let minter = Minter::new(
             link.clone(),
             cache.clone(),
@@ -138,19 +164,11 @@ impl Agent {
             config.x509_key_type,
             Arc::clone(&resync),
         );
-        let socket = config.workload_api.socket;
         let watch = health.watch();
         let sync_interval = config.sync_interval;
-        let driver = Driver { trust_domain, host, link, cache, health, node, sync_interval, resync };
-
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(driver.run(stop.clone()));
-        tasks.spawn(minter.run(stop.clone()));
-        tasks.spawn(serve(endpoint, stop.clone()));
-        info!(socket = %socket.display(), "agent started");
-        let guard = stop.clone().drop_guard();
-        Ok(Running { socket, health: watch, stop, _stop_on_drop: guard, tasks })
+        let driver =
+            Driver { trust_domain, host, link, cache: cache.clone(), health, node, sync_interval, resync };
+        Ok(Self { cache, driver, minter, health: watch })
     }
 }
 

@@ -1,8 +1,6 @@
 //! What do this crate's tests share? A clock that follows tokio's, a certificate authority, entries, and a server that
 //! speaks SPIRE's services from memory.
 
-#![expect(dead_code, reason = "the tests of sync, node and the whole agent come next")]
-
 pub(crate) mod ca;
 pub(crate) mod server;
 
