@@ -109,6 +109,19 @@ fn next_step(now: UnixTime, lease: Option<Lease>, fault: Option<AgentFault>, can
     }
 }
 
+/// What to tell the operator of an attempt that failed with `error`.
+///
+/// A server refuses an expired SVID in the handshake already, which looks as if it could not be reached: say what the
+/// agent knows itself.
+fn trouble(error: &CallError, now: UnixTime, lease: Option<Lease>, can_attest: bool) -> String {
+    match lease.filter(|lease| lease.not_after <= now && !can_attest) {
+        Some(lease) => {
+            format!("the node SVID expired {}; a new join token is needed ({error})", lease.not_after)
+        }
+        None => error.to_string(),
+    }
+}
+
 fn lost(fault: AgentFault) -> &'static str {
     match fault {
         AgentFault::Expired => "the server says that the node SVID has expired; a new join token is needed",
@@ -220,18 +233,18 @@ impl Node {
             Step::Renew => self.renew().await,
             Step::Attest => self.attest(token.ok().flatten()).await,
         };
-        self.due = Instant::now() + self.judge(outcome).await;
+        self.due = Instant::now() + self.judge(outcome, can_attest).await;
     }
 
     /// Reports the outcome of an attempt and says when to look again.
-    async fn judge(&mut self, outcome: Result<(), CallError>) -> Duration {
+    async fn judge(&mut self, outcome: Result<(), CallError>, can_attest: bool) -> Duration {
         let Err(error) = outcome else {
             self.unreachable.succeeded();
             self.refused.succeeded();
             self.health.good(Part::Node);
             return if self.vouched { limits::RENEWAL_FLOOR } else { limits::DISTRUST_FLOOR };
         };
-        self.health.bad(Part::Node, &error.to_string());
+        self.health.bad(Part::Node, &trouble(&error, self.host.now(), self.lease(), can_attest));
         if let Some(fault) = error.refusal.agent_fault {
             self.found(fault).await;
         }
@@ -550,6 +563,19 @@ mod tests {
         check(99, held, None, true, Step::Renew);
         check(100, held, None, true, Step::Attest);
         check(100, held, None, false, Step::Renew);
+    }
+
+    #[test]
+    fn a_node_that_cannot_help_itself_says_that_it_needs_a_join_token() {
+        let error = CallError::unavailable("renew the node SVID", "handshake failed");
+        let told = |now, can_attest| {
+            trouble(&error, UnixTime::from_secs(now), Some(lease(100, 50, false)), can_attest)
+        };
+        assert_eq!(told(99, false), error.to_string());
+        assert_eq!(told(100, true), error.to_string());
+        let needed = told(100, false);
+        assert!(needed.contains("expired") && needed.contains("a new join token is needed"), "{needed}");
+        assert!(needed.contains(&error.to_string()), "{needed}");
     }
 
     #[test]
