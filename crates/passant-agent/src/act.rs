@@ -72,11 +72,13 @@ impl Minter {
         }
     }
 
-    /// Runs until told to stop. Looks at the wall clock at least every [`limits::LOOK_AGAIN`].
+    /// Runs until told to stop. Looks at the wall clock when the next SVID becomes due, so that renewals keep the spread
+    /// that their jitter gave them, and at least every [`limits::LOOK_AGAIN`].
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
-            let look = self.paused_until.unwrap_or_else(|| Instant::now() + limits::LOOK_AGAIN);
-            let look = look.min(Instant::now() + limits::LOOK_AGAIN);
+            let due = self.cache.next_due().map(|wait| Instant::now() + wait);
+            let latest = Instant::now() + limits::LOOK_AGAIN;
+            let look = [self.paused_until, due].into_iter().flatten().fold(latest, Instant::min);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

@@ -9,6 +9,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use passant_core::bundle::Bundle;
 use passant_core::jwt_svid::JwtSvid;
@@ -324,6 +325,12 @@ impl Cache {
         mint
     }
 
+    /// How long until the next SVID held becomes due; none while none is held.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        let now = self.now();
+        plan::next_due(now, &self.shared.book().state).map(|due| now.until(due))
+    }
+
     /// The entries of the last sync, by id.
     pub(crate) fn known(&self) -> BTreeMap<EntryId, Arc<AuthorizedEntry>> {
         self.shared.book().state.known()
@@ -492,7 +499,7 @@ mod tests {
     }
 
     async fn is_woken(subscription: &mut Subscription) -> bool {
-        tokio::time::timeout(std::time::Duration::ZERO, subscription.changed()).await.is_ok()
+        tokio::time::timeout(Duration::ZERO, subscription.changed()).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]

@@ -89,6 +89,15 @@ fn reason_to_replace(now: UnixTime, slot: &Slot, held: &Held) -> Option<Why> {
     (held.renew_at <= now).then_some(Why::Due)
 }
 
+/// When the next SVID held becomes due after `now`; none while none is held.
+pub(crate) fn next_due(now: UnixTime, state: &State) -> Option<UnixTime> {
+    state
+        .slots()
+        .filter_map(|(_, slot)| slot.held.as_ref().map(|held| held.renew_at))
+        .filter(|due| now < *due)
+        .min()
+}
+
 /// Whether `wait` has passed since `since`. A `since` in the future comes from a clock that was set back, and must not
 /// stop everything until that future arrives.
 fn has_passed(now: UnixTime, since: UnixTime, wait: Duration) -> bool {
@@ -185,6 +194,17 @@ mod tests {
         bench.hold(&entry("a", 1), 0, 1800, 3600);
         assert!(bench.at(1799, &["a"]).is_empty());
         assert_eq!(bench.at(1800, &["a"]), ["Due a"]);
+    }
+
+    #[test]
+    fn the_next_one_due_is_the_earliest_that_is_not_due_yet() {
+        let mut bench = Bench::new(vec![entry("a", 1), entry("b", 2)]);
+        assert_eq!(next_due(at(0), &bench.state), None);
+        bench.hold(&entry("a", 1), 0, 1800, 3600);
+        bench.hold(&entry("b", 2), 0, 1700, 3600);
+        assert_eq!(next_due(at(1699), &bench.state), Some(at(1700)));
+        assert_eq!(next_due(at(1700), &bench.state), Some(at(1800)));
+        assert_eq!(next_due(at(1800), &bench.state), None);
     }
 
     #[test]
