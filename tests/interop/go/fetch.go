@@ -171,12 +171,15 @@ func countJWT(bundles *jwtbundle.Set, svid *jwtsvid.SVID) (names []string, autho
 	return names, len(own.JWTAuthorities()), nil
 }
 
+// signatureAlgorithms are those that the JWT-SVID specification allows.
+var signatureAlgorithms = []jose.SignatureAlgorithm{
+	jose.RS256, jose.RS384, jose.RS512, jose.ES256, jose.ES384, jose.ES512, jose.PS256, jose.PS384, jose.PS512,
+}
+
 // describeJWT reads the header and the issue time, which go-spiffe does not
 // keep, out of a token that was validated before.
 func describeJWT(svid *jwtsvid.SVID) (fetchedJWT, error) {
-	token, err := jwt.ParseSigned(svid.Marshal(), []jose.SignatureAlgorithm{
-		jose.RS256, jose.RS384, jose.RS512, jose.ES256, jose.ES384, jose.ES512, jose.PS256, jose.PS384, jose.PS512,
-	})
+	token, err := jwt.ParseSigned(svid.Marshal(), signatureAlgorithms)
 	if err != nil {
 		return fetchedJWT{}, err
 	}

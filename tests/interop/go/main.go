@@ -35,6 +35,8 @@ func commands() []command {
 		{"expect-denied", "call the Workload API with a missing, a wrong and the right security header", runExpectDenied},
 		{"register", "register a workload with the server's admin socket", runRegister},
 		{"node", "attest as a node and show what it may serve", runNode},
+		{"mint", "ask the server for SVIDs of an entry, as a node, and log each answer", runMint},
+		{"validate", "validate a JWT-SVID offline", runValidate},
 		{"node-suite", "run every check of the server API", runNodeSuite},
 	}
 }
