@@ -24,17 +24,8 @@ pub fn binaries() -> &'static Binaries {
     BUILT.get_or_init(|| {
         let dir = profile_dir();
         let mut build = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-        build.args([
-            "build",
-            "--quiet",
-            "-p",
-            "passant-server",
-            "-p",
-            "passant-agent",
-            "-p",
-            "passant-cli",
-            "--bins",
-        ]);
+        // The whole workspace, so that features are chosen as `cargo xtask show` has them and nothing is built twice.
+        build.args(["build", "--quiet", "--workspace", "--bins"]);
         build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
         if dir.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");

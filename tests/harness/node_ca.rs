@@ -27,13 +27,22 @@ impl NodeCa {
     /// When the file cannot be written.
     pub fn new(dir: &Path) -> anyhow::Result<Self> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "node CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let params = ca_params("node CA")?;
         let certificate = params.self_signed(&key)?;
         let file = dir.join("node-ca.pem");
         fs::write(&file, certificate.pem())?;
+        Ok(Self { issuer: Issuer::new(params, key), file })
+    }
+
+    /// Makes a CA below this one, named `name`, with its certificate in `dir`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn intermediate(&self, dir: &Path, name: &str) -> anyhow::Result<Self> {
+        let key = KeyPair::generate()?;
+        let params = ca_params(name)?;
+        let file = dir.join(format!("{name}.pem"));
+        fs::write(&file, params.signed_by(&key, &self.issuer)?.pem())?;
         Ok(Self { issuer: Issuer::new(params, key), file })
     }
 
@@ -42,17 +51,32 @@ impl NodeCa {
     /// # Errors
     /// When a file cannot be written.
     pub fn node(&self, dir: &Path, name: &str) -> anyhow::Result<NodeFiles> {
-        let key = KeyPair::generate()?;
+        self.node_with_key(dir, name, &KeyPair::generate()?.serialize_pem())
+    }
+
+    /// As [`NodeCa::node`], for a key that exists: PKCS#8 in PEM.
+    ///
+    /// # Errors
+    /// When the key is of no known kind, or a file cannot be written.
+    pub fn node_with_key(&self, dir: &Path, name: &str, key: &str) -> anyhow::Result<NodeFiles> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let certificate = params.signed_by(&key, &self.issuer)?;
+        let certificate = params.signed_by(&KeyPair::from_pem(key)?, &self.issuer)?;
         let files =
             NodeFiles { certificate: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")) };
         fs::write(&files.certificate, certificate.pem())?;
-        write_secret(&files.key, &key.serialize_pem())?;
+        write_secret(&files.key, key)?;
         Ok(files)
     }
+}
+
+fn ca_params(name: &str) -> anyhow::Result<CertificateParams> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    Ok(params)
 }
 
 /// Writes a file that only its owner may read.

@@ -1,8 +1,11 @@
 //! What can our automation do? One subcommand, one file.
 
 mod codegen;
+mod interop;
+mod show;
 mod tidy;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -21,6 +24,14 @@ enum Task {
     Codegen,
     /// Check what the compiler does not: layers, sources, locked packages.
     Tidy,
+    /// Judge server and agent with programs nobody here wrote; builds those first.
+    Interop,
+    /// Run a long show: `rotation`, `outage`, `entry-end`, `dev`; `show help` tells their flags.
+    Show {
+        /// Name and flags of the show.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        show: Vec<OsString>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -28,6 +39,8 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Codegen => codegen::run(&root),
         Task::Tidy => tidy::run(&root),
+        Task::Interop => interop::run(&root),
+        Task::Show { show } => show::run(&root, &show),
     }
 }
 

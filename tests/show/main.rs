@@ -1,0 +1,100 @@
+//! Does it work for real, with programs nobody here wrote, and for as long as it takes to see time pass?
+//!
+//! | show | what is seen |
+//! |---|---|
+//! | `interop` | the Go, Python and Rust libraries against a running server and agent, and the whole server API |
+//! | `rotation` | many foreign clients with short-lived SVIDs; the server crashes in the middle |
+//! | `outage` | the server is away for minutes; nobody notices who need not |
+//! | `entry-end` | a registration entry has an end; nothing outlives it |
+//! | `dev` | what `passant dev` prints, judged by openssl and go-spiffe |
+//!
+//! Each starts real daemons in a folder of its own, prints one line for each fact (`ok` or `FAIL`) and closes with
+//! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Nothing needs root.
+
+mod decisions;
+mod dev;
+mod entry_end;
+mod interop;
+mod judge;
+mod moment;
+mod outage;
+mod peers;
+mod report;
+mod rotation;
+mod spread;
+mod watch_log;
+mod watcher;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::{Report, say};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask show", bin_name = "cargo xtask show")]
+struct Arguments {
+    #[command(subcommand)]
+    show: Show,
+}
+
+#[derive(Subcommand)]
+enum Show {
+    /// Judge server and agent with the Go, Python and Rust peers.
+    Interop,
+    /// Watch rotations through a crash of the server.
+    Rotation(RotationArgs),
+    /// Take the server away and bring it back.
+    Outage(OutageArgs),
+    /// Let an entry end.
+    EntryEnd,
+    /// Judge what `passant dev` prints.
+    Dev,
+}
+
+#[derive(Args)]
+struct RotationArgs {
+    /// How long to watch.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Watching processes, each with an entry of its own.
+    #[arg(long, default_value_t = 50)]
+    workloads: usize,
+    /// Lifetime of X509-SVIDs and JWT-SVIDs, in seconds.
+    #[arg(long, default_value_t = 60)]
+    svid_ttl: u32,
+}
+
+#[derive(Args)]
+struct OutageArgs {
+    /// How long the server is away.
+    #[arg(long, default_value_t = 5, conflicts_with = "seconds")]
+    minutes: u64,
+    /// How long the server is away, in seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let show = Arguments::parse().show;
+    let report = Report::default();
+    let ran = match show {
+        Show::Interop => interop::run(&report).await,
+        Show::Rotation(args) => {
+            let length = Duration::from_secs(args.minutes * 60);
+            rotation::run(&report, length, args.workloads, args.svid_ttl).await
+        }
+        Show::Outage(args) => {
+            outage::run(&report, Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60))).await
+        }
+        Show::EntryEnd => entry_end::run(&report).await,
+        Show::Dev => dev::run(&report).await,
+    };
+    if let Err(error) = ran {
+        report.fact("the show runs to its end", Err(error));
+    }
+    say(&report.to_string());
+    if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
