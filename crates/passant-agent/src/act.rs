@@ -100,6 +100,10 @@ impl Minter {
             return;
         }
         self.paused_until = None;
+        if due.is_empty() {
+            // What failed before is not wanted any more.
+            self.is_fine();
+        }
         while !due.is_empty() {
             let rest = due.split_off(due.len().min(self.batch));
             match self.mint(&due).await {
@@ -223,6 +227,10 @@ impl Minter {
             }
         }
         debug!(count = outcomes.len(), failed, "batch done");
+        self.is_fine();
+    }
+
+    fn is_fine(&self) {
         self.health.good(Part::Mint);
         self.cache.mint_trouble(None);
     }

@@ -260,9 +260,11 @@ impl Cache {
     pub(crate) fn learn_bundle(&self, bundle: Arc<Bundle>) {
         let now = self.now();
         let mut book = self.shared.book();
-        if book.state.learn_bundle(bundle) {
+        if book.state.learn_bundle(Arc::clone(&bundle)) {
             book.settle_all(now);
         }
+        drop(book);
+        self.shared.jwt.purge(&bundle);
     }
 
     /// Takes over the outcome of minting, for each entry asked for.
@@ -332,7 +334,7 @@ impl Cache {
     }
 
     /// The entries of the last sync, by id.
-    pub(crate) fn known(&self) -> BTreeMap<EntryId, Arc<AuthorizedEntry>> {
+    pub(crate) fn known(&self) -> Arc<BTreeMap<EntryId, Arc<AuthorizedEntry>>> {
         self.shared.book().state.known()
     }
 

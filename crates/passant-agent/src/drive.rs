@@ -91,11 +91,13 @@ impl Driver {
                 debug!(entries = view.entries.len(), federated = view.federated.len(),
                     took = ?began.elapsed(), "synced");
                 self.node.accepted();
-                let bundle = Arc::clone(&view.bundle);
                 // The server is verified by the new bundle before an SVID under it is asked for.
-                self.node.learn_bundle(&bundle).await;
+                let bundle_changed = self.node.learn_bundle(&view.bundle);
                 self.cache.learn(view);
                 self.health.good(Part::Sync);
+                if bundle_changed {
+                    self.node.keep_bundle().await;
+                }
                 Ok(())
             }
             Err(error) => {

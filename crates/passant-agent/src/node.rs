@@ -306,10 +306,11 @@ impl Node {
         }
     }
 
-    /// Takes over the bundle of a sync: keeps it, verifies the server by it, and looks whether it still vouches for us.
-    pub(crate) async fn learn_bundle(&mut self, bundle: &Arc<Bundle>) {
+    /// Takes over the bundle of a sync: verifies the server by it, and looks whether it still vouches for us. True if it
+    /// differs from the one held; then [`Self::keep_bundle`] is to follow.
+    pub(crate) fn learn_bundle(&mut self, bundle: &Arc<Bundle>) -> bool {
         if self.stored.bundle.as_ref().is_some_and(|held| **held == **bundle) {
-            return;
+            return false;
         }
         info!(sequence = bundle.sequence, "bundle changed");
         self.stored.bundle = Some(Arc::clone(bundle));
@@ -317,6 +318,11 @@ impl Node {
         if let Some(identity) = &self.stored.identity {
             self.vouched = Vouching::of(bundle).covers(&identity.svid);
         }
+        true
+    }
+
+    /// Writes the new bundle to disk, and tells the server that it is here.
+    pub(crate) async fn keep_bundle(&mut self) {
         self.save().await;
         self.post_status().await;
     }

@@ -46,7 +46,7 @@ const MASK: EntryMask = EntryMask {
 
 /// What the last sync left, to ask only for differences.
 pub(crate) struct Known {
-    pub(crate) entries: BTreeMap<EntryId, Arc<AuthorizedEntry>>,
+    pub(crate) entries: Arc<BTreeMap<EntryId, Arc<AuthorizedEntry>>>,
     pub(crate) federated: BTreeMap<TrustDomain, Arc<Bundle>>,
 }
 
@@ -69,10 +69,9 @@ pub(crate) async fn poll(link: &Link, trust_domain: &TrustDomain, known: Known) 
 async fn entries(
     link: &Link,
     trust_domain: &TrustDomain,
-    known: BTreeMap<EntryId, Arc<AuthorizedEntry>>,
+    known: Arc<BTreeMap<EntryId, Arc<AuthorizedEntry>>>,
     end: Instant,
 ) -> Result<BTreeMap<EntryId, Arc<AuthorizedEntry>>, CallError> {
-    let known = Arc::new(known);
     let synced = link
         .call("sync entries", left(end), |channel| {
             let dialogue = Dialogue::new(trust_domain.clone(), Arc::clone(&known));

@@ -87,7 +87,7 @@ pub(crate) struct Changed {
 pub(crate) struct State {
     slots: BTreeMap<EntryId, Slot>,
     /// As the server listed them, secret-store entries included, for the next sync to compare with.
-    known: BTreeMap<EntryId, Arc<AuthorizedEntry>>,
+    known: Arc<BTreeMap<EntryId, Arc<AuthorizedEntry>>>,
     index: EntryIndex,
     bundle: Option<Arc<Bundle>>,
     federated: BTreeMap<TrustDomain, Arc<Bundle>>,
@@ -146,7 +146,7 @@ impl State {
         }
         self.slots = slots;
         self.index = EntryIndex::new(self.slots.values().map(|slot| &slot.entry));
-        self.known = entries;
+        self.known = Arc::new(entries);
         true
     }
 
@@ -193,7 +193,7 @@ impl State {
     /// Forgets all but the bundles, and says `why` to everyone from now on.
     pub(super) fn withhold(&mut self, why: &str) {
         self.slots.clear();
-        self.known.clear();
+        self.known = Arc::default();
         self.index = EntryIndex::default();
         self.confirmed_at = None;
         self.withheld = Some(why.to_owned());
@@ -227,8 +227,8 @@ impl State {
         Bundles { own: self.bundle.clone(), federated: self.federated.clone() }
     }
 
-    pub(super) fn known(&self) -> BTreeMap<EntryId, Arc<AuthorizedEntry>> {
-        self.known.clone()
+    pub(super) fn known(&self) -> Arc<BTreeMap<EntryId, Arc<AuthorizedEntry>>> {
+        Arc::clone(&self.known)
     }
 
     /// Every slot, in entry-id order.
