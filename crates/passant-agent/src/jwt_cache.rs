@@ -174,7 +174,13 @@ impl Inner {
         loop {
             let asked = self.issuer.issue(Arc::clone(entry), audience.to_vec());
             let refusal = match tokio::time::timeout_at(end, asked).await {
-                Ok(Ok(svid)) => return Ok(svid),
+                Ok(Ok(svid)) if svid.expires_at() > self.host.now() => return Ok(svid),
+                Ok(Ok(svid)) => {
+                    let (ended, now) = (svid.expires_at(), self.host.now());
+                    return Err(Refusal::unavailable(format!(
+                        "could not fetch JWT-SVID: the new one ended {ended}, but this host's clock shows {now}"
+                    )));
+                }
                 Ok(Err(refusal)) => refusal,
                 Err(_) => {
                     return Err(Refusal::unavailable(
@@ -208,10 +214,7 @@ impl Inner {
         table.uses += 1;
         let now = table.uses;
         if !table.cells.contains_key(&key) && table.cells.len() >= limits::JWT_SVIDS {
-            let oldest = table.cells.iter().min_by_key(|(_, used)| used.last_use).map(|(key, _)| key.clone());
-            if let Some(oldest) = oldest {
-                table.cells.remove(&oldest);
-            }
+            table.make_room();
         }
         let used = table.cells.entry(key).or_insert_with(|| Used { cell: Arc::default(), last_use: now });
         used.last_use = now;
@@ -220,6 +223,23 @@ impl Inner {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Drops one cell of the entry that has the most: one without a token if there is any, else the one that was used
+    /// least recently. A workload that asks for ever new audiences so loses its own tokens and nobody else's.
+    fn make_room(&mut self) {
+        let mut counts: BTreeMap<&EntryId, usize> = BTreeMap::new();
+        for key in self.cells.keys() {
+            *counts.entry(&key.entry).or_default() += 1;
+        }
+        let Some((entry, _)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return };
+        let of_entry = self.cells.iter().filter(|(key, _)| key.entry == *entry);
+        let victim = of_entry.min_by_key(|(_, used)| (used.cell.held().is_some(), used.last_use));
+        if let Some(key) = victim.map(|(key, _)| key.clone()) {
+            self.cells.remove(&key);
+        }
     }
 }
 
@@ -305,6 +325,7 @@ mod tests {
         asked: AtomicU32,
         fails_with: Mutex<Option<Reason>>,
         takes: Mutex<Duration>,
+        behind: Mutex<Duration>,
     }
 
     impl JwtIssuer for Arc<Server> {
@@ -321,7 +342,7 @@ mod tests {
                 if let Some(reason) = *server.fails_with.lock().unwrap() {
                     return Err(Refusal::new(reason, "the server fails"));
                 }
-                let now = server.host.now();
+                let now = server.host.now().minus(*server.behind.lock().unwrap());
                 let token = server.ca.jwt(&entry.spiffe_id, audience, now, now.plus(secs(300)));
                 Ok(JwtSvid::parse_unverified(&token).unwrap())
             })
@@ -336,6 +357,7 @@ mod tests {
             asked: AtomicU32::new(0),
             fails_with: Mutex::new(None),
             takes: Mutex::new(Duration::ZERO),
+            behind: Mutex::new(Duration::ZERO),
         });
         let cache = JwtCache::new(host, Arc::new(Arc::clone(&server)));
         (server, cache)
@@ -491,5 +513,29 @@ mod tests {
             let refusal = cache.fetch_all(vec![Arc::new(entry("a", 1))], audience).await.unwrap_err();
             assert_eq!(refusal.reason, Reason::Invalid);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_is_expired_when_it_comes_is_not_handed_out() {
+        let (server, cache) = start();
+        *server.takes.lock().unwrap() = secs(1);
+        // The server's clock is 300 s behind: its tokens end just when they come.
+        *server.behind.lock().unwrap() = secs(300);
+        assert_eq!(fetch(&cache, &entry("a", 1), &["x"]).await.unwrap_err().reason, Reason::Unavailable);
+        *server.behind.lock().unwrap() = secs(299);
+        assert!(fetch(&cache, &entry("a", 1), &["x"]).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_workload_with_many_audiences_loses_only_its_own_tokens() {
+        let (server, cache) = start();
+        let (quiet, greedy) = (entry("a", 1), entry("b", 2));
+        fetch(&cache, &quiet, &["x"]).await.unwrap();
+        for n in 0..2 * limits::JWT_SVIDS {
+            cache.inner.cell(&greedy.id, &[n.to_string()]);
+        }
+        assert_eq!(cache.inner.table().cells.len(), limits::JWT_SVIDS);
+        fetch(&cache, &quiet, &["x"]).await.unwrap();
+        assert_eq!(server.asked(), 1);
     }
 }
