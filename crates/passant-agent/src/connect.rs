@@ -28,6 +28,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Server
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::Status;
@@ -149,6 +150,16 @@ impl Link {
     /// Forgets the identity: every call that needs it fails at once.
     pub(crate) fn forget_identity(&self) {
         self.inner.current.store(None);
+    }
+
+    /// Counts the identities that were used so far: it changes with each new one.
+    pub(crate) fn generation(&self) -> u64 {
+        self.inner.generations.load(Ordering::SeqCst)
+    }
+
+    /// The server accepts the identity now used after all: what it found before is not to be acted on again.
+    pub(crate) fn accepted(&self) {
+        self.inner.fault.send_if_modified(|held| held.take().is_some());
     }
 
     /// Whether there is an identity to call with.
@@ -280,7 +291,8 @@ pub trait Dial: Send + Sync {
     ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>>;
 }
 
-/// Opens TCP connections; of several addresses of a name, the first that answers.
+/// Opens TCP connections. The name is resolved anew each time. Of several addresses, the first that answers counts: each
+/// is given a head start before the next one is tried too, so that one that is dead costs little.
 #[derive(Clone, Copy, Debug)]
 pub struct Tcp;
 
@@ -291,12 +303,49 @@ impl Dial for Tcp {
     ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>> {
         let address = address.clone();
         Box::pin(async move {
-            let stream = TcpStream::connect((address.host(), address.port())).await.map_err(|error| {
+            let failed = |error: io::Error| {
                 io::Error::new(error.kind(), format!("failed to connect to {address}: {error}"))
-            })?;
+            };
+            let found = tokio::net::lookup_host((address.host(), address.port())).await.map_err(failed)?;
+            let found = found.take(limits::ADDRESSES).map(TcpStream::connect);
+            let stream = first_of(found.collect(), limits::HEAD_START).await.map_err(failed)?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Wire>)
         })
+    }
+}
+
+/// The first success of `attempts`. Each begins when the one before has failed or has had its `head_start`; those that
+/// come too late are dropped.
+async fn first_of<T: Send + 'static, F>(attempts: Vec<F>, head_start: Duration) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>> + Send + 'static,
+{
+    let mut waiting = attempts.into_iter();
+    let mut tried = JoinSet::new();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        let next = waiting.next();
+        let is_last = next.is_none();
+        if let Some(attempt) = next {
+            tried.spawn(attempt);
+        }
+        let patience = async {
+            match is_last {
+                true => std::future::pending().await,
+                false => tokio::time::sleep(head_start).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = tried.join_next() => match ended {
+                Some(Ok(Ok(connected))) => return Ok(connected),
+                Some(Ok(Err(error))) => last = error,
+                Some(Err(cut_off)) => last = io::Error::other(cut_off),
+                None => return Err(last),
+            },
+            () = patience => {}
+        }
     }
 }
 
@@ -529,6 +578,26 @@ mod tests {
         assert_eq!(*link.faults().borrow(), Some(AgentFault::NotActive));
         link.identify(identity(&ca)).unwrap();
         assert_eq!(*link.faults().borrow(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_address_costs_a_head_start_and_a_refusing_one_nothing() {
+        type Attempt = Pin<Box<dyn Future<Output = io::Result<u8>> + Send>>;
+        let dead = || -> Attempt { Box::pin(std::future::pending()) };
+        let refusing = || -> Attempt { Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) }) };
+        let good = |n| -> Attempt { Box::pin(async move { Ok(n) }) };
+        let head_start = Duration::from_millis(300);
+        let began = tokio::time::Instant::now();
+        assert_eq!(first_of(vec![refusing(), good(2)], head_start).await.unwrap(), 2);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!(first_of(vec![dead(), refusing(), dead(), good(4)], head_start).await.unwrap(), 4);
+        assert_eq!(began.elapsed(), head_start * 2);
+        let error = first_of(vec![refusing(), refusing()], head_start).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(
+            first_of::<u8, Attempt>(vec![], head_start).await.unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ pub const MINT_BATCH: usize = 500;
 /// Equals SPIRE's default X509-SVID cache size.
 pub const PREFETCHED: usize = 1000;
 
-/// JWT-SVIDs kept, the least recently used dropped first. Equals SPIRE's default.
+/// JWT-SVIDs kept; the entry with the most gives room. Equals SPIRE's default.
 pub const JWT_SVIDS: usize = 1000;
 
 /// Audiences in one JWT-SVID request: each is a cache key part and a claim; real callers use one or two.
@@ -44,6 +44,12 @@ pub const BUNDLE_FETCHES_AT_ONCE: usize = 10;
 /// Bytes accepted in one message of the server. SPIRE's default page of 500 entries stays far below; a server without
 /// SyncAuthorizedEntries sends all entries in one message.
 pub const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Addresses of the server's name that are tried for one connection.
+pub const ADDRESSES: usize = 8;
+
+/// How long one address is tried alone before the next one is tried too (RFC 8305 recommends 250 ms).
+pub const HEAD_START: Duration = Duration::from_millis(250);
 
 /// One TCP connect and one TLS handshake with the server.
 pub const CONNECT: Duration = Duration::from_secs(10);

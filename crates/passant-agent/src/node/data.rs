@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ const FILE: &str = "agent-data.json";
 const BESIDE: &str = ".agent-data.json.new";
 const UNREADABLE: &str = "agent-data.json.unreadable";
 const LOCK: &str = "agent.lock";
+const DIRECTORY_REMEDY: &str = "give the agent a directory of its own (chown it to the agent's user, chmod 0700, nothing of others in it)";
+const FILE_REMEDY: &str = "remove it, and the node attests anew";
 
 /// The data directory, held by this process alone.
 pub(crate) struct DataDir {
@@ -67,6 +69,16 @@ pub enum DataError {
         /// The cause.
         source: io::Error,
     },
+    /// Others could have put there what is in it, or could replace it.
+    #[error("{} {fault}: what is in it cannot be trusted; {remedy}", path.display())]
+    Unsafe {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: String,
+        /// What helps.
+        remedy: &'static str,
+    },
     /// Another agent uses it.
     #[error("another agent is running with the data directory {}: give each agent its own", .0.display())]
     InUse(PathBuf),
@@ -99,6 +111,12 @@ pub enum DataError {
         /// The cause.
         source: io::Error,
     },
+}
+
+/// What every format begins with.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -154,7 +172,15 @@ impl DataDir {
     pub(crate) fn open(dir: &Path, trust_domain: &TrustDomain) -> Result<Self, DataError> {
         let failed = |source| DataError::Directory { dir: dir.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let mode = fs::metadata(dir).map_err(failed)?.permissions().mode();
+        let metadata = fs::metadata(dir).map_err(failed)?;
+        let mode = metadata.permissions().mode();
+        let refused = |fault| DataError::Unsafe { path: dir.to_owned(), fault, remedy: DIRECTORY_REMEDY };
+        if metadata.uid() != rustix::process::geteuid().as_raw() {
+            return Err(refused(format!("belongs to uid {}", metadata.uid())));
+        }
+        if mode & 0o022 != 0 {
+            return Err(refused(format!("can be written by others (mode {:o})", mode & 0o777)));
+        }
         if mode & 0o077 != 0 {
             warn!(dir = %dir.display(), mode = format!("{:o}", mode & 0o777),
                 "the data directory is open to others; it holds the node's private key and is made mode 0700");
@@ -175,19 +201,31 @@ impl DataDir {
     /// When the file cannot be read, or is of another trust domain or a newer format.
     pub(crate) fn load(&self, host: &Host) -> Result<Stored, DataError> {
         let path = self.dir.join(FILE);
-        let text = match read_bounded(&path) {
-            Ok(Ok(text)) => text,
-            Ok(Err(damage)) => return self.set_aside(&path, &damage),
+        let unread = |source| DataError::Io { what: "read", path: path.clone(), source };
+        let file = match open_existing(&path) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::default()),
-            Err(source) => return Err(DataError::Io { what: "read", path, source }),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                let fault = "is a symbolic link".to_owned();
+                return Err(DataError::Unsafe { path, fault, remedy: FILE_REMEDY });
+            }
+            Err(error) => return Err(unread(error)),
         };
+        check_file(&file, &path)?;
+        let text = match read_bounded(file).map_err(unread)? {
+            Ok(text) => text,
+            Err(damage) => return self.set_aside(&path, &damage),
+        };
+        // A newer format may lack what this one needs: its number is read first.
+        match serde_json::from_slice::<Head>(&text) {
+            Ok(Head { format }) if format > FORMAT => return Err(DataError::Newer { path, found: format }),
+            Ok(_) => {}
+            Err(error) => return self.set_aside(&path, &Damage::Json(error)),
+        }
         let raw: Raw = match serde_json::from_slice(&text) {
             Ok(raw) => raw,
             Err(error) => return self.set_aside(&path, &Damage::Json(error)),
         };
-        if raw.format > FORMAT {
-            return Err(DataError::Newer { path, found: raw.format });
-        }
         if raw.trust_domain != self.trust_domain.as_str() {
             let wanted = self.trust_domain.clone();
             return Err(DataError::OtherTrustDomain { path, found: raw.trust_domain, wanted });
@@ -281,8 +319,38 @@ fn read_key(text: &str, host: &Host) -> Result<Arc<dyn SigningKey>, Damage> {
     Ok(host.keys.load(&pkcs8)?)
 }
 
-fn read_bounded(path: &Path) -> io::Result<Result<Zeroizing<Vec<u8>>, Damage>> {
-    let file = File::open(path)?;
+/// Opens what stands at `path` itself, not what it may point to.
+fn open_existing(path: &Path) -> io::Result<File> {
+    let no_link = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(no_link.bits().cast_signed()).open(path)
+}
+
+/// A key that others could have read is still ours and is made private again; one that others could have put there is not.
+fn check_file(file: &File, path: &Path) -> Result<(), DataError> {
+    let failed = |source| DataError::Io { what: "look at", path: path.to_owned(), source };
+    let metadata = file.metadata().map_err(failed)?;
+    let mode = metadata.permissions().mode();
+    let fault = if !metadata.is_file() {
+        Some("is no file".to_owned())
+    } else if metadata.uid() != rustix::process::geteuid().as_raw() {
+        Some(format!("belongs to uid {}", metadata.uid()))
+    } else if mode & 0o022 != 0 {
+        Some(format!("can be written by others (mode {:o})", mode & 0o777))
+    } else {
+        None
+    };
+    if let Some(fault) = fault {
+        return Err(DataError::Unsafe { path: path.to_owned(), fault, remedy: FILE_REMEDY });
+    }
+    if mode & 0o077 != 0 {
+        warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777),
+            "others could read the node's private key; the file is made mode 0600");
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn read_bounded(file: File) -> io::Result<Result<Zeroizing<Vec<u8>>, Damage>> {
     let mut text = Zeroizing::new(Vec::new());
     file.take(limits::DATA_FILE_BYTES + 1).read_to_end(&mut text)?;
     let too_large = u64::try_from(text.len()).is_ok_and(|len| len > limits::DATA_FILE_BYTES);
@@ -305,5 +373,6 @@ fn replace(dir: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 fn open_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+    let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(no_link).open(path)
 }
