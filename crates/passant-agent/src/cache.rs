@@ -135,6 +135,8 @@ struct Shared {
     book: Mutex<Book>,
     /// Wakes whoever mints: something may be missing.
     work: Notify,
+    /// Wakes whoever syncs: a workload waits for what the server has not said.
+    need: Notify,
     jwt: JwtCache,
 }
 
@@ -158,7 +160,14 @@ impl Cache {
         let book = Book { state: State::default(), subscribers: BTreeMap::new(), next_subscriber: 0 };
         let jwt = JwtCache::new(host.clone(), issuer);
         Self {
-            shared: Arc::new(Shared { trust_domain, host, book: Mutex::new(book), work: Notify::new(), jwt }),
+            shared: Arc::new(Shared {
+                trust_domain,
+                host,
+                book: Mutex::new(book),
+                work: Notify::new(),
+                need: Notify::new(),
+                jwt,
+            }),
         }
     }
 
@@ -185,6 +194,9 @@ impl Cache {
         let receiver = subscriber.latest.subscribe();
         if book.state.lacks_any(&subscriber.matched, now) {
             self.shared.work.notify_one();
+        }
+        if matches!(*receiver.borrow(), Update::NotReady(_)) {
+            self.shared.need.notify_one();
         }
         book.subscribers.insert(id, subscriber);
         drop(book);
@@ -223,6 +235,7 @@ impl Cache {
             let now = self.now();
             let book = self.shared.book();
             if let Some(why) = book.state.not_ready() {
+                self.shared.need.notify_one();
                 return Err(Refusal::unavailable(why));
             }
             let mut entries = book.state.matching(selectors);
@@ -230,12 +243,27 @@ impl Cache {
             if entries.is_empty() {
                 return Err(match book.state.is_confirmed(now) {
                     true => Refusal::denied("no identity issued"),
-                    false => Refusal::unavailable(state::UNCONFIRMED),
+                    false => {
+                        self.shared.need.notify_one();
+                        Refusal::unavailable(state::UNCONFIRMED)
+                    }
                 });
             }
             entries
         };
-        self.shared.jwt.fetch_all(entries, audience).await
+        let mut issued = self.shared.jwt.fetch_all(entries, audience).await?;
+        // The server was asked meanwhile: what it or an operator has taken away is not handed out any more.
+        let book = self.shared.book();
+        if let Some(why) = book.state.not_ready() {
+            return Err(Refusal::unavailable(why));
+        }
+        let still: BTreeSet<EntryId> =
+            book.state.matching(selectors).iter().map(|entry| entry.id.clone()).collect();
+        issued.retain(|(entry, _)| still.contains(&entry.id));
+        match issued.is_empty() {
+            true => Err(Refusal::unavailable("the entries have changed while their JWT-SVIDs were issued")),
+            false => Ok(issued),
+        }
     }
 
     /// Takes over what the server said. Entries that `view` does not mention are dropped at once.
@@ -338,11 +366,16 @@ impl Cache {
         self.shared.book().state.known()
     }
 
-    /// Whether a workload waits for an SVID, or none was ever synced.
+    /// Whether a workload that is subscribed waits for an SVID.
     pub(crate) fn someone_waits(&self) -> bool {
         let now = self.now();
         let book = self.shared.book();
         book.state.lacks_any(&book.wanted(), now)
+    }
+
+    /// Resolves when a workload has come that cannot be answered.
+    pub(crate) async fn need(&self) {
+        self.shared.need.notified().await;
     }
 
     /// Resolves when there may be something to mint.

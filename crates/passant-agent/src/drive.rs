@@ -56,6 +56,10 @@ impl Driver {
                 () = stop.cancelled() => return,
                 changed = faults.changed() => if changed.is_err() { return },
                 () = self.resync.notified() => pace.soon(),
+                () = self.cache.need() => {
+                    pace.hurry();
+                    self.node.hurry();
+                }
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
@@ -72,10 +76,11 @@ impl Driver {
         if let Some(fault) = fault {
             self.node.found(fault).await;
         }
-        let was_identified = self.link.is_identified();
+        let before = self.link.generation();
         self.node.tend().await;
-        if !was_identified && self.link.is_identified() {
-            pace.due = Instant::now();
+        if self.link.generation() != before {
+            // What was refused to the SVID before is not refused to this one.
+            pace.now();
         }
         if Instant::now() >= pace.due && self.link.is_identified() {
             let outcome = self.sync().await;
@@ -115,6 +120,8 @@ struct Pace {
     interval: Duration,
     unreachable: Backoff,
     refused: Backoff,
+    /// The last sync failed for a reason that only an operator can lift.
+    is_refused: bool,
 }
 
 impl Pace {
@@ -125,6 +132,23 @@ impl Pace {
             interval,
             unreachable: Backoff::new(interval, limits::BACKOFF_LAST),
             refused: Backoff::new(limits::REFUSED_FIRST, limits::REFUSED_LAST),
+            is_refused: false,
+        }
+    }
+
+    /// There is a new node SVID to sync with.
+    fn now(&mut self) {
+        self.due = Instant::now();
+        self.refused.succeeded();
+        self.is_refused = false;
+    }
+
+    /// A workload waits for what only the server can give: the wait after an outage is cut to that after a first failure.
+    fn hurry(&mut self) {
+        if !self.is_refused
+            && let Some(last) = self.last
+        {
+            self.due = self.due.min(last + self.interval);
         }
     }
 
@@ -137,6 +161,7 @@ impl Pace {
     /// Slower after failures, but not while a workload waits; slow when only an operator can help.
     fn after(&mut self, outcome: Result<(), CallError>, cache: &Cache, host: &Host) {
         let usual = backoff::spread(self.interval, host);
+        self.is_refused = outcome.as_ref().is_err_and(|error| error.refusal.agent_fault.is_some());
         let wait = match outcome {
             Ok(()) => {
                 self.unreachable.succeeded();

@@ -56,6 +56,8 @@ pub(crate) struct Node {
     fault: Option<AgentFault>,
     /// No attempt before this.
     due: Instant,
+    /// When the last attempt was made, if it failed because the server could not be reached.
+    unreachable_at: Option<Instant>,
     unreachable: Backoff,
     refused: Backoff,
 }
@@ -88,18 +90,14 @@ enum Step {
 /// Re-attestation makes the old SVID useless at once, so it comes only where renewal is not offered. An SVID that has
 /// expired by this host's clock is still tried where nothing else is left: the clock may be wrong.
 fn next_step(now: UnixTime, lease: Option<Lease>, fault: Option<AgentFault>, can_attest: bool) -> Step {
-    let Some(lease) = lease else {
-        return if can_attest {
-            Step::Attest
-        } else {
-            Step::Stuck("no node SVID is stored and there is no unused join token")
-        };
-    };
-    match fault {
-        Some(_) if can_attest => return Step::Attest,
-        Some(fault) => return Step::Stuck(lost(fault)),
-        None => {}
+    match (lease, fault) {
+        (None, _) | (_, Some(_)) if can_attest => return Step::Attest,
+        (_, Some(fault)) => return Step::Stuck(lost(fault)),
+        (Some(_) | None, None) => {}
     }
+    let Some(lease) = lease else {
+        return Step::Stuck("no node SVID is stored and there is no unused join token");
+    };
     let expired = lease.not_after <= now;
     let due = expired || lease.renew_at <= now || !lease.vouched;
     match (due, can_attest) {
@@ -168,6 +166,7 @@ impl Node {
             vouched: true,
             fault: None,
             due: Instant::now(),
+            unreachable_at: None,
             unreachable: Backoff::new(limits::BACKOFF_FIRST, limits::BACKOFF_LAST),
             refused: Backoff::new(limits::REFUSED_FIRST, limits::REFUSED_LAST),
         };
@@ -205,6 +204,16 @@ impl Node {
         self.due
     }
 
+    /// A workload waits, and this node has no SVID because its server was away: the next attempt comes no later than it
+    /// would after a first failure.
+    pub(crate) fn hurry(&mut self) {
+        if let Some(failed_at) = self.unreachable_at
+            && !self.link.is_identified()
+        {
+            self.due = self.due.min(failed_at + limits::BACKOFF_FIRST);
+        }
+    }
+
     /// Does what is due about the node's own SVID.
     pub(crate) async fn tend(&mut self) {
         if self.unsaved {
@@ -238,6 +247,7 @@ impl Node {
 
     /// Reports the outcome of an attempt and says when to look again.
     async fn judge(&mut self, outcome: Result<(), CallError>, can_attest: bool) -> Duration {
+        self.unreachable_at = None;
         let Err(error) = outcome else {
             self.unreachable.succeeded();
             self.refused.succeeded();
@@ -249,7 +259,10 @@ impl Node {
             self.found(fault).await;
         }
         match error.refusal.reason {
-            Reason::Unavailable | Reason::Exhausted | Reason::Internal => self.unreachable.failed(&self.host),
+            Reason::Unavailable | Reason::Exhausted | Reason::Internal => {
+                self.unreachable_at = Some(Instant::now());
+                self.unreachable.failed(&self.host)
+            }
             Reason::Invalid
             | Reason::Unauthenticated
             | Reason::Denied
@@ -277,6 +290,7 @@ impl Node {
 
     /// The SVID was accepted: whatever was found before is over.
     pub(crate) fn accepted(&mut self) {
+        self.link.accepted();
         if self.fault.take().is_some() {
             self.refused.succeeded();
             self.health.good(Part::Node);
@@ -366,13 +380,22 @@ impl Node {
         let identity = Arc::new(NodeIdentity { svid, key, reattestable });
         // On disk before its first use: the server forgets the old serial once it has seen the new one.
         let stored = Stored { identity: Some(Arc::clone(&identity)), ..self.stored.clone() };
-        self.data.save(&stored).await.map_err(|error| {
-            self.health.bad(Part::Data, &with_cause(&error));
-            CallError { what, refusal: Refusal::unavailable(with_cause(&error)).because(error) }
-        })?;
+        match self.data.save(&stored).await {
+            Ok(()) => {
+                self.unsaved = false;
+                self.health.good(Part::Data);
+            }
+            Err(error) => {
+                self.health.bad(Part::Data, &with_cause(&error));
+                if !self.is_about_to_end() {
+                    let refusal = Refusal::unavailable(with_cause(&error)).because(error);
+                    return Err(CallError { what, refusal });
+                }
+                // Held in memory alone it can be lost; the one on disk is lost for certain.
+                self.unsaved = true;
+            }
+        }
         self.stored = stored;
-        self.unsaved = false;
-        self.health.good(Part::Data);
         info!(id = %identity.svid.id(), not_after = %identity.svid.not_after(), "node SVID renewed");
         self.assume(identity);
         Ok(())
@@ -464,6 +487,14 @@ impl Node {
         if let Err(error) = self.link.identify(identity) {
             self.health.bad(Part::Node, &with_cause(&error));
         }
+    }
+
+    /// Whether less than a quarter of the life of the SVID held is left.
+    fn is_about_to_end(&self) -> bool {
+        self.stored.identity.as_ref().is_none_or(|identity| {
+            let (begin, end) = (identity.svid.not_before(), identity.svid.not_after());
+            self.host.now().until(end) < begin.until(end) / 4
+        })
     }
 
     fn lease(&self) -> Option<Lease> {

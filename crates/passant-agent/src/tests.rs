@@ -584,6 +584,7 @@ async fn a_newer_format_is_not_touched() {
     agent.stop().await;
     let mut stored = rig.stored();
     stored["format"] = 2.into();
+    stored.as_object_mut().unwrap().remove("trust_domain");
     let file = rig.dir.path().join("data/agent-data.json");
     fs::write(&file, stored.to_string()).unwrap();
     let newer = Parts::assemble(rig.config(None), rig.host.clone(), Arc::new(rig.fake.clone()));
@@ -602,4 +603,130 @@ async fn a_node_that_must_reattest_does_so_with_a_fresh_token() {
     until("it attests instead of renewing", || rig.fake.calls("AttestAgent") == 2).await;
     assert_eq!(rig.fake.calls("RenewAgent"), 0);
     agent.ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_eviction_the_agent_syncs_as_soon_as_it_has_attested_again() {
+    let rig = Rig::new();
+    let agent = rig.start_with(rig.config(Some(rig.token_file("token-1"))));
+    let mut workload = agent.subscribe(1);
+    serves(&mut workload, &["/a"]).await;
+    rig.fake.world().tokens.insert("token-2".to_owned(), None);
+    rig.token_file("token-2");
+    rig.fake.world().active = None;
+    until("it has attested again", || rig.fake.calls("AttestAgent") == 2).await;
+    let began = Instant::now();
+    rig.fake.register(&[("b", 1)]);
+    serves(&mut workload, &["/a", "/b"]).await;
+    assert!(began.elapsed() < secs(7), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_that_the_server_has_taken_back_is_not_acted_on_again() {
+    let rig = Rig::new();
+    let mut agent = rig.start();
+    serves(&mut agent.subscribe(1), &["/a"]).await;
+    let active = rig.fake.world().active.take();
+    until("it knows", || agent.trouble(Part::Node).is_some()).await;
+    rig.fake.world().active = active;
+    agent.ready().await;
+    for _ in 0..600 {
+        tokio::time::sleep(secs(1)).await;
+        assert_eq!(agent.trouble(Part::Node), None);
+    }
+    assert!(agent.is_up());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_that_waits_ends_the_long_waits_of_an_outage() {
+    let rig = Rig::new();
+    rig.fake.world().node_ttl = 80_000;
+    let agent = rig.start();
+    agent.ready().await;
+    agent.stop().await;
+    rig.fake.world().up = false;
+    let agent = rig.start();
+    tokio::time::sleep(secs(1800)).await;
+    rig.fake.world().up = true;
+    let began = Instant::now();
+    // As the Workload API does: each request waits a little, and is then told to come again.
+    while paths(&mut agent.subscribe(1)).is_empty() {
+        tokio::time::sleep(secs(3)).await;
+    }
+    assert!(began.elapsed() < secs(15), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_could_not_attest_in_an_outage_does_so_for_the_first_workload_after_it() {
+    let rig = Rig::new();
+    rig.fake.world().up = false;
+    let agent = rig.start();
+    tokio::time::sleep(secs(1800)).await;
+    rig.fake.world().up = true;
+    let began = Instant::now();
+    while paths(&mut agent.subscribe(1)).is_empty() {
+        tokio::time::sleep(secs(3)).await;
+    }
+    assert!(began.elapsed() < secs(15), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_banned_agent_without_a_token_keeps_saying_that_it_is_banned() {
+    let rig = Rig::new();
+    let agent = rig.start();
+    agent.ready().await;
+    rig.fake.world().banned = true;
+    until("it knows", || agent.trouble(Part::Node).is_some()).await;
+    tokio::time::sleep(secs(600)).await;
+    assert_eq!(agent.trouble(Part::Node).as_deref(), Some("this node is banned"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_cannot_be_written_does_not_cost_the_identity() {
+    let rig = Rig::new();
+    let agent = rig.start();
+    agent.ready().await;
+    let data = rig.dir.path().join("data");
+    fs::rename(&data, rig.dir.path().join("away")).unwrap();
+    tokio::time::sleep(secs(2 * 3600)).await;
+    assert!(agent.trouble(Part::Data).is_some());
+    assert_eq!(paths(&mut agent.subscribe(1)), ["/a"]);
+    fs::rename(rig.dir.path().join("away"), &data).unwrap();
+    until("it is written again", || agent.trouble(Part::Data).is_none()).await;
+    agent.ready().await;
+    agent.stop().await;
+    let agent = rig.start_with(rig.config(None));
+    agent.ready().await;
+    assert_eq!(rig.fake.calls("AttestAgent"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_could_have_planted_is_refused_and_what_they_could_have_read_is_closed() {
+    let rig = Rig::new();
+    let agent = rig.start();
+    agent.ready().await;
+    agent.stop().await;
+    let data = rig.dir.path().join("data");
+    let file = data.join("agent-data.json");
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let assemble = || Parts::assemble(rig.config(None), rig.host.clone(), Arc::new(rig.fake.clone())).err();
+    let is_refused = || matches!(assemble(), Some(StartError::Data(DataError::Unsafe { .. })));
+    for (path, open, good) in [(&data, 0o770, 0o700), (&data, 0o702, 0o700), (&file, 0o620, 0o600)] {
+        set(path, open);
+        assert!(is_refused(), "{} {open:o}", path.display());
+        set(path, good);
+    }
+    set(&data, 0o755);
+    set(&file, 0o644);
+    assert!(assemble().is_none());
+    assert_eq!((mode(&data), mode(&file)), (0o700, 0o600));
+    let elsewhere = rig.dir.path().join("elsewhere");
+    fs::rename(&file, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    assert!(is_refused(), "a symbolic link");
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, data.join("agent.lock.x")).unwrap();
+    fs::rename(data.join("agent.lock.x"), data.join("agent.lock")).unwrap();
+    assert!(matches!(assemble(), Some(StartError::Data(_))), "a lock that is a symbolic link");
 }
