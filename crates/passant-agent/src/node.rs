@@ -204,12 +204,10 @@ impl Node {
         self.due
     }
 
-    /// A workload waits, and this node has no SVID because its server was away: the next attempt comes no later than it
-    /// would after a first failure.
+    /// A workload waits. If the last attempt failed because the server was away, the next one comes no later than it would
+    /// after a first failure.
     pub(crate) fn hurry(&mut self) {
-        if let Some(failed_at) = self.unreachable_at
-            && !self.link.is_identified()
-        {
+        if let Some(failed_at) = self.unreachable_at {
             self.due = self.due.min(failed_at + limits::BACKOFF_FIRST);
         }
     }
