@@ -137,10 +137,22 @@ async fn operators_mint_for_themselves() -> anyhow::Result<()> {
     let chain = std::fs::read_to_string(site.path("minted").join("svid.pem"))?;
     assert!(chain.starts_with("-----BEGIN CERTIFICATE-----"));
     let minted = site.passant_json(&["jwt", "mint", "--spiffe-id", id, "--audience", "reports"])?;
-    assert_eq!(minted["token"].as_str().map(|token| token.matches('.').count()), Some(2));
+    assert_eq!(minted["svid"]["token"].as_str().map(|token| token.matches('.').count()), Some(2));
     let bundle = site.passant(["bundle", "show", "--format", "spiffe"])?;
     let bundle: serde_json::Value = serde_json::from_slice(&bundle.stdout)?;
     assert_eq!(bundle["keys"].as_array().map(Vec::len), Some(2));
+    Ok(())
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() -> anyhow::Result<()> {
+    for shell in ["bash", "zsh", "fish"] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = Command::new(&binaries().passant).args(["completion", shell]).stdout(writer).output()?;
+        let said = String::from_utf8(output.stderr)?;
+        assert!(output.status.success() && said.is_empty(), "{shell}: {said}");
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! How is a daemon reached over its unix socket, and what does the user read when it is not?
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hyper_util::rt::TokioIo;
@@ -30,6 +31,9 @@ impl Interceptor for SecurityHeader {
 }
 
 pub(crate) type WorkloadApi = SpiffeWorkloadApiClient<InterceptedService<Channel, SecurityHeader>>;
+
+/// How long a daemon may take to answer: longer than an agent waits for its server, and short enough to be waited for.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// The largest answer taken, in bytes: a page of entries at its bounds, or thousands of SVIDs.
 const ANSWER_BYTES: usize = 64 << 20;
@@ -97,7 +101,7 @@ fn endpoint_path(address: &str) -> anyhow::Result<PathBuf> {
 async fn channel(path: &Path) -> anyhow::Result<Channel> {
     let path = path.to_owned();
     // The name is not used: the connector goes to the socket. It becomes the `:authority` of each call.
-    let endpoint = Endpoint::from_static("http://localhost");
+    let endpoint = Endpoint::from_static("http://localhost").timeout(ANSWER_WITHIN);
     let connect = move |_| {
         let path = path.clone();
         async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
@@ -110,6 +114,8 @@ pub(crate) fn refused(status: Status) -> anyhow::Error {
     let code = format!("{:?}", status.code());
     let hint = if status.code() == Code::Unavailable {
         "; it may answer later: try again, or look at the daemon's log"
+    } else if status.code() == Code::Cancelled || status.code() == Code::DeadlineExceeded {
+        "; the daemon did not answer in time: is it stopped or overloaded?"
     } else if status.code() == Code::Unimplemented {
         "; this server does not offer that"
     } else {

@@ -26,7 +26,7 @@ pub(crate) fn selectors_text(selectors: &[types::Selector]) -> String {
 }
 
 pub(crate) fn entry(entry: &types::Entry) -> Value {
-    json!({
+    let mut json = json!({
         "id": entry.id,
         "spiffe_id": spiffe_id(entry.spiffe_id.as_ref()),
         "parent_id": spiffe_id(entry.parent_id.as_ref()),
@@ -42,10 +42,23 @@ pub(crate) fn entry(entry: &types::Entry) -> Value {
         "jwt_svid_ttl": entry.jwt_svid_ttl,
         "hint": entry.hint,
         "created_at": entry.created_at.to_string(),
-        "additional_attributes": entry.additional_attributes.as_ref().map(|more| json!({
+    });
+    if let Some(more) = &entry.additional_attributes {
+        json["additional_attributes"] = json!({
             "disable_x509_svid_prefetch": more.disable_x509_svid_prefetch,
             "jwt_svid_include_jti": more.jwt_svid_include_jti,
-        })),
+        });
+    }
+    json
+}
+
+pub(crate) fn jwt_svid(svid: &types::Jwtsvid) -> Value {
+    json!({
+        "token": svid.token,
+        "id": spiffe_id(svid.id.as_ref()),
+        "expires_at": svid.expires_at.to_string(),
+        "issued_at": svid.issued_at.to_string(),
+        "hint": svid.hint,
     })
 }
 
@@ -74,6 +87,7 @@ pub(crate) fn bundle(bundle: &types::Bundle) -> Value {
             "expires_at": key.expires_at.to_string(),
             "tainted": key.tainted,
         })).collect::<Value>(),
+        "wit_authorities": [],
         "refresh_hint": bundle.refresh_hint.to_string(),
         "sequence_number": bundle.sequence_number.to_string(),
     })
@@ -89,4 +103,17 @@ pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let lines: Vec<&str> =
         body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_without_further_attributes_names_none() {
+        let mut wire = types::Entry::default();
+        assert!(entry(&wire).get("additional_attributes").is_none());
+        wire.additional_attributes = Some(types::entry::AdditionalAttributes::default());
+        assert_eq!(entry(&wire)["additional_attributes"]["jwt_svid_include_jti"], false);
+    }
 }

@@ -19,6 +19,8 @@ fn main() -> ExitCode {
     let mut out = Output::stdout(cli.output);
     match run(cli, &mut out) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has seen enough, as `head` does.
+        Err(error) if render::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             out.error(&error);
             ExitCode::FAILURE

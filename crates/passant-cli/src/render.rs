@@ -58,13 +58,17 @@ impl Output {
 
     /// Writes the completion script for `shell`.
     pub(crate) fn completion(&mut self, shell: Shell) -> anyhow::Result<()> {
-        clap_complete::generate(shell, &mut Cli::command(), "passant", &mut self.to);
+        // Into memory first: clap_complete panics where it cannot write.
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "passant", &mut script);
+        self.to.write_all(&script)?;
+        self.to.flush()?;
         Ok(())
     }
 
     /// Writes an error and its causes to standard error, once.
     pub(crate) fn error(&self, error: &anyhow::Error) {
-        let text = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let text = with_causes(error);
         let line = match self.format {
             Format::Json => serde_json::json!({ "error": text }).to_string(),
             Format::Table => format!("passant: {text}"),
@@ -72,6 +76,24 @@ impl Output {
         // Nothing is left to be told if standard error is closed.
         drop(writeln!(io::stderr(), "{line}"));
     }
+}
+
+/// Whether the only trouble is that nobody reads standard output any more.
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The error with its causes, except those that its own words already hold.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.is_empty() {
+            cause
+        } else if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 /// Lines of `name: value` in two columns.
@@ -84,4 +106,43 @@ pub(crate) fn fields(to: &mut dyn Write, fields: &[(&str, &dyn Display)]) -> io:
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_seen_enough_is_no_error_and_no_panic() {
+        for format in [Format::Table, Format::Json] {
+            let mut out = Output { format, to: Box::new(Closed) };
+            let printed = out.table(|| Value::Null, &["A"], [vec!["a".to_owned()]]);
+            assert!(is_closed_pipe(&printed.unwrap_err()));
+        }
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut out = Output { format: Format::Table, to: Box::new(Closed) };
+            assert!(is_closed_pipe(&out.completion(shell).unwrap_err()));
+        }
+        let full = anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull));
+        assert!(!is_closed_pipe(&full));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error =
+            anyhow::anyhow!("no such file").context("transport error: no such file").context("no server");
+        assert_eq!(with_causes(&error), "no server: transport error: no such file");
+    }
 }

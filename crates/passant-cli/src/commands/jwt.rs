@@ -9,6 +9,7 @@ use crate::args::{Jwt, ServerSocket};
 use crate::commands::entry::{wire_id, wire_secs};
 use crate::commands::files;
 use crate::connect::{Server, refused};
+use crate::json;
 use crate::render::Output;
 
 pub(crate) async fn run(command: Jwt, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
@@ -22,17 +23,7 @@ pub(crate) async fn run(command: Jwt, socket: &ServerSocket, out: &mut Output) -
     let svid = server.svids().mint_jwtsvid(request).await.map_err(refused)?.into_inner().svid;
     let svid = svid.context("the server answered without an SVID")?;
     let Some(path) = write else {
-        return out.print(
-            || {
-                json!({
-                    "spiffe_id": spiffe_id.as_str(),
-                    "token": svid.token,
-                    "issued_at": svid.issued_at.to_string(),
-                    "expires_at": svid.expires_at.to_string(),
-                })
-            },
-            |to| writeln!(to, "{}", svid.token),
-        );
+        return out.print(|| json!({ "svid": json::jwt_svid(&svid) }), |to| writeln!(to, "{}", svid.token));
     };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| ".".as_ref());
     let name = path.file_name().and_then(|name| name.to_str()).context("--write needs a file name")?;
