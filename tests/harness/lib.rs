@@ -7,10 +7,12 @@
 //! | [`site`] | one trust domain on this machine: configuration, server, agents, command line |
 //! | [`api`] | clients of the operators' socket and of the Workload API |
 //! | [`node_ca`] | certificates for the x509pop attestor |
+//! | [`conformance`] | which requirements of the specifications a test meets |
 //! | [`wait`] | waiting for a condition, with a bound |
 
 pub mod api;
 pub mod binaries;
+pub mod conformance;
 pub mod daemon;
 pub mod node_ca;
 pub mod site;

@@ -1,6 +1,7 @@
 //! What can our automation do? One subcommand, one file.
 
 mod codegen;
+mod conformance;
 mod interop;
 mod show;
 mod tidy;
@@ -22,6 +23,8 @@ struct Args {
 enum Task {
     /// Compile proto/ and write the Rust of passant-proto.
     Codegen,
+    /// Run the conformance tests and say which requirements of the specifications are met.
+    Conformance(conformance::Options),
     /// Check what the compiler does not: layers, sources, locked packages.
     Tidy,
     /// Judge server and agent with programs nobody here wrote; builds those first.
@@ -38,6 +41,7 @@ fn main() -> anyhow::Result<()> {
     let root = root();
     match Args::parse().task {
         Task::Codegen => codegen::run(&root),
+        Task::Conformance(options) => conformance::run(&root, &options),
         Task::Tidy => tidy::run(&root),
         Task::Interop => interop::run(&root),
         Task::Show { show } => show::run(&root, &show),
