@@ -267,7 +267,7 @@ async fn every_issued_token_is_in_order() -> anyhow::Result<()> {
         let mint = ["jwt", "mint", "--spiffe-id", "spiffe://example.org/ops"];
         assert!(!site.passant(mint)?.status.success());
         let minted = site.passant_json(&[&mint[..], &["--audience", "one"]].concat())?;
-        let (_, claims) = decode_jwt(minted["token"].as_str().unwrap_or_default())?;
+        let (_, claims) = decode_jwt(minted["svid"]["token"].as_str().unwrap_or_default())?;
         assert_eq!(claims["aud"], json!(["one"]));
     }
     Ok(())
