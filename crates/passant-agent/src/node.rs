@@ -192,9 +192,7 @@ impl Node {
                 self.link.trust(Arc::new(bundle));
             }
             Bootstrap::Bundle(bundle) => self.link.trust(Arc::new((**bundle).clone())),
-            Bootstrap::Insecure => {
-                warn!("insecure_bootstrap: whoever answers first as the server is believed");
-            }
+            Bootstrap::Insecure => {}
         }
         Ok(())
     }
@@ -404,6 +402,9 @@ impl Node {
         if self.stored.bundle.is_none() {
             // The file may have been mended since the last attempt.
             self.trust_bootstrap().map_err(|error| unprepared(what, error))?;
+            if matches!(self.bootstrap, Bootstrap::Insecure) {
+                warn!("insecure_bootstrap: whoever answers first as the server is believed");
+            }
         }
         let token_hash = token.as_ref().map(Token::hash);
         let key = match token_hash {

@@ -409,7 +409,9 @@ async fn an_evicted_agent_with_a_new_token_attests_in_process() {
     rig.token_file("token-2");
     rig.fake.world().active = None;
     until("it has attested again", || rig.fake.calls("AttestAgent") == 2).await;
+    let attested = Instant::now();
     agent.ready().await;
+    assert!(attested.elapsed() < secs(2), "it syncs at once, not when the refusal would have been over");
     assert_eq!(paths(&mut workload), ["/a"]);
 }
 
