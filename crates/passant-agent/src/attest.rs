@@ -1,7 +1,7 @@
 //! Which selectors does a peer have, by all attestors together?
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use passant_attest::peer::{Peer, PeerError, PeerIdentity};
@@ -13,12 +13,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use crate::workload_api::limits::{ATTESTATIONS, ATTESTOR};
+use crate::workload_api::limits::{ATTESTATIONS, ATTESTATIONS_PER_USER, ATTESTOR};
 
 /// Every attestor of this agent.
 pub(crate) struct Attestation {
     attestors: Vec<Arc<dyn WorkloadAttestor>>,
     slots: Semaphore,
+    /// Slots by user: one who makes attestation slow makes it slow for itself.
+    slots_of: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
     /// How long what an attestor found is kept while it cannot be asked.
     max_age: Duration,
 }
@@ -65,7 +67,7 @@ pub(crate) enum AttestationError {
 impl Attestation {
     /// All of `attestors`; what one found is kept for `max_age` while it fails.
     pub(crate) fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>, max_age: Duration) -> Self {
-        Self { attestors, slots: Semaphore::new(ATTESTATIONS), max_age }
+        Self { attestors, slots: Semaphore::new(ATTESTATIONS), slots_of: Mutex::default(), max_age }
     }
 
     /// What is known of `peer` now, having asked less than `reuse` ago.
@@ -88,10 +90,11 @@ impl Attestation {
             {
                 return known.tell();
             }
-            // The semaphore is never closed; without it there would only be no bound.
+            // The semaphores are never closed; without them there would only be no bound.
+            let own_slot = self.slots_of(peer.uid()).acquire_owned().await;
             let slot = self.slots.acquire().await;
             let answers = self.ask_all(peer).await;
-            drop(slot);
+            drop((own_slot, slot));
             if peer.identity()? != identity {
                 *known = None;
                 continue;
@@ -100,6 +103,13 @@ impl Attestation {
             return known.insert(self.combine(identity, findings, answers)).tell();
         }
         Err(AttestationError::Unsteady)
+    }
+
+    /// The slots of the user `uid`. Those of users who neither hold one nor wait for one are forgotten.
+    fn slots_of(&self, uid: u32) -> Arc<Semaphore> {
+        let mut slots = self.slots_of.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|_, slots| Arc::strong_count(slots) > 1);
+        Arc::clone(slots.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(ATTESTATIONS_PER_USER))))
     }
 
     /// Each attestor's selectors; nothing for one that failed.
@@ -158,7 +168,7 @@ impl Known {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::pin::Pin;
-    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use passant_core::Selector;
     use tokio::net::UnixStream;
@@ -228,6 +238,52 @@ pub(crate) mod tests {
 
     fn texts(evidence: &Evidence) -> Vec<String> {
         evidence.selectors.iter().map(ToString::to_string).collect()
+    }
+
+    /// Takes a second for each peer, and counts the peers that it works on.
+    #[derive(Default)]
+    struct Slow {
+        now: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl WorkloadAttestor for Slow {
+        fn method(&self) -> &'static str {
+            "slow"
+        }
+
+        fn attest<'a>(
+            &'a self,
+            _peer: &'a Peer,
+        ) -> Pin<Box<dyn Future<Output = Result<Selectors, AttestError>> + Send + 'a>> {
+            Box::pin(async {
+                let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+                self.most.fetch_max(now, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                self.now.fetch_sub(1, Ordering::SeqCst);
+                Ok(Selectors::default())
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_user_is_attested_a_few_times_at_once_and_is_forgotten_afterwards() {
+        let slow = Arc::new(Slow::default());
+        let attestation = Arc::new(Attestation::new(vec![Arc::clone(&slow) as _], MAX_AGE));
+        let mut calls = JoinSet::new();
+        for _ in 0..3 * ATTESTATIONS_PER_USER {
+            let attestation = Arc::clone(&attestation);
+            calls.spawn(async move {
+                let (peer, _open) = own_peer();
+                attestation.of(&peer, &mut None, Duration::ZERO).await.map(drop)
+            });
+        }
+        for ended in calls.join_all().await {
+            ended.unwrap();
+        }
+        assert_eq!(slow.most.load(Ordering::SeqCst), ATTESTATIONS_PER_USER);
+        drop(attestation.slots_of(u32::MAX));
+        assert_eq!(attestation.slots_of.lock().unwrap().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +65,18 @@ struct FileIdentity {
     changed: (i64, i64),
 }
 
+/// A caller that waits for an answer; when it is dropped, the lookup is given up.
+#[derive(Default)]
+struct Asked {
+    given_up: Arc<AtomicBool>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Unix {
     /// An attestor that asks `host` for the time only.
     pub fn new(config: UnixConfig, host: &Host) -> Self {
@@ -89,8 +102,10 @@ impl WorkloadAttestor for Unix {
                 .acquire_owned()
                 .await
                 .map_err(|closed| failed("unix attestation was cut off", closed))?;
+            let asked = Asked::default();
+            let given_up = Arc::clone(&asked.given_up);
             let looked_up = tokio::task::spawn_blocking(move || {
-                let selectors = facts.of(&peer);
+                let selectors = facts.of(&peer, &given_up);
                 drop(lookup);
                 selectors
             });
@@ -103,7 +118,7 @@ impl WorkloadAttestor for Unix {
 }
 
 impl Facts {
-    fn of(&self, peer: &Peer) -> Result<Selectors, AttestError> {
+    fn of(&self, peer: &Peer, given_up: &AtomicBool) -> Result<Selectors, AttestError> {
         let credentials = peer.credentials()?;
         let mut found = Vec::new();
         let mut add = |kind: &str, value: &str| found.push(format!("{kind}:{value}"));
@@ -133,14 +148,14 @@ impl Facts {
                 None => debug!(?peer, "path of the workload is not UTF-8; no unix:path selector"),
             }
             if self.config.workload_size_limit >= 0 {
-                add("sha256", &self.digest(peer)?);
+                add("sha256", &self.digest(peer, given_up)?);
             }
         }
         Ok(found.iter().filter_map(|value| selector(value)).collect())
     }
 
     /// SHA-256 of the running executable, in hex.
-    fn digest(&self, peer: &Peer) -> Result<String, AttestError> {
+    fn digest(&self, peer: &Peer, given_up: &AtomicBool) -> Result<String, AttestError> {
         let mut file = peer.confirmed(|process| File::open(process.executable()))?;
         let unreadable = |error| failed("failed to read the executable of the workload", error);
         let before = FileIdentity::of(&file.metadata().map_err(unreadable)?);
@@ -160,7 +175,7 @@ impl Facts {
                 source: None,
             });
         }
-        let digest = sha256(&mut file).map_err(unreadable)?;
+        let digest = sha256(&mut file, given_up).map_err(unreadable)?;
         let after = FileIdentity::of(&file.metadata().map_err(unreadable)?);
         if after != before {
             return Err(failed(
@@ -201,10 +216,14 @@ impl FileIdentity {
     }
 }
 
-fn sha256(file: &mut File) -> io::Result<String> {
+/// Fails as soon as `given_up` is set: nobody waits for the digest any more, and an endless file must not keep the thread.
+fn sha256(file: &mut impl Read, given_up: &AtomicBool) -> io::Result<String> {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut chunk = vec![0; 64 * 1024];
     loop {
+        if given_up.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         match file.read(&mut chunk)? {
             0 => break,
             length => context.update(&chunk[..length]),
@@ -307,5 +326,30 @@ mod tests {
             unix.facts.remember(file, String::new());
         }
         assert_eq!(unix.facts.digests.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_digest_that_nobody_waits_for_is_given_up() {
+        /// Never ends; whoever asked goes away at the third read.
+        struct Endless<'a>(usize, &'a Asked);
+
+        impl Read for Endless<'_> {
+            fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+                self.0 += 1;
+                assert!(self.0 <= 3, "it reads on");
+                if self.0 == 3 {
+                    self.1.given_up.store(true, Ordering::Relaxed);
+                }
+                Ok(bytes.len())
+            }
+        }
+
+        let asked = Asked::default();
+        let given_up = Arc::clone(&asked.given_up);
+        let error = sha256(&mut Endless(0, &asked), &given_up).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        given_up.store(false, Ordering::Relaxed);
+        drop(asked);
+        assert!(given_up.load(Ordering::Relaxed), "dropping the caller gives up");
     }
 }
