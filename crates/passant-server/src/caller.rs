@@ -221,6 +221,11 @@ impl PeerSvid {
         Self { svid, verified_at: AtomicU64::new(0) }
     }
 
+    /// Whose it is. The handshake verified that; what it allows now is asked of [`Callers`].
+    pub fn id(&self) -> &SpiffeId {
+        self.svid.id()
+    }
+
     /// The SVID, once its chain is known to verify against the bundle of the moment.
     ///
     /// Does not refuse an SVID for having expired since: who asks decides, since an agent is to be told so. A chain that

@@ -19,9 +19,16 @@ pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 pub const RECORD_QUEUE: usize = 1024;
 /// Messages written to the decision record with one sync.
 pub const RECORD_BATCH: usize = 256;
-/// Open TLS connections that showed an X509-SVID: an agent needs one or two, so this is a fleet of ten thousand nodes.
+/// Descriptors for everything but connections: the store, the decision record, keys, the runtime.
+pub const FILES: u64 = 64;
+/// Open TLS connections of agents: one needs one or two, so this is a fleet of ten thousand nodes.
 pub const CONNECTIONS: usize = 20_000;
-/// Open TLS connections without one. Apart from the others, so that strangers cannot keep agents out.
+/// Open TLS connections that showed the X509-SVID of one agent: a few, and those that it has not noticed to be dead.
+pub const CONNECTIONS_PER_AGENT: usize = 32;
+/// Open TLS connections that showed another X509-SVID: administrators and servers below this one. Apart from agents, since
+/// any workload of the trust domain may connect.
+pub const WORKLOADS: usize = 1_024;
+/// Open TLS connections without an X509-SVID. Apart from the others, so that strangers cannot keep agents out.
 pub const STRANGERS: usize = 1_024;
 /// How long a stranger's connection may stay: long enough for attestation with several challenges.
 pub const STRANGER_LEASE: Duration = Duration::from_secs(60);
@@ -38,12 +45,20 @@ pub const ACCEPTED: usize = 64;
 /// A TLS connection is asked to go away after this, as SPIRE does, so that agents follow a changed address. Streams in
 /// progress finish first.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(180);
+/// When a TLS connection ends in any case: its age, and the longest stream that began just before. A request that never
+/// comes to its end would else keep it open for good.
+pub const CONNECTION_LEASE: Duration = Duration::from_secs(330);
 /// A silent connection is asked whether it lives.
 pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 /// How long the answer may take.
 pub const KEEPALIVE_WITHIN: Duration = Duration::from_secs(20);
 /// RPCs in progress on one connection. An agent has a handful.
 pub const STREAMS: u32 = 128;
+/// The same on a connection that is not an agent's: an attestation and a bundle. A request in progress is held in memory as
+/// far as it came, so that this, with the bound on connections, bounds what strangers can make the server hold.
+pub const STRANGERS_STREAMS: u32 = 4;
+/// HTTP/2 windows of such a connection, in bytes: one request.
+pub const STRANGERS_WINDOW: u32 = 256 * 1024;
 /// Request headers, in bytes. gRPC's own need a few hundred.
 pub const HEADER_LIST: u32 = 16 * 1024;
 /// How long a graceful stop waits for RPCs in progress.
@@ -58,6 +73,10 @@ pub const RESPONSE: usize = MESSAGE - 64 * 1024;
 pub const STRANGERS_MESSAGE: usize = 256 * 1024;
 /// Items of one batch request. SPIRE's clients send at most 500.
 pub const BATCH: usize = 10_000;
+/// Items of one batch of X509-SVIDs: each costs a signature.
+pub const SVID_BATCH: usize = 1_000;
+/// What every item of a batch may take of the answer, in bytes, whatever else is in it: an ID and a status.
+pub const BATCH_ITEM: usize = 320;
 /// Entries or revisions in one message of SyncAuthorizedEntries; SPIRE's agents take the first page's length for it.
 pub const SYNC_PAGE: usize = 500;
 /// How long one SyncAuthorizedEntries may take. SPIRE's agents give up after 30 seconds.

@@ -1,5 +1,6 @@
 //! How do connections reach the API: over TLS for the world, over a unix socket for operators?
 
+mod bounds;
 mod conn;
 mod local;
 mod tcp;
@@ -9,7 +10,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use tonic::transport::Server;
 
 use crate::api::authorize::Authorize;
 use crate::{config, limits};
+use bounds::Bounds;
 use conn::Ends;
 use local::OperatorSocket;
 pub use local::SocketError;
@@ -83,14 +84,20 @@ impl Ports {
     /// Starts answering with `routes`; every RPC passes `authorize` first.
     pub(crate) fn open(self, tls: rustls::ServerConfig, routes: Routes, authorize: Authorize) -> Serving {
         let (ends, tasks) = (Ends::default(), TaskTracker::new());
-        let (to, remote) = mpsc::channel(limits::ACCEPTED);
+        let bounds = Bounds::of_process();
+        let ((to_agents, agents), (to_others, others)) =
+            (mpsc::channel(limits::ACCEPTED), mpsc::channel(limits::ACCEPTED));
+        let doors = tcp::Doors { agents: to_agents, others: to_others };
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        tasks.spawn(tcp::accept(self.tcp, acceptor, to, ends.clone()));
+        tasks.spawn(tcp::accept(self.tcp, acceptor, doors, bounds, ends.clone()));
         let (to, local) = mpsc::channel(limits::ACCEPTED);
-        tasks.spawn(self.socket.accept(to, ends.clone()));
-        let age = Some(limits::CONNECTION_AGE);
-        tasks.spawn(answer(remote, routes.clone(), authorize.clone(), age, ends.stop.clone()));
-        tasks.spawn(answer(local, routes, authorize, None, ends.stop.clone()));
+        tasks.spawn(self.socket.accept(to, bounds.local, ends.clone()));
+        for (arriving, guests) in
+            [(agents, Arriving::Agents), (others, Arriving::Others), (local, Arriving::Operators)]
+        {
+            let (routes, authorize) = (routes.clone(), authorize.clone());
+            tasks.spawn(answer(arriving, guests, routes, authorize, ends.stop.clone()));
+        }
         tasks.close();
         Serving { ends, tasks }
     }
@@ -114,22 +121,40 @@ impl Serving {
     }
 }
 
+/// Whose connections are answered.
+#[derive(Clone, Copy)]
+enum Arriving {
+    /// Attested nodes.
+    Agents,
+    /// Whoever else comes over the network.
+    Others,
+    /// Whoever comes over the operator socket.
+    Operators,
+}
+
 /// HTTP/2 and gRPC over the connections that arrive, until `stop` and the last of them.
 async fn answer(
     arriving: mpsc::Receiver<conn::Conn>,
+    from: Arriving,
     routes: Routes,
     authorize: Authorize,
-    age: Option<Duration>,
     stop: CancellationToken,
 ) {
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(limits::KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(limits::KEEPALIVE_WITHIN))
-        .http2_max_header_list_size(limits::HEADER_LIST)
-        .max_concurrent_streams(limits::STREAMS);
-    if let Some(age) = age {
-        server = server.max_connection_age(age);
-    }
+        .http2_max_header_list_size(limits::HEADER_LIST);
+    server = match from {
+        Arriving::Agents => {
+            server.max_concurrent_streams(limits::STREAMS).max_connection_age(limits::CONNECTION_AGE)
+        }
+        Arriving::Others => server
+            .max_concurrent_streams(limits::STRANGERS_STREAMS)
+            .initial_stream_window_size(limits::STRANGERS_WINDOW)
+            .initial_connection_window_size(limits::STRANGERS_WINDOW)
+            .max_connection_age(limits::CONNECTION_AGE),
+        Arriving::Operators => server.max_concurrent_streams(limits::STREAMS),
+    };
     let incoming = ReceiverStream::new(arriving).map(Ok::<_, Infallible>);
     let served = server
         .layer(authorize)

@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
@@ -30,7 +29,7 @@ pub(crate) struct Conn {
     deadline: Pin<Box<Sleep>>,
     lease: Option<Instant>,
     preface_left: usize,
-    _slot: OwnedSemaphorePermit,
+    _slot: Box<dyn Send>,
 }
 
 /// How a server ends its connections.
@@ -51,12 +50,12 @@ const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 impl Conn {
     /// `lease` bounds how long the connection may be open at all; `preface_within` how long the client may take to
-    /// speak.
+    /// speak. `slot` is what it holds of the bounds on connections, given back when it is dropped.
     pub(crate) fn new(
         io: impl Io,
         peer: ConnPeer,
         ends: &Ends,
-        slot: OwnedSemaphorePermit,
+        slot: Box<dyn Send>,
         preface_within: Duration,
         lease: Option<Duration>,
     ) -> Self {
@@ -174,7 +173,7 @@ mod tests {
         let (near, far) = tokio::io::duplex(1024);
         let ends = Ends::default();
         let peer = ConnPeer::Local(LocalPeer { uid: 0, gid: 0, pid: None });
-        (Conn::new(near, peer, &ends, slot, Duration::from_secs(10), lease), far, ends, slots)
+        (Conn::new(near, peer, &ends, Box::new(slot), Duration::from_secs(10), lease), far, ends, slots)
     }
 
     #[tokio::test(start_paused = true)]

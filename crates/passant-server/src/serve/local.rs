@@ -102,8 +102,8 @@ impl OperatorSocket {
     }
 
     /// Accepts until the stop. The file is removed when this returns.
-    pub(super) async fn accept(self, to: mpsc::Sender<Conn>, ends: Ends) {
-        let slots = Arc::new(Semaphore::new(limits::LOCAL_CONNECTIONS));
+    pub(super) async fn accept(self, to: mpsc::Sender<Conn>, most: usize, ends: Ends) {
+        let slots = Arc::new(Semaphore::new(most));
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -122,17 +122,29 @@ impl OperatorSocket {
                 tracing::warn!("operator socket: turned away, too many connections");
                 continue;
             };
-            let peer = match self.guests.receive(&stream) {
-                Ok(peer) => peer,
-                Err(error) => {
-                    tracing::warn!(%error, "operator socket: turned away, the kernel did not name the peer");
-                    continue;
+            let (guests, to, ends) = (self.guests.clone(), to.clone(), ends.clone());
+            tokio::spawn(async move {
+                // Not on the I/O threads, and nobody waits behind it: the user database may ask the network.
+                let received =
+                    tokio::task::spawn_blocking(move || guests.receive(&stream).map(|peer| (stream, peer)));
+                let (stream, peer) = match received.await {
+                    Ok(Ok(received)) => received,
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "operator socket: turned away, the kernel did not name the peer");
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "operator socket: turned away, the peer could not be looked up");
+                        return;
+                    }
+                };
+                // Who is not let in hears so, and goes.
+                let lease = matches!(peer, ConnPeer::Uninvited(_)).then_some(limits::PREFACE_WITHIN);
+                let conn = Conn::new(stream, peer, &ends, Box::new(slot), limits::PREFACE_WITHIN, lease);
+                if to.send(conn).await.is_err() {
+                    tracing::debug!("operator socket: closed, the server is stopping");
                 }
-            };
-            let conn = Conn::new(stream, peer, &ends, slot, limits::PREFACE_WITHIN, None);
-            if to.send(conn).await.is_err() {
-                return;
-            }
+            });
         }
     }
 }

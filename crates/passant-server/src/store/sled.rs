@@ -57,6 +57,9 @@ pub struct SledStore {
     place: PathBuf,
     /// Our own handle of sled's file, to sync it.
     file: File,
+    /// Our own handle of the directory where sled puts large values. Held open: a process that has run out of
+    /// descriptors must still be able to write.
+    blobs: File,
     meta: Meta,
     head: Head,
     /// The newest revision whose commit is no longer kept.
@@ -114,9 +117,12 @@ impl SledStore {
         let db_path = place.join("db");
         let file =
             OpenOptions::new().read(true).write(true).open(&db_path).map_err(io_error("open", &db_path))?;
+        let blobs_path = place.join("blobs");
+        let blobs = File::open(&blobs_path).map_err(io_error("open directory", &blobs_path))?;
         let mut store = Self {
             db,
             file,
+            blobs,
             meta: Meta {
                 format: STORE_FORMAT,
                 trust_domain: trust_domain.clone(),
@@ -277,16 +283,15 @@ impl SledStore {
 
     /// Makes the names of sled's files for large values last. Their contents sled syncs itself.
     fn sync_blobs(&mut self) -> Result<(), StoreError> {
-        let path = self.place.join("blobs");
         let sync = |synced: Option<SystemTime>| {
-            let dir = File::open(&path)?;
-            let changed = Some(dir.metadata()?.modified()?);
+            let changed = Some(self.blobs.metadata()?.modified()?);
             if changed != synced {
-                dir.sync_all()?;
+                self.blobs.sync_all()?;
             }
             io::Result::Ok(changed)
         };
-        self.blobs_synced = sync(self.blobs_synced).map_err(io_error("sync directory", &path))?;
+        let synced = sync(self.blobs_synced);
+        self.blobs_synced = synced.map_err(io_error("sync directory", &self.place.join("blobs")))?;
         Ok(())
     }
 

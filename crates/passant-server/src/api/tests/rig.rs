@@ -17,6 +17,7 @@ use passant_proto::convert;
 use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::entry::{BatchCreateEntryRequest, batch_create_entry_response};
 use passant_proto::svid::svid_client::SvidClient;
+use passant_proto::svid::{BatchNewX509svidRequest, NewX509svidParams};
 use passant_proto::types;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -130,6 +131,18 @@ impl Rig {
         assert!(answers.message().await?.is_none());
         let svid = convert::svid::x509_from_wire(&result.svid.unwrap()).unwrap();
         Ok(Identity { svid, key: Arc::clone(key) })
+    }
+
+    /// Mints the X509-SVID of an entry of `agent`.
+    pub(super) async fn svid_of(&self, agent: &Identity, entry_id: &str) -> Identity {
+        let key = self.key();
+        let params =
+            vec![NewX509svidParams { entry_id: entry_id.to_owned(), csr: csr::make(&*key, None).unwrap() }];
+        let mut client = svids(self.remote(Some(agent)).await.unwrap());
+        let answer =
+            client.batch_new_x509svid(BatchNewX509svidRequest { params }).await.unwrap().into_inner();
+        let svid = convert::svid::x509_from_wire(answer.results[0].svid.as_ref().unwrap()).unwrap();
+        Identity { svid, key }
     }
 
     /// Registers entries; every one must be new.

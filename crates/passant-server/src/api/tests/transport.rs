@@ -6,9 +6,11 @@ use passant_core::bundle::Bundle;
 use passant_core::host::ManualClock;
 use passant_core::{Host, Reason};
 use passant_proto::bundle::GetBundleRequest;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
-use super::rig::{Rig, bundles, client_config, handshake, refusal};
+use super::rig::{Rig, bundles, client_config, entry, handshake, refusal};
 
 #[tokio::test]
 async fn a_certificate_of_another_authority_ends_the_handshake() {
@@ -69,6 +71,58 @@ async fn both_tls_versions_are_served() {
         let tls = handshake(rig.running.address(), Arc::new(narrow)).await.unwrap();
         assert_eq!(tls.get_ref().1.protocol_version(), Some(version.version));
     }
+}
+
+/// Opens HTTP/2 by hand; the number of streams that the server allows, `None` when it closes instead.
+async fn streams_allowed(tls: &mut TlsStream<TcpStream>) -> Option<u32> {
+    const SETTINGS: u8 = 4;
+    const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
+    tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.ok()?;
+    let mut head = [0; 9];
+    tls.read_exact(&mut head).await.ok()?;
+    assert_eq!(head[3], SETTINGS);
+    let mut settings = vec![0; usize::from(head[1]) * 256 + usize::from(head[2])];
+    tls.read_exact(&mut settings).await.ok()?;
+    let setting = settings.chunks(6).find(|setting| setting[..2] == MAX_CONCURRENT_STREAMS);
+    setting.map(|setting| u32::from_be_bytes(setting[2..].try_into().unwrap()))
+}
+
+#[tokio::test]
+async fn who_is_no_agent_gets_few_streams() {
+    let rig = Rig::start().await;
+    let agent = rig.agent().await;
+    let made = rig.register(vec![entry(agent.svid.id(), "/w", "unix:uid:1")]).await;
+    let workload = rig.svid_of(&agent, &made[0].id).await;
+    for (identity, expected) in [(None, 4), (Some(&workload), 4), (Some(&agent), 128)] {
+        let config = client_config(rig.running.bundle(), &rig.host, identity);
+        let mut tls = handshake(rig.running.address(), config).await.unwrap();
+        assert_eq!(streams_allowed(&mut tls).await, Some(expected));
+    }
+}
+
+#[tokio::test]
+async fn one_agent_does_not_take_the_connections_of_all() {
+    let rig = Rig::start().await;
+    let (greedy, modest) = (rig.agent().await, rig.agent().await);
+    let connect = async |agent| {
+        let config = client_config(rig.running.bundle(), &rig.host, Some(agent));
+        let mut tls = handshake(rig.running.address(), config).await.unwrap();
+        let is_served = streams_allowed(&mut tls).await.is_some();
+        is_served.then_some(tls)
+    };
+    let mut held = Vec::new();
+    for _ in 0..crate::limits::CONNECTIONS_PER_AGENT {
+        held.push(connect(&greedy).await.unwrap());
+    }
+    assert!(connect(&greedy).await.is_none());
+    assert!(connect(&modest).await.is_some());
+    held.pop();
+    let again = async {
+        while connect(&greedy).await.is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), again).await.unwrap();
 }
 
 #[tokio::test]
