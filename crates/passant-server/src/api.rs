@@ -19,15 +19,16 @@ use passant_proto::bundle::bundle_server::BundleServer;
 use passant_proto::entry::entry_server::EntryServer;
 use passant_proto::status;
 use passant_proto::svid::svid_server::SvidServer;
+use prost::Message;
 use tonic::service::Routes;
-use tonic::{Request, Status};
+use tonic::{Extensions, Status};
 
 use crate::attest_node::NodeAttestation;
 use crate::authority::Authorities;
-use crate::caller::{AgentCaller, Callers, OperatorCaller};
+use crate::caller::{AgentCaller, Callers, ConnPeer, OperatorCaller};
 use crate::issue::Issuer;
 use crate::journal::Journal;
-use crate::limits::{BATCH, MESSAGE, STRANGERS_MESSAGE};
+use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
 use authorize::Admitted;
 
 /// What the methods work with. Clones share it.
@@ -81,26 +82,48 @@ fn refuse_item(refusal: Refusal) -> passant_proto::types::Status {
 }
 
 /// Refuses a batch that no client needs.
-fn bounded(items: usize) -> Result<(), Status> {
-    if items > BATCH {
-        return Err(Status::resource_exhausted(format!("{items} items in one batch; send at most {BATCH}")));
+fn bounded(items: usize, most: usize) -> Result<(), Status> {
+    if items > most {
+        return Err(Status::resource_exhausted(format!("{items} items in one batch; send at most {most}")));
     }
     Ok(())
 }
 
-/// The agent that [`authorize`] let in.
-fn agent<T>(request: &Request<T>) -> Result<AgentCaller, Status> {
-    match request.extensions().get() {
-        Some(Admitted::Agent(agent)) => Ok(agent.clone()),
-        Some(Admitted::Anyone | Admitted::Operator(_) | Admitted::Downstream) | None => Err(misrouted()),
+impl Api {
+    /// The agent that [`authorize`] let in, as it stands now that its whole request has arrived. That may have taken it
+    /// long, and whoever was banned meanwhile gets nothing for having asked early.
+    async fn agent(&self, call: &Extensions) -> Result<AgentCaller, Status> {
+        match (call.get(), call.get::<ConnPeer>()) {
+            (Some(Admitted::Agent(_)), Some(peer)) => self.callers.agent(peer).await.map_err(refuse),
+            _ => Err(misrouted()),
+        }
+    }
+
+    /// The operator that [`authorize`] let in, as it stands now that its whole request has arrived.
+    fn operator(&self, call: &Extensions) -> Result<OperatorCaller, Status> {
+        match (call.get(), call.get::<ConnPeer>()) {
+            (Some(Admitted::Operator), Some(peer)) => self.callers.operator(peer).map_err(refuse),
+            _ => Err(misrouted()),
+        }
     }
 }
 
-/// The operator that [`authorize`] let in.
-fn operator<T>(request: &Request<T>) -> Result<OperatorCaller, Status> {
-    match request.extensions().get() {
-        Some(Admitted::Operator(operator)) => Ok(operator.clone()),
-        Some(Admitted::Anyone | Admitted::Agent(_) | Admitted::Downstream) | None => Err(misrouted()),
+/// What an answer to a batch has left for details, besides the short answer that every item is sure of. A client that
+/// cannot read the answer does not know what was done.
+struct Room(usize);
+
+impl Room {
+    fn of(items: usize) -> Self {
+        Self(RESPONSE.saturating_sub(items.saturating_mul(BATCH_ITEM)))
+    }
+
+    /// Whether an item fits in whole.
+    fn takes(&mut self, item: &impl Message) -> bool {
+        // Tag and length of a repeated message take at most six bytes more.
+        let more = (item.encoded_len() + 6).saturating_sub(BATCH_ITEM);
+        let left = self.0.checked_sub(more);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
     }
 }
 

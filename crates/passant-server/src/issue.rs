@@ -29,6 +29,7 @@ use crate::authority::{ActiveX509, Authorities};
 use crate::caller::{AgentCaller, OperatorCaller, at_fault};
 use crate::journal::Journal;
 use crate::record::{DecisionLog, Outcome};
+use crate::state::State;
 pub(crate) use mint::NodeSvidFacts;
 use mint::{Approved, Minted};
 use order::{JwtOrder, Ordered, X509Order};
@@ -110,7 +111,7 @@ impl Issuer {
     /// # Errors
     /// Each for itself: Invalid for an empty ID or a CSR that is empty, malformed, wrongly signed, of a weak or oversized
     /// key, or made out to another SPIFFE ID than the entry's; NotFound for an entry that does not exist, has ended, or is
-    /// not of this agent; Unavailable while no signature can be recorded or no authority is valid.
+    /// not of this agent; Denied for an agent that was banned or removed meanwhile; Unavailable while no signature can be recorded or no authority is valid.
     pub async fn x509_batch(
         &self,
         caller: &AgentCaller,
@@ -125,9 +126,16 @@ impl Issuer {
         };
         let orders = self.pool.map(requests, order).await;
         let orders = orders.unwrap_or_else(|lost| each(wanted, || Refusal::internal(lost.to_string())));
+        let grounds: Vec<_> =
+            orders.iter().map(|order| order.as_ref().ok().and_then(|o| o.decision().entry.clone())).collect();
         let approved = self.approve(orders).await;
         let minted = self.mint(approved).await;
-        minted.into_iter().map(|minted| Ok(IssuedX509 { svid: minted?.release() })).collect()
+        let state = self.journal.state();
+        let release = |minted: Minted<X509Svid>, ground: Option<(EntryId, u64)>| {
+            still_stands(&state, caller, ground.as_ref())?;
+            Ok(IssuedX509 { svid: minted.release() })
+        };
+        minted.into_iter().zip(grounds).map(|(minted, ground)| release(minted?, ground)).collect()
     }
 
     /// Issues a JWT-SVID for an entry and one or more audiences. Empty audiences are dropped.
@@ -145,7 +153,10 @@ impl Issuer {
         let entries = self.entries_of(caller, now);
         let entry = find(&entries, entry_id)?;
         let order = JwtOrder::workload(&self.tokens(now), caller, entry, audience, self.config.jwt_svid_ttl)?;
-        Ok(IssuedJwt { svid: self.mint_one(order).await?.release() })
+        let ground = order.decision().entry.clone();
+        let minted = self.mint_one(order).await?;
+        still_stands(&self.journal.state(), caller, ground.as_ref())?;
+        Ok(IssuedJwt { svid: minted.release() })
     }
 
     /// Issues the X509-SVID of a node that has just attested, and admits the node: its row, and for a join token the
@@ -328,6 +339,25 @@ fn asked_for<'a>(
 fn find<'a>(entries: &'a BTreeMap<EntryId, Arc<Entry>>, entry_id: &str) -> Result<&'a Entry, Refusal> {
     let entry = EntryId::parse(entry_id).ok().and_then(|id| entries.get(&id));
     entry.map(AsRef::as_ref).ok_or_else(order::no_entry)
+}
+
+/// Whether what was ordered on the ground of an entry, in its revision of then, may leave the server now. Disk and signer
+/// were waited for meanwhile: what an operator stopped in that time, and was told to be stopped, is not handed out.
+fn still_stands(state: &State, caller: &AgentCaller, ground: Option<&(EntryId, u64)>) -> Result<(), Refusal> {
+    let fallen = |fault| Err(at_fault(caller.id(), fault));
+    match state.node(caller.id()) {
+        None => return fallen(AgentFault::NotAttested),
+        Some(node) if node.is_banned() => return fallen(AgentFault::Banned),
+        Some(_) => {}
+    }
+    let Some((id, revision)) = ground else { return Ok(()) };
+    match state.entry(id) {
+        None => Err(order::no_entry()),
+        Some(entry) if entry.revision != *revision => {
+            Err(Refusal::unavailable("entry was changed while its SVID was signed: ask again"))
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 /// The same refusal for every item of a batch.

@@ -5,8 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use passant_attest::node::join_token::TokenHash;
@@ -48,7 +48,11 @@ pub(crate) struct Disk {
     pub(crate) keys: Arc<MemoryKeys>,
     /// Set to make the decision record's disk refuse.
     pub(crate) is_full: Arc<AtomicBool>,
+    /// What happens while the next decision is being written.
+    pub(crate) meanwhile: Meanwhile,
 }
+
+type Meanwhile = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 pub(crate) struct Rig {
     pub(crate) disk: Disk,
@@ -117,7 +121,11 @@ impl Rig {
         let host = Host { clock: Arc::clone(&clock) as _, ..Host::system() };
         let store = MemoryStore::open(&disk.store, &domain(), &host).unwrap();
         let journal = Journal::open(Box::new(store), &domain(), host.clone()).unwrap();
-        let segments = Box::new(Fragile(disk.segments.clone(), Arc::clone(&disk.is_full)));
+        let segments = Box::new(Fragile {
+            segments: disk.segments.clone(),
+            is_full: Arc::clone(&disk.is_full),
+            meanwhile: Arc::clone(&disk.meanwhile),
+        });
         let record = DecisionLog::over(segments, Retention::default(), host.clone()).unwrap();
         let pool = SigningPool::threads(NonZeroUsize::new(2).unwrap());
         let parts = AuthorityParts {
@@ -330,46 +338,53 @@ impl Verifier for Spoken {
 }
 
 /// Segments on a disk that can be full.
-struct Fragile(MemorySegments, Arc<AtomicBool>);
+struct Fragile {
+    segments: MemorySegments,
+    is_full: Arc<AtomicBool>,
+    meanwhile: Meanwhile,
+}
 
 impl Segments for Fragile {
     fn name(&self, number: u32) -> String {
-        self.0.name(number)
+        self.segments.name(number)
     }
 
     fn list(&mut self) -> io::Result<Vec<u32>> {
-        self.0.list()
+        self.segments.list()
     }
 
     fn read(&mut self, number: u32) -> io::Result<Vec<u8>> {
-        self.0.read(number)
+        self.segments.read(number)
     }
 
     fn peek(&mut self, number: u32) -> io::Result<(Vec<u8>, u64)> {
-        self.0.peek(number)
+        self.segments.peek(number)
     }
 
     fn create(&mut self, number: u32) -> io::Result<()> {
-        self.0.create(number)
+        self.segments.create(number)
     }
 
     fn append(&mut self, number: u32, bytes: &[u8]) -> io::Result<()> {
-        if self.1.load(Ordering::SeqCst) {
+        if self.is_full.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.0.append(number, bytes)
+        if let Some(act) = self.meanwhile.lock().unwrap().take() {
+            act();
+        }
+        self.segments.append(number, bytes)
     }
 
     fn sync(&mut self, number: u32) -> io::Result<()> {
-        self.0.sync(number)
+        self.segments.sync(number)
     }
 
     fn truncate(&mut self, number: u32, len: u64) -> io::Result<()> {
-        self.0.truncate(number, len)
+        self.segments.truncate(number, len)
     }
 
     fn remove(&mut self, number: u32) -> io::Result<()> {
-        self.0.remove(number)
+        self.segments.remove(number)
     }
 
     fn is_instant(&self) -> bool {

@@ -20,7 +20,7 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, agent, operator, refuse};
+use super::{Api, refuse};
 use crate::command;
 use crate::limits::{AGENT_VERSION, RESPONSE};
 use crate::query::{self, Paging};
@@ -65,7 +65,7 @@ impl Agent for Api {
     }
 
     async fn delete_agent(&self, request: Request<DeleteAgentRequest>) -> Result<Response<()>, Status> {
-        let operator = operator(&request)?;
+        let operator = self.operator(request.extensions())?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         let evicted = id.clone();
         self.journal.submit(move |state| command::node::evict(state, &evicted)).await.map_err(refuse)?;
@@ -74,7 +74,7 @@ impl Agent for Api {
     }
 
     async fn ban_agent(&self, request: Request<BanAgentRequest>) -> Result<Response<()>, Status> {
-        let operator = operator(&request)?;
+        let operator = self.operator(request.extensions())?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         let banned = id.clone();
         self.journal.submit(move |state| command::node::ban(state, &banned)).await.map_err(refuse)?;
@@ -95,7 +95,7 @@ impl Agent for Api {
         &self,
         request: Request<RenewAgentRequest>,
     ) -> Result<Response<RenewAgentResponse>, Status> {
-        let agent = agent(&request)?;
+        let agent = self.agent(request.extensions()).await?;
         // An agent that must attest again is told so even if it forgot the CSR: the issuer looks at that first.
         let csr = request.into_inner().params.map(|params| params.csr).unwrap_or_default();
         let issued = self.issuer.renew(&agent, &csr).await.map_err(refuse)?;
@@ -106,7 +106,7 @@ impl Agent for Api {
         &self,
         request: Request<PostStatusRequest>,
     ) -> Result<Response<PostStatusResponse>, Status> {
-        let agent = agent(&request)?;
+        let agent = self.agent(request.extensions()).await?;
         let PostStatusRequest { current_bundle_serial, agent_version } = request.into_inner();
         if agent_version.len() > AGENT_VERSION {
             return Err(Status::invalid_argument(format!(
@@ -134,7 +134,7 @@ impl Agent for Api {
         &self,
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<types::JoinToken>, Status> {
-        let operator = operator(&request)?;
+        let operator = self.operator(request.extensions())?;
         let CreateJoinTokenRequest { ttl, token, agent_id } = request.into_inner();
         let ttl = u64::try_from(ttl).ok().filter(|ttl| *ttl >= 1);
         let ttl = ttl.ok_or_else(|| Status::invalid_argument("ttl is required: give at least 1 second"))?;

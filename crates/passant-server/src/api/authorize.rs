@@ -13,7 +13,7 @@ use passant_proto::status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use crate::caller::{AgentCaller, Callers, ConnPeer, OperatorCaller};
+use crate::caller::{AgentCaller, Callers, ConnPeer};
 
 /// Who a method is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(crate) enum Admitted {
     /// The method is for everybody, and the caller is no agent in good standing.
     Anyone,
     Agent(AgentCaller),
-    Operator(OperatorCaller),
+    Operator,
     Downstream,
 }
 
@@ -160,7 +160,7 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
             (Anyone, _) => return Ok(callers.agent(peer).await.map_or(Admitted::Anyone, Admitted::Agent)),
             (Agent, ConnPeer::Local(_)) => continue,
             (Agent, _) => callers.agent(peer).await.map(Admitted::Agent),
-            (Operator, _) => callers.operator(peer).map(Admitted::Operator),
+            (Operator, _) => callers.operator(peer).map(|_| Admitted::Operator),
             (Downstream, _) => callers.downstream(peer).map(|_| Admitted::Downstream),
         };
         match refused {

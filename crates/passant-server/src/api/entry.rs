@@ -20,10 +20,10 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, agent, bounded, refuse, refuse_item};
+use super::{Api, Room, bounded, refuse, refuse_item};
 use crate::command;
 use crate::command::entry::Edit;
-use crate::limits::RESPONSE;
+use crate::limits::{BATCH, RESPONSE};
 use crate::query::{self, Paging};
 
 #[async_trait]
@@ -73,8 +73,10 @@ impl entry_server::Entry for Api {
         &self,
         request: Request<BatchCreateEntryRequest>,
     ) -> Result<Response<BatchCreateEntryResponse>, Status> {
-        let BatchCreateEntryRequest { entries, output_mask } = request.into_inner();
-        bounded(entries.len())?;
+        let (_, call, request) = request.into_parts();
+        let BatchCreateEntryRequest { entries, output_mask } = request;
+        self.operator(&call)?;
+        bounded(entries.len(), BATCH)?;
         let (drafts, places) = sorted_out(entries.iter().map(|entry| self.draft(entry)));
         let now = self.host.now();
         let created = if drafts.is_empty() {
@@ -85,14 +87,21 @@ impl entry_server::Entry for Api {
                 .await
                 .map_err(refuse)?
         };
-        let results = merged(places, created).map(|outcome| match outcome {
-            Ok(created) => batch_create_entry_response::Result {
-                status: Some(if created.existed { twin() } else { status::ok() }),
-                entry: Some(shown(&created.entry, output_mask.as_ref())),
-            },
-            Err(refusal) => {
-                batch_create_entry_response::Result { status: Some(refuse_item(refusal)), entry: None }
+        let mut room = Room::of(entries.len());
+        let results = merged(places, created).map(|outcome| {
+            let mut result = match outcome {
+                Ok(created) => batch_create_entry_response::Result {
+                    status: Some(if created.existed { twin() } else { status::ok() }),
+                    entry: Some(shown(&created.entry, output_mask.as_ref())),
+                },
+                Err(refusal) => {
+                    batch_create_entry_response::Result { status: Some(refuse_item(refusal)), entry: None }
+                }
+            };
+            if !room.takes(&result) {
+                shorten(&mut result.status, &mut result.entry);
             }
+            result
         });
         Ok(Response::new(BatchCreateEntryResponse { results: results.collect() }))
     }
@@ -101,8 +110,10 @@ impl entry_server::Entry for Api {
         &self,
         request: Request<BatchUpdateEntryRequest>,
     ) -> Result<Response<BatchUpdateEntryResponse>, Status> {
-        let BatchUpdateEntryRequest { entries, input_mask, output_mask } = request.into_inner();
-        bounded(entries.len())?;
+        let (_, call, request) = request.into_parts();
+        let BatchUpdateEntryRequest { entries, input_mask, output_mask } = request;
+        self.operator(&call)?;
+        bounded(entries.len(), BATCH)?;
         let (edits, places) = sorted_out(entries.into_iter().map(|entry| edit(entry, input_mask)));
         let updated = if edits.is_empty() {
             Vec::new()
@@ -112,14 +123,21 @@ impl entry_server::Entry for Api {
                 .await
                 .map_err(refuse)?
         };
-        let results = merged(places, updated).map(|outcome| match outcome {
-            Ok(entry) => batch_update_entry_response::Result {
-                status: Some(status::ok()),
-                entry: Some(shown(&entry, output_mask.as_ref())),
-            },
-            Err(refusal) => {
-                batch_update_entry_response::Result { status: Some(refuse_item(refusal)), entry: None }
+        let mut room = Room::of(places.len());
+        let results = merged(places, updated).map(|outcome| {
+            let mut result = match outcome {
+                Ok(entry) => batch_update_entry_response::Result {
+                    status: Some(status::ok()),
+                    entry: Some(shown(&entry, output_mask.as_ref())),
+                },
+                Err(refusal) => {
+                    batch_update_entry_response::Result { status: Some(refuse_item(refusal)), entry: None }
+                }
+            };
+            if !room.takes(&result) {
+                shorten(&mut result.status, &mut result.entry);
             }
+            result
         });
         Ok(Response::new(BatchUpdateEntryResponse { results: results.collect() }))
     }
@@ -128,8 +146,10 @@ impl entry_server::Entry for Api {
         &self,
         request: Request<BatchDeleteEntryRequest>,
     ) -> Result<Response<BatchDeleteEntryResponse>, Status> {
-        let texts = request.into_inner().ids;
-        bounded(texts.len())?;
+        let (_, call, request) = request.into_parts();
+        let texts = request.ids;
+        self.operator(&call)?;
+        bounded(texts.len(), BATCH)?;
         let (ids, places) = sorted_out(texts.iter().map(|text| match text.as_str() {
             "" => Err(Refusal::invalid("missing entry ID")),
             text => EntryId::parse(text).map_err(|_| Refusal::not_found("entry not found")),
@@ -150,7 +170,7 @@ impl entry_server::Entry for Api {
         &self,
         request: Request<GetAuthorizedEntriesRequest>,
     ) -> Result<Response<GetAuthorizedEntriesResponse>, Status> {
-        let agent = agent(&request)?;
+        let agent = self.agent(request.extensions()).await?;
         let mask = request.get_ref().output_mask;
         let authorized = self.journal.state().authorized_entries(agent.id(), self.host.now());
         let entries: Vec<types::Entry> = authorized.iter().map(|entry| shown(entry, mask.as_ref())).collect();
@@ -198,6 +218,17 @@ fn edit(wire: types::Entry, input: Option<types::EntryMask>) -> Result<(EntryId,
             .map_err(|malformed| malformed.during("failed to convert entry").into())
     };
     Ok((id, Box::new(edit)))
+}
+
+/// The shortest answer that still says what was done, where the whole one does not fit into the message: of the entry only
+/// its ID, of the status only its code.
+fn shorten(status: &mut Option<types::Status>, entry: &mut Option<types::Entry>) {
+    if let Some(status) = status {
+        status.message.clear();
+    }
+    if let Some(entry) = entry {
+        *entry = types::Entry { id: std::mem::take(&mut entry.id), ..types::Entry::default() };
+    }
 }
 
 /// What SPIRE says of an entry that stands already; clients look at the code.

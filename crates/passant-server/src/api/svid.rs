@@ -14,7 +14,8 @@ use passant_proto::svid::{
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Api, agent, bounded, operator, refuse, refuse_item};
+use super::{Api, Room, bounded, refuse, refuse_item};
+use crate::limits::SVID_BATCH;
 
 #[async_trait]
 impl Svid for Api {
@@ -22,7 +23,7 @@ impl Svid for Api {
         &self,
         request: Request<MintX509svidRequest>,
     ) -> Result<Response<MintX509svidResponse>, Status> {
-        let operator = operator(&request)?;
+        let operator = self.operator(request.extensions())?;
         let MintX509svidRequest { csr, ttl } = request.into_inner();
         if csr.is_empty() {
             return Err(Status::invalid_argument("missing CSR"));
@@ -35,7 +36,7 @@ impl Svid for Api {
         &self,
         request: Request<MintJwtsvidRequest>,
     ) -> Result<Response<MintJwtsvidResponse>, Status> {
-        let operator = operator(&request)?;
+        let operator = self.operator(request.extensions())?;
         let MintJwtsvidRequest { id, audience, ttl } = request.into_inner();
         let id = convert::id::workload_from_wire(self.journal.state().trust_domain(), id.as_ref())
             .map_err(|malformed| refuse(malformed.during("invalid SPIFFE ID").into()))?;
@@ -47,22 +48,30 @@ impl Svid for Api {
         &self,
         request: Request<BatchNewX509svidRequest>,
     ) -> Result<Response<BatchNewX509svidResponse>, Status> {
-        let agent = agent(&request)?;
+        let agent = self.agent(request.extensions()).await?;
         let params = request.into_inner().params;
         if params.is_empty() {
             return Err(Status::invalid_argument("missing parameters"));
         }
-        bounded(params.len())?;
+        bounded(params.len(), SVID_BATCH)?;
         let orders = params.into_iter().map(|param| (param.entry_id, param.csr)).collect();
         let outcomes = self.issuer.x509_batch(&agent, orders).await;
-        let results = outcomes.into_iter().map(|outcome| match outcome {
-            Ok(issued) => batch_new_x509svid_response::Result {
-                status: Some(status::ok()),
-                svid: Some(convert::svid::x509_to_wire(issued.svid(), "")),
-            },
-            Err(refusal) => {
-                batch_new_x509svid_response::Result { status: Some(refuse_item(refusal)), svid: None }
+        let mut room = Room::of(outcomes.len());
+        let results = outcomes.into_iter().map(|outcome| {
+            let result = match outcome {
+                Ok(issued) => batch_new_x509svid_response::Result {
+                    status: Some(status::ok()),
+                    svid: Some(convert::svid::x509_to_wire(issued.svid(), "")),
+                },
+                Err(refusal) => {
+                    batch_new_x509svid_response::Result { status: Some(refuse_item(refusal)), svid: None }
+                }
+            };
+            if room.takes(&result) {
+                return result;
             }
+            let full = Refusal::exhausted("too much for one message; ask again with fewer at once");
+            batch_new_x509svid_response::Result { status: Some(status::to_item(&full)), svid: None }
         });
         Ok(Response::new(BatchNewX509svidResponse { results: results.collect() }))
     }
@@ -71,7 +80,7 @@ impl Svid for Api {
         &self,
         request: Request<NewJwtsvidRequest>,
     ) -> Result<Response<NewJwtsvidResponse>, Status> {
-        let agent = agent(&request)?;
+        let agent = self.agent(request.extensions()).await?;
         let NewJwtsvidRequest { entry_id, audience } = request.into_inner();
         let issued = self.issuer.jwt(&agent, &entry_id, audience).await.map_err(refuse)?;
         Ok(Response::new(NewJwtsvidResponse { svid: Some(convert::svid::jwt_to_wire(issued.svid(), "")) }))

@@ -1,6 +1,7 @@
 //! Is what is issued what was ordered, for whom it was ordered, and on record?
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,15 +9,16 @@ use passant_core::csr;
 use passant_core::jwt_svid::JwtSvid;
 use passant_core::keys::KeyType;
 use passant_core::x509_svid::X509Svid;
-use passant_core::{Reason, Refusal, SpiffeId, TrustDomain};
+use passant_core::{EntryId, Reason, Refusal, SpiffeId, TrustDomain};
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{IssuedJwt, IssuedX509};
-use crate::caller::OperatorCaller;
+use crate::caller::{AgentCaller, OperatorCaller};
 use crate::record::{DecisionKind, Outcome};
 use crate::rig::{HOUR, MINUTE, Rig, START, Settings, domain, id, operator, selectors};
 use crate::state::change::Change;
+use crate::state::node::AttestedNode;
 
 /// A CSR by openssl: RSA 2048, URI:spiffe://example.org/w.
 const RSA_2048: &[u8] = include_bytes!("../../../passant-core/src/testdata/rsa2048.csr.der");
@@ -210,6 +212,41 @@ async fn an_entry_issues_until_the_second_before_its_end() {
 }
 
 #[tokio::test]
+async fn what_is_stopped_while_it_is_signed_does_not_leave_the_server() {
+    type Stop = fn(&Rig, &AgentCaller) -> Vec<Change>;
+    let ban: Stop = |rig, caller| {
+        let node = rig.node(caller.id());
+        vec![Change::PutNode(Arc::new(AttestedNode { serial: None, ..AttestedNode::clone(&node) }))]
+    };
+    let evict: Stop = |_, caller| vec![Change::DeleteNode(caller.id().clone())];
+    let delete: Stop = |_, _| vec![Change::DeleteEntry(EntryId::parse("w").unwrap())];
+    for (stop, expected) in [(ban, Reason::Denied), (evict, Reason::Denied), (delete, Reason::NotFound)] {
+        for is_token in [false, true] {
+            let rig = Rig::new().await;
+            let (caller, _) = rig.agent("a").await;
+            rig.entry("w", &agent(), |_| {}).await;
+            let (journal, changes) = (rig.journal.clone(), stop(&rig, &caller));
+            let stopped = Arc::new(tokio::sync::Notify::new());
+            let told = Arc::clone(&stopped);
+            *rig.disk.meanwhile.lock().unwrap() = Some(Box::new(move || {
+                tokio::spawn(async move {
+                    journal.submit(move |_| Ok((changes, ()))).await.unwrap();
+                    told.notify_one();
+                });
+            }));
+            let refused = if is_token {
+                rig.issuer.jwt(&caller, "w", vec!["db".to_owned()]).await.map(drop).unwrap_err()
+            } else {
+                let requests = vec![("w".to_owned(), rig.csr(None))];
+                rig.issuer.x509_batch(&caller, requests).await.remove(0).map(drop).unwrap_err()
+            };
+            stopped.notified().await;
+            assert_eq!(refused.reason, expected, "{refused}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_expired_authority_signs_nothing() {
     let rig = Rig::new().await;
     let (caller, _) = rig.agent("a").await;
@@ -284,7 +321,7 @@ async fn nothing_is_signed_once_the_record_cannot_be_written() {
 
 fn verified(rig: &Rig, jwt: &IssuedJwt, audience: &str) -> JwtSvid {
     let bundle = rig.bundle();
-    let bundles = |name: &TrustDomain| (*name == domain()).then(|| std::sync::Arc::clone(&bundle));
+    let bundles = |name: &TrustDomain| (*name == domain()).then(|| Arc::clone(&bundle));
     JwtSvid::verify(jwt.svid().token(), audience, &bundles, rig.now()).unwrap()
 }
 

@@ -15,7 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::shown;
-use crate::api::{Api, agent, refuse};
+use crate::api::authorize::Admitted;
+use crate::api::{Api, misrouted, refuse};
 use crate::caller::ConnPeer;
 use crate::limits::{RESPONSE, STREAM_WAITING, SYNC_PAGE, SYNC_WITHIN};
 
@@ -28,7 +29,7 @@ pub(super) fn answer(
     request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
 ) -> Result<Response<<Api as passant_proto::entry::entry_server::Entry>::SyncAuthorizedEntriesStream>, Status>
 {
-    let agent = agent(&request)?;
+    let Some(Admitted::Agent(agent)) = request.extensions().get().cloned() else { return Err(misrouted()) };
     let peer = request.extensions().get::<ConnPeer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
     let entries = api.journal.state().authorized_entries(agent.id(), api.host.now());
     let (out, stream) = mpsc::channel(STREAM_WAITING);

@@ -34,6 +34,36 @@ async fn a_twin_is_answered_with_the_entry_that_stands() {
 }
 
 #[tokio::test]
+async fn what_was_done_is_acknowledged_even_where_the_entries_outgrow_the_answer() {
+    let rig = Rig::start().await;
+    let wanted: Vec<types::Entry> =
+        (0..1000).map(|at| entry(&node(), &format!("/w{at}"), &format!("x:{}", "s".repeat(4_090)))).collect();
+    let results = rig.create(wanted.clone()).await;
+    assert_eq!(results.len(), wanted.len());
+    for result in &results {
+        assert_eq!(code(result.status.as_ref()), Code::Ok);
+        assert!(!result.entry.as_ref().unwrap().id.is_empty());
+    }
+    let updates = results
+        .iter()
+        .map(|result| types::Entry {
+            id: result.entry.as_ref().unwrap().id.clone(),
+            hint: "h".repeat(100),
+            ..types::Entry::default()
+        })
+        .collect();
+    let request = BatchUpdateEntryRequest {
+        entries: updates,
+        input_mask: Some(types::EntryMask { hint: true, ..types::EntryMask::default() }),
+        output_mask: None,
+    };
+    let results = entries(rig.local().await).batch_update_entry(request).await.unwrap().into_inner().results;
+    assert!(results.iter().all(|result| code(result.status.as_ref()) == Code::Ok));
+    assert_eq!(results[0].entry.as_ref().unwrap().hint.len(), 100);
+    assert!(!results[999].entry.as_ref().unwrap().id.is_empty());
+}
+
+#[tokio::test]
 async fn results_stand_where_their_requests_stood() {
     let rig = Rig::start().await;
     let bad = |change: fn(&mut types::Entry)| {

@@ -55,6 +55,27 @@ async fn a_batch_of_x509_svids_is_answered_by_position() {
 }
 
 #[tokio::test]
+async fn a_batch_that_outgrows_one_message_is_answered_as_far_as_it_fits() {
+    let rig = Rig::start().await;
+    let agent = rig.agent().await;
+    let label = "d".repeat(60);
+    let dns_names = (0..240).map(|at| format!("n{at}.{label}.{label}.{label}.{label}")).collect();
+    let large = types::Entry { dns_names, ..entry(agent.svid.id(), "/large", "unix:uid:1") };
+    let made = rig.register(vec![large]).await;
+    let csr = csr::make(&*rig.key(), None).unwrap();
+    let param = NewX509svidParams { entry_id: made[0].id.clone(), csr };
+    let mut client = svids(rig.remote(Some(&agent)).await.unwrap());
+    let request = BatchNewX509svidRequest { params: vec![param; 90] };
+    let results = client.batch_new_x509svid(request).await.unwrap().into_inner().results;
+    assert_eq!(results.len(), 90);
+    let codes: Vec<Code> =
+        results.iter().map(|result| Code::from_i32(result.status.as_ref().unwrap().code)).collect();
+    let fitting = codes.iter().take_while(|code| **code == Code::Ok).count();
+    assert!((30..90).contains(&fitting), "{fitting}");
+    assert!(codes[fitting..].iter().all(|code| *code == Code::ResourceExhausted), "{codes:?}");
+}
+
+#[tokio::test]
 async fn a_jwt_svid_is_for_an_entry_of_the_agent_and_an_audience() {
     let rig = Rig::start_with("jwt_issuer = \"https://issuer.example.org\"").await;
     let (agent, other) = (rig.agent().await, rig.agent().await);

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use passant_core::{AgentFault, Reason};
-use passant_proto::agent::BanAgentRequest;
+use passant_core::{AgentFault, Reason, csr};
+use passant_proto::agent::{AgentX509svidParams, BanAgentRequest, GetAgentRequest, RenewAgentRequest};
 use passant_proto::convert;
 use passant_proto::entry::SyncAuthorizedEntriesRequest;
 use passant_proto::types;
@@ -149,6 +149,49 @@ async fn a_first_request_of_the_wrong_form_is_refused() {
         assert_eq!(refused.reason, Reason::Invalid);
         assert!(refused.public.contains(named), "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_request_that_arrives_slowly_is_judged_when_it_is_there() {
+    let rig = Rig::start().await;
+    let agent = rig.agent().await;
+    let key = rig.key();
+    let params = Some(AgentX509svidParams { csr: csr::make(&*key, None).unwrap() });
+    let mut renewing = agents(rig.remote(Some(&agent)).await.unwrap());
+    let renewed = renewing.renew_agent(RenewAgentRequest { params }).await.unwrap().into_inner();
+    let renewed =
+        Identity { svid: convert::svid::x509_from_wire(renewed.svid.as_ref().unwrap()).unwrap(), key };
+
+    // A unary call whose only message is held back; it is wired like a first message of the stream.
+    let (message, held) = mpsc::channel(1);
+    let channel = rig.remote(Some(&renewed)).await.unwrap();
+    let unary = tower::util::MapRequest::new(channel, |mut request: http::Request<tonic::body::Body>| {
+        *request.uri_mut() =
+            http::Uri::from_static("http://x/spire.api.server.entry.v1.Entry/GetAuthorizedEntries");
+        request
+    });
+    let mut client = passant_proto::entry::entry_client::EntryClient::new(unary);
+    let call =
+        tokio::spawn(
+            async move { client.sync_authorized_entries(ReceiverStream::new(held)).await.map(drop) },
+        );
+
+    // That it was let in shows in the agent's serial: the first call with the renewed SVID makes it the active one.
+    let id = Some(convert::id::to_wire(agent.svid.id()));
+    let mut operator = agents(rig.local().await);
+    let is_let_in = async {
+        let serial = renewed.svid.serial().to_decimal();
+        let asked = GetAgentRequest { id: id.clone(), output_mask: None };
+        while operator.get_agent(asked.clone()).await.unwrap().into_inner().x509svid_serial_number != serial {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), is_let_in).await.unwrap();
+    operator.ban_agent(BanAgentRequest { id }).await.unwrap();
+    message.send(first()).await.unwrap();
+    drop(message);
+    let refused = refusal(call.await.unwrap());
+    assert_eq!((refused.reason, refused.agent_fault), (Reason::Denied, Some(AgentFault::Banned)));
 }
 
 #[tokio::test]
