@@ -263,6 +263,14 @@ impl Turns<'_> {
 
     /// Makes a new authority and publishes it.
     async fn prepare(&self, kind: AuthorityKind, now: UnixTime) -> Result<(), AuthorityError> {
+        // Its key would be made in vain, at every turn another one.
+        if let Some(why) = self.parts.journal.fault() {
+            return Err(Refusal::unavailable("the datastore has failed; the server must be restarted")
+                .because(why.to_owned())
+                .into());
+        }
+        // The key of an attempt that failed after custody belongs to no authority.
+        self.sweep().await?;
         let key = self.new_key(kind).await?;
         let id = mint::authority_id(key.public_key());
         let authority = match kind {

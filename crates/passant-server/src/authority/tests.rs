@@ -246,6 +246,19 @@ async fn without_a_record_no_authority_is_made() {
     assert_eq!(in_phase(&rig, AuthorityKind::X509, Phase::Prepared), []);
 }
 
+#[tokio::test]
+async fn a_turn_that_fails_again_and_again_leaves_one_key_behind_at_most() {
+    let rig = Rig::new().await;
+    let before = rig.disk.keys.ids().unwrap().len();
+    rig.disk.is_full.store(true, Ordering::SeqCst);
+    for turn in 0..5 {
+        rig.clock.set(START.plus(13 * HOUR + turn * SECOND));
+        rig.authorities.tick().await.unwrap_err();
+        // One of each kind.
+        assert!(rig.disk.keys.ids().unwrap().len() <= before + 2, "turn {turn}");
+    }
+}
+
 /// Everything that was issued and has not expired, and when it does.
 #[derive(Default)]
 struct Alive {
