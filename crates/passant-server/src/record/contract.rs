@@ -94,6 +94,7 @@ contract! {
     a_segment_begun_at_the_last_moment_is_taken_up
     old_segments_are_removed_by_size_and_the_newest_stays
     old_segments_are_removed_by_age
+    a_segment_that_somebody_took_away_stops_nothing
     a_newer_format_is_refused
     a_closed_record_takes_nothing
 }
@@ -305,6 +306,19 @@ async fn old_segments_are_removed_by_age(shelf: &dyn Shelf) {
     clock.set(at(106));
     fill(shelf, aging, &host, 0).await;
     assert_eq!(verify(shelf).unwrap().segments, 1);
+}
+
+async fn a_segment_that_somebody_took_away_stops_nothing(shelf: &dyn Shelf) {
+    let (host, clock) = host_at(5);
+    let aging = Retention { keep_for: Duration::from_secs(100), ..small() };
+    fill(shelf, aging, &host, 20).await;
+    let log = DecisionLog::over(shelf.segments(), aging, host.clone()).unwrap();
+    let mut segments = shelf.segments();
+    let oldest = segments.list().unwrap()[0];
+    segments.remove(oldest).unwrap();
+    clock.set(at(106));
+    log.intend(vec![decision("next")]).await.unwrap();
+    log.close().await;
 }
 
 async fn a_newer_format_is_refused(shelf: &dyn Shelf) {

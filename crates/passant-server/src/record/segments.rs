@@ -56,7 +56,7 @@ pub trait Segments: Send {
     /// When it cannot be cut.
     fn truncate(&mut self, number: u32, len: u64) -> io::Result<()>;
 
-    /// Removes a segment for good.
+    /// Removes a segment for good; one that somebody else has taken away is gone already.
     ///
     /// # Errors
     /// When it cannot be removed.
@@ -164,8 +164,10 @@ impl Segments for FileSegments {
     }
 
     fn remove(&mut self, number: u32) -> io::Result<()> {
-        fs::remove_file(self.path(number))?;
-        self.sync_dir()
+        match fs::remove_file(self.path(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.sync_dir(),
+        }
     }
 }
 
@@ -223,7 +225,8 @@ impl Segments for MemorySegments {
     }
 
     fn remove(&mut self, number: u32) -> io::Result<()> {
-        self.lock().remove(&number).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.lock().remove(&number);
+        Ok(())
     }
 
     fn is_instant(&self) -> bool {
