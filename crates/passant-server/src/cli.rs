@@ -70,7 +70,7 @@ pub(crate) fn run() -> ExitCode {
     };
     match cli.command {
         Command::Check(place) => check(&place.config),
-        Command::Run(place) => match Config::load(&place.config) {
+        Command::Run(place) => match load(&place.config) {
             Ok(config) => serve(config),
             Err(error) => complain(&error),
         },
@@ -78,9 +78,15 @@ pub(crate) fn run() -> ExitCode {
     .into()
 }
 
+/// The configuration, with the files that it names looked at: whoever reads of a fault then knows which file to mend.
+fn load(path: &Path) -> Result<Config, ConfigError> {
+    let config = Config::load(path)?;
+    passant_server::check(&config, path)?;
+    Ok(config)
+}
+
 fn check(path: &Path) -> End {
-    let checked = Config::load(path).and_then(|config| passant_server::check(&config, path).map(|()| config));
-    match checked {
+    match load(path) {
         Ok(config) => {
             let warnings: String =
                 config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
