@@ -13,6 +13,7 @@ use passant_proto::entry::BatchCreateEntryRequest;
 use passant_proto::types;
 use passant_server::Server;
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, interval, timeout};
 use tonic::Code;
 
@@ -50,9 +51,16 @@ pub(crate) async fn run(args: Dev, out: &mut Output) -> anyhow::Result<()> {
     let (identities, jwt) =
         served.context("the agent did not serve an SVID in time; see its log above")??;
     let identity = identities.svids.first().context("the agent answered without an SVID")?;
+    // Listened for before anyone is told that Ctrl-C ends it.
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (Ok(mut interrupt), Ok(mut terminate)) = signals else { bail!("failed to listen for Ctrl-C") };
     show(&place, &address, identity, &jwt, out)?;
 
-    tokio::signal::ctrl_c().await.context("failed to wait for Ctrl-C")?;
+    tokio::select! {
+        biased;
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
     agent.shutdown().await;
     server.shutdown().await;
     Ok(())
