@@ -27,6 +27,11 @@ pub fn binaries() -> &'static Binaries {
         // The whole workspace, so that features are chosen as `cargo xtask show` has them and nothing is built twice.
         build.args(["build", "--quiet", "--workspace", "--bins"]);
         build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+        // What cargo has set for the test: left in place, it makes build scripts run again, and everything after them.
+        let ours = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+            build.env_remove(name);
+        }
         if dir.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }
