@@ -722,7 +722,7 @@ async fn what_others_could_have_planted_is_refused_and_what_they_could_have_read
     set(&data, 0o755);
     set(&file, 0o644);
     assert!(assemble().is_none());
-    assert_eq!((mode(&data), mode(&file)), (0o700, 0o600));
+    assert_eq!((mode(&data), mode(&file)), (0o755, 0o600), "the directory is not ours to close");
     let elsewhere = rig.dir.path().join("elsewhere");
     fs::rename(&file, &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &file).unwrap();

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::state::authority::AuthorityId;
 
+pub(crate) use file::FILE;
 pub use file::KeyFile;
 pub use memory::MemoryKeys;
 

@@ -7,13 +7,37 @@ use std::path::Path;
 
 use nix::unistd::Uid;
 
-/// Creates `dir`, with those above it, for its owner only (mode 0700); takes the right to read away from others in one
-/// that is there, and says so in the log.
+/// Creates the data directory `dir`, with those above it, for its owner only (mode 0700). One that is there keeps its mode:
+/// what the server puts in it is private by itself, and a slip such as `/var/lib` is not to be closed to everybody else.
 ///
 /// # Errors
-/// When it belongs to another user, or others may write to it: what is in it may be theirs, and it may be no directory
-/// to be closed, as `/tmp` is not. Otherwise what the file system says.
+/// When it belongs to another user, or others may write to it: what is in it may be theirs. Otherwise what the file
+/// system says.
+pub(crate) fn make_data_dir(dir: &Path) -> io::Result<()> {
+    let mode = make_own_dir(dir)?;
+    if mode & 0o077 != 0 {
+        let mode = format!("{mode:o}");
+        tracing::warn!(dir = %dir.display(), mode, "others can list the data directory; chmod 700 would keep them out");
+    }
+    Ok(())
+}
+
+/// As [`make_data_dir`], for a directory inside it, which the server alone made: one that others may read is closed, with
+/// a warning in the log.
+///
+/// # Errors
+/// As [`make_data_dir`].
 pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
+    let mode = make_own_dir(dir)?;
+    if mode & 0o077 != 0 {
+        fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+        tracing::warn!(dir = %dir.display(), was = format!("{mode:o}"), "made directory private (mode 700)");
+    }
+    Ok(())
+}
+
+/// The mode of `dir`, made if need be, once it is known to be ours alone to write to.
+fn make_own_dir(dir: &Path) -> io::Result<u32> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let facts = fs::metadata(dir)?;
     let (mode, us) = (facts.permissions().mode() & 0o7777, Uid::effective().as_raw());
@@ -30,11 +54,7 @@ pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
              directory"
         )));
     }
-    if mode & 0o077 != 0 {
-        fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-        tracing::warn!(dir = %dir.display(), was = format!("{mode:o}"), "made directory private (mode 700)");
-    }
-    Ok(())
+    Ok(mode)
 }
 
 #[cfg(test)]
@@ -46,8 +66,10 @@ mod tests {
         let above = tempfile::tempdir().unwrap();
         for mode in [0o777, 0o1777, 0o720, 0o2770] {
             fs::set_permissions(above.path(), Permissions::from_mode(mode)).unwrap();
-            let said = make_private_dir(above.path()).unwrap_err().to_string();
-            assert!(said.contains("chmod"), "{said}");
+            for made in [make_private_dir(above.path()), make_data_dir(above.path())] {
+                let said = made.unwrap_err().to_string();
+                assert!(said.contains("chmod"), "{said}");
+            }
             assert_eq!(fs::metadata(above.path()).unwrap().permissions().mode() & 0o7777, mode);
         }
     }
@@ -61,5 +83,16 @@ mod tests {
             assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o7777, 0o700);
             fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
         }
+    }
+
+    #[test]
+    fn a_data_directory_that_is_there_keeps_its_mode() {
+        let above = tempfile::tempdir().unwrap();
+        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o7777;
+        make_data_dir(&above.path().join("new")).unwrap();
+        assert_eq!(mode(&above.path().join("new")), 0o700);
+        fs::set_permissions(above.path(), Permissions::from_mode(0o755)).unwrap();
+        make_data_dir(above.path()).unwrap();
+        assert_eq!(mode(above.path()), 0o755);
     }
 }

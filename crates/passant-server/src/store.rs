@@ -91,6 +91,15 @@ pub enum StoreError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// There are keys of authorities, but the state that says what they are for is not there.
+    #[error(
+        "data directory {dir} has keys.json but no state: restore state from the backup of the same moment, or move \
+         keys.json and decisions away to start a new trust domain"
+    )]
+    StateGone {
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// The store belongs to another trust domain.
     #[error(
         "store {place} holds trust domain {stored}, but the configuration says {configured}: correct trust_domain, \

@@ -182,9 +182,9 @@ impl DataDir {
             return Err(refused(format!("can be written by others (mode {:o})", mode & 0o777)));
         }
         if mode & 0o077 != 0 {
+            // Left as it is: the files in it are private by themselves, and it may be `/var/lib` by a slip.
             warn!(dir = %dir.display(), mode = format!("{:o}", mode & 0o777),
-                "the data directory is open to others; it holds the node's private key and is made mode 0700");
-            fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
+                "others can list the data directory; chmod 700 would keep them out");
         }
         let lock = open_private(&dir.join(LOCK)).map_err(failed)?;
         match lock.try_lock() {

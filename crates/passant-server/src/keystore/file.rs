@@ -20,7 +20,7 @@ use super::{KeyStore, KeyStoreError};
 use crate::state::authority::AuthorityId;
 
 /// The file's name in the data directory.
-const FILE: &str = "keys.json";
+pub(crate) const FILE: &str = "keys.json";
 /// Where the next version is written before it takes the file's place.
 const NEXT: &str = "keys.json.next";
 /// Owner may read and write, nobody else.

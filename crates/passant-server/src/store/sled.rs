@@ -34,7 +34,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, IVec};
 
-use crate::private_dir::make_private_dir;
+use crate::keystore::FILE as KEY_FILE;
+use crate::private_dir::{make_data_dir, make_private_dir};
 use crate::state::change::{Change, Commit, Lineage, RequestId, Revision};
 use crate::store::{AppendError, Loaded, Store, StoreError, check_trust_domain};
 
@@ -101,14 +102,13 @@ struct JournalRecord {
 }
 
 impl SledStore {
-    /// Opens the store in `data_dir`, and creates directory and store where there are none. The directory is made
-    /// private to its owner (mode 0700). Holds `data_dir` until dropped, against every other process that asks.
+    /// Opens the store in `data_dir`, and creates directory and store where there are none. Holds `data_dir` until dropped, against every other process that asks.
     ///
     /// # Errors
-    /// [`StoreError::Held`] when the data directory is in use, [`StoreError::OtherTrustDomain`],
+    /// [`StoreError::Held`] when the data directory is in use, [`StoreError::StateGone`] when it has keys but no state, [`StoreError::OtherTrustDomain`],
     /// [`StoreError::NewerFormat`], [`StoreError::Corrupt`], or when the disk refuses.
     pub fn open(data_dir: &Path, trust_domain: &TrustDomain, host: &Host) -> Result<Self, StoreError> {
-        make_private_dir(data_dir).map_err(io_error("create data directory", data_dir))?;
+        make_data_dir(data_dir).map_err(io_error("create data directory", data_dir))?;
         let lock = hold(data_dir)?;
         let place = data_dir.join("state");
         make_private_dir(&place).map_err(io_error("create directory", &place))?;
@@ -136,6 +136,10 @@ impl SledStore {
             _lock: lock,
         };
         if store.db.is_empty() {
+            // Beside a new store these would be swept away as nobody's.
+            if data_dir.join(KEY_FILE).exists() {
+                return Err(StoreError::StateGone { dir: data_dir.to_owned() });
+            }
             store.create(data_dir)?;
         } else {
             store.recognize(trust_domain)?;
@@ -575,6 +579,19 @@ mod tests {
 
     fn is_corrupt(error: &StoreError, place: &str, what: &str) -> bool {
         matches!(error, StoreError::Corrupt { place: p, what: w } if p.contains(place) && w.contains(what))
+    }
+
+    #[test]
+    fn keys_without_their_state_are_not_taken_for_a_new_server() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("keys.json"), "{}").unwrap();
+        let refused = open(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("keys.json but no state"), "{refused}");
+        fs::remove_file(dir.path().join("keys.json")).unwrap();
+        drop(open(dir.path()).unwrap());
+        // A store that is there may have keys beside it.
+        fs::write(dir.path().join("keys.json"), "{}").unwrap();
+        drop(open(dir.path()).unwrap());
     }
 
     #[test]
