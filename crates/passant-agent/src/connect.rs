@@ -1,6 +1,6 @@
 //! How does the agent reach its server, and how does it know that it is the server?
 //!
-//! One [`Link`] holds what decides that: the address, the bundle to verify the server with, and the node SVID to be known
+//! One `Link` holds what decides that: the address, the bundle to verify the server with, and the node SVID to be known
 //! by. Its channel reconnects by itself; a new SVID gets a new channel, since the certificate is bound to the connection.
 
 use std::error::Error;

@@ -1,6 +1,6 @@
 //! Which authorities sign, and how does one succeed another?
 //!
-//! The phases are state in the journal, the keys are in the key store, and what is due is decided in [`slots`]. This file
+//! The phases are state in the journal, the keys are in the key store, and what is due is decided in `slots`. This file
 //! acts, always in the same order: key put into custody, decision on record, certificate signed, authority and bundle
 //! journaled in one commit, and only then is the key used for anybody else. A crash anywhere in between leaves at most a
 //! key that belongs to no authority, which the next start removes.
