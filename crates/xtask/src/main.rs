@@ -1,5 +1,6 @@
 //! What can our automation do? One subcommand, one file.
 
+mod ablate;
 mod codegen;
 mod conformance;
 mod interop;
@@ -21,6 +22,12 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Run cargo in a copy of the tree with the bugs of tests/ablations planted; `PASSANT_ABLATION` wakes one.
+    Ablate {
+        /// The arguments of cargo.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        cargo: Vec<OsString>,
+    },
     /// Compile proto/ and write the Rust of passant-proto.
     Codegen,
     /// Run the conformance tests and say which requirements of the specifications are met.
@@ -40,6 +47,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     let root = root();
     match Args::parse().task {
+        Task::Ablate { cargo } => ablate::run(&root, &cargo),
         Task::Codegen => codegen::run(&root),
         Task::Conformance(options) => conformance::run(&root, &options),
         Task::Tidy => tidy::run(&root),
