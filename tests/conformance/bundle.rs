@@ -1,5 +1,6 @@
 //! SPIFFE_Trust_Domain_and_Bundle.md: are bundles published and read as the specification says?
 
+use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -96,6 +97,60 @@ fn what_is_unknown_is_skipped_alone() {
 }
 
 #[test]
+fn a_refresh_hint_is_a_whole_number_of_seconds() {
+    let _met = meets(&["BUNDLE-09"]);
+    let shown = |hint: Option<Duration>| {
+        let bundle = Bundle { refresh_hint: hint, ..Bundle::empty(domain("example.org")) };
+        let document: Value = serde_json::from_str(&bundle.to_spiffe_json().unwrap()).unwrap();
+        document.get("spiffe_refresh_hint").map(|hint| hint.as_u64().expect("a whole number"))
+    };
+    assert_eq!(shown(Some(Duration::from_secs(600))), Some(600));
+    assert_eq!(shown(Some(Duration::from_millis(1_999))), Some(1));
+    for none in [None, Some(Duration::ZERO), Some(Duration::from_millis(999))] {
+        assert_eq!(shown(none), None, "zero is never said");
+    }
+    assert_eq!(
+        read(&json!({ "keys": [], "spiffe_refresh_hint": 600 })).unwrap().refresh_hint.map(|it| it.as_secs()),
+        Some(600)
+    );
+    for bad in [json!("600"), json!(600.5), json!(-1)] {
+        assert!(read(&json!({ "keys": [], "spiffe_refresh_hint": bad })).is_err());
+    }
+}
+
+#[tokio::test]
+async fn the_keys_of_one_trust_domain_sign_for_no_other() -> anyhow::Result<()> {
+    let _met = meets(&["BUNDLE-24"]);
+    let site = Site::new(&ServerOptions::default())?;
+    let keys = site.path("server-data/keys.json");
+    let first = {
+        let server = site.start_server().await?;
+        let first = published(&site)?;
+        server.stop().await?;
+        first
+    };
+    let mine = std::fs::read_to_string(site.server_config())?;
+    let theirs = mine.replace("trust_domain = \"example.org\"", "trust_domain = \"other.test\"");
+    assert_ne!(mine, theirs);
+    // Another trust domain on the same directory, and with the keys alone.
+    let elsewhere = site.path("elsewhere");
+    std::fs::DirBuilder::new().mode(0o700).create(&elsewhere)?;
+    std::fs::copy(&keys, elsewhere.join("keys.json"))?;
+    let moved = theirs.replace("server-data", "elsewhere");
+    for (config, said) in [(&theirs, "other.test"), (&moved, "keys.json but no state")] {
+        std::fs::write(site.server_config(), config)?;
+        let mut server = site.spawn_server()?;
+        let ended = server.wait(READY_WITHIN).await?;
+        assert!(!ended.success() && server.log().contains(said), "{}", server.log());
+    }
+    // The right one takes them up again.
+    std::fs::write(site.server_config(), &mine)?;
+    let _server = site.start_server().await?;
+    assert_eq!(published(&site)?["keys"], first["keys"]);
+    Ok(())
+}
+
+#[test]
 fn large_sequence_numbers_stay_exact() {
     let _met = meets(&["BUNDLE-07"]);
     for sequence in [1, 9_007_199_254_740_993_u64, 9_223_372_036_854_775_807] {
@@ -158,6 +213,8 @@ async fn what_is_published_is_in_order_and_reaches_workloads() -> anyhow::Result
         "BUNDLE-04",
         "BUNDLE-05",
         "BUNDLE-06",
+        "BUNDLE-08",
+        "BUNDLE-09",
         "BUNDLE-11",
         "BUNDLE-15",
         "BUNDLE-16",
@@ -187,6 +244,8 @@ async fn what_is_published_is_in_order_and_reaches_workloads() -> anyhow::Result
 
     let first = published(&site)?;
     check_published(&first)?;
+    // A twentieth of the authorities' life, in whole seconds.
+    assert_eq!(first["spiffe_refresh_hint"].as_u64(), Some(2), "{first}");
     assert_eq!((count(&first, "x509-svid"), count(&first, "jwt-svid")), (1, 1));
     let sequence = |document: &Value| document["spiffe_sequence"].as_u64().context("a whole number");
     assert_eq!(sequence(&published(&site)?)?, sequence(&first)?, "nothing changed");

@@ -227,8 +227,8 @@ fn members_that_stand_twice_have_no_second_reading() {
 #[tokio::test]
 async fn every_issued_token_is_in_order() -> anyhow::Result<()> {
     let _met = meets(&[
-        "JWT-01", "JWT-03", "JWT-04", "JWT-05", "JWT-09", "JWT-13", "JWT-14", "JWT-17", "JWT-19", "JWT-24",
-        "JWT-30", "JWT-36", "RFC-09", "RFC-12",
+        "JWT-01", "JWT-03", "JWT-04", "JWT-05", "JWT-09", "JWT-12", "JWT-13", "JWT-14", "JWT-17", "JWT-19",
+        "JWT-24", "JWT-30", "JWT-36", "RFC-09", "RFC-12",
     ]);
     for (kind, algorithm) in [("ec-p256", "ES256"), ("ec-p384", "ES384")] {
         let site =
@@ -249,6 +249,11 @@ async fn every_issued_token_is_in_order() -> anyhow::Result<()> {
         assert_eq!(header["typ"], "JWT");
         assert_eq!(header["kid"], bundle.jwt_authorities[0].key_id.as_str());
         assert_eq!(claims["sub"], "spiffe://example.org/ops");
+        // All of them are registered names (RFC 7519 4.1); no configuration adds one.
+        let registered = ["aud", "exp", "iat", "iss", "jti", "nbf", "sub"];
+        for (name, _) in claims.as_object().into_iter().flatten() {
+            assert!(registered.contains(&name.as_str()), "{name} could mean something else elsewhere");
+        }
         assert_eq!(claims["aud"], json!(["a"]));
         let exp = claims["exp"].as_i64().ok_or_else(|| anyhow::anyhow!("exp is {}", claims["exp"]))?;
         assert!(exp > before.secs() && exp <= now().plus(Duration::from_secs(60)).secs());
@@ -271,4 +276,22 @@ async fn every_issued_token_is_in_order() -> anyhow::Result<()> {
         assert_eq!(claims["aud"], json!(["one"]));
     }
     Ok(())
+}
+
+#[test]
+fn the_documents_name_services_as_audiences() {
+    let _met = meets(&["JWT-18"]);
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut seen = 0;
+    for document in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "config/server.toml", "config/agent.toml"]
+    {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        for after in text.split("--audience").skip(1) {
+            let audience = after.trim_start_matches([' ', '=']).split_whitespace().next().unwrap_or_default();
+            let id = passant_core::SpiffeId::parse(audience.trim_end_matches(['`', ')', ',', '.'])).unwrap();
+            assert!(!id.is_trust_domain_id(), "{document}: {audience} is everybody of a trust domain");
+            seen += 1;
+        }
+    }
+    assert!(seen > 0, "no document shows how a JWT-SVID is asked for");
 }

@@ -1,6 +1,9 @@
 //! Are the requirements of the SPIFFE specifications met? One module per document; `cargo xtask conformance` counts.
 
 mod bundle;
+mod commands;
+mod documents;
+mod federation;
 mod jwt_svid;
 mod samples;
 mod spiffe_id;

@@ -1,15 +1,20 @@
 //! X509-SVID.md: is every issued certificate in order, and is everything else refused?
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use passant_core::csr;
+use passant_core::host::ManualClock;
 use passant_core::keys::{KeyType, RcgenKey};
 use passant_core::x509_svid::{self, X509SvidError};
-use passant_core::{Bundle, UnixTime};
+use passant_core::{Bundle, Host, UnixTime};
 use passant_tests::api::{fetch_x509, wire_id};
 use passant_tests::conformance::meets;
 use passant_tests::site::{READY_WITHIN, ServerOptions, Site};
+use passant_tests::tls::{self, Shown};
 use passant_tests::wait::eventually;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
@@ -201,13 +206,13 @@ fn only_x509_entries_of_a_bundle_document_are_authorities() {
     // Without any entry of this use there are no X509-SVIDs, and JWT-SVIDs still hold.
     let tokens = Tokens::of("example.org");
     let jwt_only: serde_json::Value = serde_json::from_str(&tokens.bundle.to_spiffe_json().unwrap()).unwrap();
-    let bundle = std::sync::Arc::new(read(&jwt_only));
+    let bundle = Arc::new(read(&jwt_only));
     assert!(verify_x509(&[&a.leaf(ID)], &bundle).is_err());
     let token = tokens.with_claims(json!({}));
     assert!(crate::samples::verify_jwt(&token, AUDIENCE, &bundle, UnixTime::from_secs(NOW)).is_ok());
     // And with nothing usable at all, nothing holds.
     for empty in [json!({ "keys": [] }), json!({ "keys": [{ "kty": "EC", "use": "foo-svid" }] })] {
-        let bundle = std::sync::Arc::new(read(&empty));
+        let bundle = Arc::new(read(&empty));
         assert!(verify_x509(&[&a.leaf(ID)], &bundle).is_err());
         assert!(crate::samples::verify_jwt(&token, AUDIENCE, &bundle, UnixTime::from_secs(NOW)).is_err());
     }
@@ -297,9 +302,9 @@ fn check_authority(authority: &X509Certificate<'_>) -> anyhow::Result<()> {
 #[tokio::test]
 async fn everything_that_is_issued_is_in_order() -> anyhow::Result<()> {
     let _met = meets(&[
-        "X509-06", "X509-07", "X509-09", "X509-10", "X509-11", "X509-12", "X509-15", "X509-16", "X509-19",
-        "X509-20", "X509-22", "X509-24", "X509-25", "X509-26", "X509-28", "X509-40", "X509-45", "RFC-01",
-        "RFC-02", "RFC-04", "RFC-05", "RFC-07", "RFC-09", "RFC-24",
+        "X509-01", "X509-06", "X509-07", "X509-09", "X509-10", "X509-11", "X509-12", "X509-15", "X509-16",
+        "X509-19", "X509-20", "X509-22", "X509-24", "X509-25", "X509-26", "X509-28", "X509-40", "X509-45",
+        "RFC-01", "RFC-02", "RFC-04", "RFC-05", "RFC-07", "RFC-09", "RFC-24",
     ]);
     let site = Site::new(&ServerOptions::default())?;
     let _server = site.start_server().await?;
@@ -319,6 +324,11 @@ async fn everything_that_is_issued_is_in_order() -> anyhow::Result<()> {
     let socket = site.agent_socket("agent");
     let fetched = eventually("an SVID", READY_WITHIN, || async { Ok(fetch_x509(&socket).await?) }).await?;
     let mut leaves = vec![("spiffe://example.org/web".to_owned(), fetched.svids[0].x509_svid.clone())];
+    // What the node itself holds, and what the server shows, are X509-SVIDs too.
+    let (node, node_chain) = node_identity(&site)?;
+    leaves.push((node, node_chain.chain.concat()));
+    let stream = tls::connect(&site.address(), None).await?;
+    leaves.push(("spiffe://example.org/spire/server".to_owned(), tls::server_chain(&stream).concat()));
     let ops = "spiffe://example.org/ops";
     // A year is asked for; then with a CSR that asks for the rights of an authority.
     leaves.push((ops.to_owned(), mint_x509(&site, ops, 365 * 24 * 3600).await?.concat()));
@@ -355,6 +365,64 @@ async fn everything_that_is_issued_is_in_order() -> anyhow::Result<()> {
         let svid = x509_svid::verify(ders(&[&chain[0]]), &bundle, now())?;
         assert!(svid.not_after() <= later(Duration::from_secs(60).as_secs()));
         assert!(serials.insert(svid.serial().to_string()), "a serial number came twice");
+    }
+    Ok(())
+}
+
+/// The SPIFFE ID of the site's agent, which the server tells, and its SVID and key, which stand in its data directory.
+fn node_identity(site: &Site) -> anyhow::Result<(String, Shown)> {
+    let listed = site.passant_json(&["agent", "list"])?;
+    let id = &listed["agents"][0]["id"];
+    let part = |name: &str| id[name].as_str().context("an agent's id");
+    let id = format!("spiffe://{}{}", part("trust_domain")?, part("path")?);
+    let data: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(site.path("agent-data/agent-data.json"))?)?;
+    let decode =
+        |text: &serde_json::Value| anyhow::Ok(BASE64_STANDARD.decode(text.as_str().context("text")?)?);
+    let chain = data["identity"]["svid"].as_array().context("a chain")?;
+    let chain = chain.iter().map(decode).collect::<anyhow::Result<_>>()?;
+    Ok((id, Shown { chain, key: decode(&data["identity"]["key"])? }))
+}
+
+#[tokio::test]
+async fn a_chain_without_its_key_opens_no_connection() -> anyhow::Result<()> {
+    let _met = meets(&["RFC-23"]);
+    let site = Site::new(&ServerOptions::default())?;
+    let _server = site.start_server().await?;
+    let _agent = site.start_agent("agent").await?;
+    let (_, own) = node_identity(&site)?;
+    let try_with = async |shown: &Shown| {
+        let mut stream = tls::connect(&site.address(), Some(shown)).await?;
+        tls::is_taken(&mut stream).await
+    };
+    try_with(&own).await?;
+    let other = new_signing_key(KeyType::EcP256).pkcs8().expose().clone();
+    let stolen = try_with(&Shown { chain: own.chain, key: other }).await;
+    assert!(stolen.is_err(), "somebody else's certificate was taken");
+    Ok(())
+}
+
+#[tokio::test]
+async fn dates_past_2049_have_four_digits_of_year() -> anyhow::Result<()> {
+    let _met = meets(&["RFC-03"]);
+    // 2026 and 2045; authorities live for ten years.
+    for (now, is_general) in [(1_790_000_000, false), (2_380_000_000, true)] {
+        let dir = tempfile::tempdir()?;
+        let text = format!(
+            "trust_domain = \"example.org\"\nlisten = \"127.0.0.1:0\"\nca_ttl = \"3650d\"\nstore = \"memory\"\nkeys = \"memory\"\n\
+             [socket]\npath = \"{}\"\n",
+            dir.path().join("server.sock").display()
+        );
+        let config = passant_server::Config::parse(&text, "server.toml")?;
+        let clock = Arc::new(ManualClock::new(UnixTime::from_secs(now)));
+        let server = passant_server::Server::start(config, Host { clock, ..Host::system() }).await?;
+        let bundle = server.bundle();
+        let (_, authority) = X509Certificate::from_der(&bundle.x509_authorities[0].der)?;
+        let validity = authority.validity();
+        assert!(validity.not_before.is_utctime());
+        assert_eq!(validity.not_after.is_generalizedtime(), is_general, "{}", validity.not_after);
+        assert_eq!(validity.not_after.is_utctime(), !is_general);
+        server.shutdown().await;
     }
     Ok(())
 }

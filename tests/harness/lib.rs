@@ -8,6 +8,7 @@
 //! | [`api`] | clients of the operators' socket and of the Workload API |
 //! | [`node_ca`] | certificates for the x509pop attestor |
 //! | [`conformance`] | which requirements of the specifications a test meets |
+//! | [`tls`] | a client of the TLS port that shows whatever it likes |
 //! | [`wait`] | waiting for a condition, with a bound |
 
 pub mod api;
@@ -16,4 +17,5 @@ pub mod conformance;
 pub mod daemon;
 pub mod node_ca;
 pub mod site;
+pub mod tls;
 pub mod wait;

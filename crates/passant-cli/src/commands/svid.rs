@@ -63,8 +63,21 @@ pub(crate) async fn fetch_x509(api: &mut WorkloadApi) -> anyhow::Result<Identiti
     read(answer)
 }
 
+/// Checks that nothing mandatory is at its default (SPIFFE Workload API 4.5), and reads the rest.
 fn read(answer: X509svidResponse) -> anyhow::Result<Identities> {
+    if answer.svids.is_empty() {
+        bail!("the agent's answer holds no X509-SVIDs");
+    }
     let svids = answer.svids.into_iter().map(|wire| {
+        let lacking = [
+            ("spiffe_id", wire.spiffe_id.is_empty()),
+            ("x509_svid", wire.x509_svid.is_empty()),
+            ("x509_svid_key", wire.x509_svid_key.is_empty()),
+            ("bundle", wire.bundle.is_empty()),
+        ];
+        if let Some((field, _)) = lacking.iter().find(|(_, is_lacking)| *is_lacking) {
+            bail!("the agent's answer lacks {field} of an X509-SVID for \"{}\"", wire.spiffe_id);
+        }
         let chain_der = ders(&wire.x509_svid)?;
         let svid = X509Svid::parse(chain_der.iter().cloned().map(Into::into).collect())
             .with_context(|| format!("the agent's X509-SVID for {} cannot be read", wire.spiffe_id))?;
