@@ -53,7 +53,7 @@ pub(crate) struct Link {
 
 struct Inner {
     address: ServerAddress,
-    dial: Arc<dyn Dial>,
+    route: Route,
     provider: Arc<CryptoProvider>,
     verifier: Arc<ServerVerifier>,
     current: ArcSwapOption<Connection>,
@@ -99,7 +99,7 @@ impl Link {
         address: ServerAddress,
         trust_domain: &TrustDomain,
         insecure_bootstrap: bool,
-        dial: Arc<dyn Dial>,
+        route: Route,
         host: Host,
     ) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -113,7 +113,7 @@ impl Link {
         Self {
             inner: Arc::new(Inner {
                 address,
-                dial,
+                route,
                 provider,
                 verifier,
                 current: ArcSwapOption::empty(),
@@ -238,8 +238,6 @@ impl Link {
 
 impl Inner {
     fn channel(&self, identity: Option<&Arc<NodeIdentity>>) -> Result<Channel, LinkError> {
-        let tls = Arc::new(self.tls(identity)?);
-        let name = self.address.server_name();
         let address = self.address.clone();
         let authority = address.to_string();
         // The scheme is http because TLS is ours, not tonic's; the server is told https, as it should be.
@@ -247,13 +245,27 @@ impl Inner {
             .and_then(|endpoint| endpoint.user_agent(concat!("passant-agent/", env!("CARGO_PKG_VERSION"))))
             .map_err(|_| LinkError::Address(authority.clone()))?;
         let origin = format!("https://{authority}").parse().map_err(|_| LinkError::Address(authority))?;
-        let dial = Arc::clone(&self.dial);
-        let connector = tower::service_fn(move |_: http::Uri| {
-            let tls = TlsConnector::from(Arc::clone(&tls));
-            let (name, dialled) = (name.clone(), dial.dial(&address));
-            async move { connect(dialled, name, &tls).await.map(TokioIo::new) }
-        });
-        Ok(endpoint.origin(origin).connect_with_connector_lazy(connector))
+        match &self.route {
+            Route::Tls(dial) => {
+                let (tls, name) = (Arc::new(self.tls(identity)?), address.server_name());
+                let dial = Arc::clone(dial);
+                let connector = tower::service_fn(move |_: http::Uri| {
+                    let tls = TlsConnector::from(Arc::clone(&tls));
+                    let (name, dialled) = (name.clone(), dial.dial(&address));
+                    async move { connect(dialled, name, &tls).await.map(TokioIo::new) }
+                });
+                Ok(endpoint.origin(origin).connect_with_connector_lazy(connector))
+            }
+            Route::Plain(network) => {
+                let (network, verifier) = (Arc::clone(network), Arc::clone(&self.verifier));
+                let shown = identity.map(|identity| identity.svid.chain().to_vec());
+                let connector = tower::service_fn(move |_: http::Uri| {
+                    let (opened, verifier) = (network.open(shown.clone()), Arc::clone(&verifier));
+                    async move { connect_plainly(opened, &verifier).await.map(TokioIo::new) }
+                });
+                Ok(endpoint.origin(origin).connect_with_connector_lazy(connector))
+            }
+        }
     }
 
     fn tls(&self, identity: Option<&Arc<NodeIdentity>>) -> Result<rustls::ClientConfig, LinkError> {
@@ -277,6 +289,33 @@ impl Inner {
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// How the agent gets to its server.
+pub(crate) enum Route {
+    /// By TLS over a stream that `Dial` opens.
+    Tls(Arc<dyn Dial>),
+    /// Over a network that is itself trusted to say who is at each end: that of a simulation.
+    Plain(Arc<dyn Network>),
+}
+
+/// What a stream of a [`Network`] opens with: the stream, and the chain that the server shows, leaf first.
+pub struct Opened {
+    /// The stream.
+    pub stream: Box<dyn Wire>,
+    /// The server's chain. It is verified as the TLS layer would.
+    pub server: Vec<CertificateDer<'static>>,
+}
+
+/// A network that carries who is at each end beside the bytes, in place of TLS: for a simulation, where nobody lies about
+/// holding a key.
+pub trait Network: Send + Sync {
+    /// Opens one stream to the server, on which the agent shows `chain`, leaf first; none as a stranger. The caller sets
+    /// the time limit.
+    fn open(
+        &self,
+        chain: Option<Vec<CertificateDer<'static>>>,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Opened>> + Send>>;
+}
 
 /// How a byte stream to the server is opened: a seam, so that a simulation can bring its own network.
 pub trait Dial: Send + Sync {
@@ -360,6 +399,17 @@ async fn connect(
     tokio::time::timeout(limits::CONNECT, tls.connect(name, stream))
         .await
         .map_err(|_| timed_out("finish the TLS handshake with the server"))?
+}
+
+async fn connect_plainly(
+    opened: impl Future<Output = io::Result<Opened>>,
+    verifier: &ServerVerifier,
+) -> io::Result<Box<dyn Wire>> {
+    let opened = tokio::time::timeout(limits::CONNECT, opened)
+        .await
+        .map_err(|_| timed_out("connect to the server"))??;
+    verifier.check(opened.server).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+    Ok(opened.stream)
 }
 
 fn timed_out(what: &str) -> io::Error {
@@ -553,7 +603,8 @@ mod tests {
 
     fn link(insecure_bootstrap: bool) -> Link {
         let address = ServerAddress::parse("server.example.org:8081").unwrap();
-        Link::new(address, &trust_domain(), insecure_bootstrap, Arc::new(Tcp), following_host())
+        let route = Route::Tls(Arc::new(Tcp));
+        Link::new(address, &trust_domain(), insecure_bootstrap, route, following_host())
     }
 
     fn identity(ca: &Ca) -> Arc<NodeIdentity> {

@@ -41,8 +41,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use passant_attest::workload::WorkloadAttestor;
 use passant_core::Host;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info};
@@ -50,13 +51,13 @@ use tracing::{error, info};
 use crate::act::{Minter, ServerJwt};
 use crate::cache::Cache;
 use crate::config::{Bootstrap, Config, FileError};
-use crate::connect::{Dial, Link, Tcp};
+use crate::connect::{Link, Network, Route, Tcp};
 use crate::drive::Driver;
 use crate::health::{Health, HealthReport};
 use crate::node::{DataDir, Node, OpenError};
-use crate::workload_api::Endpoint;
+use crate::workload_api::{Arrival, Endpoint};
 
-pub use crate::node::DataError;
+pub use crate::node::{DataError, Disk};
 pub use crate::workload_api::ListenError;
 
 /// An agent that is yet to run.
@@ -92,43 +93,55 @@ impl Agent {
     ///
     /// # Errors
     /// When the data directory, the bootstrap bundle or the socket cannot be used.
+    #[expect(clippy::unused_async, reason = "starting is asynchronous by contract")]
     pub async fn start(config: Config, host: Host) -> Result<Running, StartError> {
-        Self::start_over(config, host, Arc::new(Tcp)).await
+        let data = DataDir::open(&config.data_dir, &config.trust_domain)?;
+        let attestors = config.workload_attestors.iter();
+        let attestors = attestors.map(|method| Arc::from(method.clone().attestor(&host))).collect();
+        let settings = settings(&config, attestors);
+        let parts = Parts::assemble(config, host.clone(), data, Route::Tls(Arc::new(Tcp)))?;
+        let endpoint = Endpoint::bind(settings, parts.cache.clone(), host)?;
+        Ok(parts.run(endpoint))
     }
 
-    /// Starts an agent that reaches its server by `dial`.
+    /// Starts an agent that touches nothing of the machine: all it would find there is in `stage`.
     ///
     /// # Errors
-    /// As [`Agent::start`].
+    /// When the bootstrap bundle or what is stored cannot be used.
     #[expect(clippy::unused_async, reason = "starting is asynchronous by contract")]
-    pub async fn start_over(config: Config, host: Host, dial: Arc<dyn Dial>) -> Result<Running, StartError> {
-        let settings = workload_api::Settings {
-            socket: config.workload_api.socket.clone(),
-            attestors: config
-                .workload_attestors
-                .iter()
-                .map(|method| Arc::from(method.clone().attestor(&host)))
-                .collect(),
-            evidence_max_age: config.evidence_max_age,
-            allowed_foreign_claims: config.workload_api.allowed_foreign_jwt_claims.clone(),
-        };
-        let socket = config.workload_api.socket.clone();
-        let parts = Parts::assemble(config, host.clone(), dial)?;
-        let endpoint = Endpoint::bind(settings, parts.cache, host)?;
+    pub async fn start_on(stage: Stage, config: Config, host: Host) -> Result<Running, StartError> {
+        let data = DataDir::on(stage.disk, &config.trust_domain);
+        let settings = settings(&config, stage.attestors);
+        let parts = Parts::assemble(config, host.clone(), data, Route::Plain(stage.network))?;
+        let endpoint = Endpoint::over(stage.workloads, settings, parts.cache.clone(), host);
+        Ok(parts.run(endpoint))
+    }
+}
 
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(parts.driver.run(stop.clone()));
-        tasks.spawn(parts.minter.run(stop.clone()));
-        tasks.spawn(serve(endpoint, stop.clone()));
-        info!(socket = %socket.display(), "agent started");
-        let guard = stop.clone().drop_guard();
-        Ok(Running { socket, health: parts.health, stop, _stop_on_drop: guard, tasks })
+/// What stands for the machine in a simulation.
+pub struct Stage {
+    /// The way to the server.
+    pub network: Arc<dyn Network>,
+    /// The data directory.
+    pub disk: Arc<dyn Disk>,
+    /// Who finds out facts about workloads.
+    pub attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    /// The connections of workloads.
+    pub workloads: mpsc::Receiver<Arrival>,
+}
+
+fn settings(config: &Config, attestors: Vec<Arc<dyn WorkloadAttestor>>) -> workload_api::Settings {
+    workload_api::Settings {
+        socket: config.workload_api.socket.clone(),
+        attestors,
+        evidence_max_age: config.evidence_max_age,
+        allowed_foreign_claims: config.workload_api.allowed_foreign_jwt_claims.clone(),
     }
 }
 
 /// What talks to the server, put together and not yet running.
 struct Parts {
+    socket: PathBuf,
     cache: Cache,
     driver: Driver,
     minter: Minter,
@@ -136,11 +149,10 @@ struct Parts {
 }
 
 impl Parts {
-    fn assemble(config: Config, host: Host, dial: Arc<dyn Dial>) -> Result<Self, StartError> {
+    fn assemble(config: Config, host: Host, data: DataDir, route: Route) -> Result<Self, StartError> {
         let trust_domain = config.trust_domain;
-        let data = DataDir::open(&config.data_dir, &trust_domain)?;
         let insecure = matches!(config.bootstrap, Bootstrap::Insecure);
-        let link = Link::new(config.server_address, &trust_domain, insecure, dial, host.clone());
+        let link = Link::new(config.server_address, &trust_domain, insecure, route, host.clone());
         let issuer = Arc::new(ServerJwt::new(link.clone()));
         let cache = Cache::new(trust_domain.clone(), host.clone(), issuer);
         let health = Health::new();
@@ -168,7 +180,19 @@ impl Parts {
         let sync_interval = config.sync_interval;
         let driver =
             Driver { trust_domain, host, link, cache: cache.clone(), health, node, sync_interval, resync };
-        Ok(Self { cache, driver, minter, health: watch })
+        let socket = config.workload_api.socket;
+        Ok(Self { socket, cache, driver, minter, health: watch })
+    }
+
+    fn run(self, endpoint: Endpoint) -> Running {
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.driver.run(stop.clone()));
+        tasks.spawn(self.minter.run(stop.clone()));
+        tasks.spawn(serve(endpoint, stop.clone()));
+        info!(socket = %self.socket.display(), "agent started");
+        let guard = stop.clone().drop_guard();
+        Running { socket: self.socket, health: self.health, stop, _stop_on_drop: guard, tasks }
     }
 }
 

@@ -30,8 +30,8 @@ use crate::health::{Health, Part};
 use crate::limits;
 use crate::trust::Vouching;
 
-pub use data::DataError;
 pub(crate) use data::{DataDir, Pending, Stored};
+pub use data::{DataError, Disk};
 
 /// Told to workloads of a banned node.
 const BANNED: &str = "this node is banned";

@@ -19,7 +19,9 @@ use crate::cache::{Cache, Subscription, Update};
 use crate::config::{
     Bootstrap, Config, Log, LogFormat, NodeAttestor, ServerAddress, TokenSource, WorkloadApi,
 };
+use crate::connect::Route;
 use crate::health::{HealthReport, Part};
+use crate::node::DataDir;
 use crate::testing::ca::{Ca, foreign_bundle};
 use crate::testing::server::{Fake, wire_entry};
 use crate::testing::{entry_id, following_host, id, secs, selectors, trust_domain, until};
@@ -72,8 +74,13 @@ impl Rig {
         self.start_with(self.config(Some(TokenSource::Given(Token::parse("token-1").unwrap()))))
     }
 
+    fn assemble(&self, config: Config) -> Result<Parts, StartError> {
+        let data = DataDir::open(&config.data_dir, &config.trust_domain)?;
+        Parts::assemble(config, self.host.clone(), data, Route::Tls(Arc::new(self.fake.clone())))
+    }
+
     fn start_with(&self, config: Config) -> Agent {
-        let parts = Parts::assemble(config, self.host.clone(), Arc::new(self.fake.clone())).unwrap();
+        let parts = self.assemble(config).unwrap();
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(parts.driver.run(stop.clone()));
         tasks.spawn(parts.minter.run(stop.clone()));
@@ -551,12 +558,12 @@ async fn a_directory_serves_one_agent_of_one_trust_domain() {
     let rig = Rig::new();
     let agent = rig.start();
     agent.ready().await;
-    let again = Parts::assemble(rig.config(None), rig.host.clone(), Arc::new(rig.fake.clone()));
+    let again = rig.assemble(rig.config(None));
     assert!(matches!(again.err(), Some(StartError::Data(DataError::InUse(_)))));
     agent.stop().await;
     let other =
         Config { trust_domain: passant_core::TrustDomain::parse("other.org").unwrap(), ..rig.config(None) };
-    let other = Parts::assemble(other, rig.host.clone(), Arc::new(rig.fake.clone()));
+    let other = rig.assemble(other);
     assert!(matches!(other.err(), Some(StartError::Data(DataError::OtherTrustDomain { .. }))));
 }
 
@@ -589,7 +596,7 @@ async fn a_newer_format_is_not_touched() {
     stored.as_object_mut().unwrap().remove("trust_domain");
     let file = rig.dir.path().join("data/agent-data.json");
     fs::write(&file, stored.to_string()).unwrap();
-    let newer = Parts::assemble(rig.config(None), rig.host.clone(), Arc::new(rig.fake.clone()));
+    let newer = rig.assemble(rig.config(None));
     assert!(matches!(newer.err(), Some(StartError::Data(DataError::Newer { found: 2, .. }))));
     assert!(file.exists());
 }
@@ -712,7 +719,7 @@ async fn what_others_could_have_planted_is_refused_and_what_they_could_have_read
     let file = data.join("agent-data.json");
     let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    let assemble = || Parts::assemble(rig.config(None), rig.host.clone(), Arc::new(rig.fake.clone())).err();
+    let assemble = || rig.assemble(rig.config(None)).err();
     let is_refused = || matches!(assemble(), Some(StartError::Data(DataError::Unsafe { .. })));
     for (path, open, good) in [(&data, 0o770, 0o700), (&data, 0o702, 0o700), (&file, 0o620, 0o600)] {
         set(path, open);

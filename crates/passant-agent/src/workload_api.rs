@@ -45,15 +45,15 @@ use tonic::{Request, Response, Status};
 use self::caller::Caller;
 use self::follow::Call;
 use self::header::SecurityHeader;
-pub use self::listen::ListenError;
 use self::listen::Listener;
+pub use self::listen::{Arrival, ListenError};
 use self::share::Shares;
 use crate::attest::Attestation;
 use crate::cache::Cache;
 
 /// What the endpoint is told.
 pub struct Settings {
-    /// Where it listens.
+    /// Where it listens, unless connections come otherwise.
     pub socket: PathBuf,
     /// The attestors that are asked about each workload.
     pub attestors: Vec<Arc<dyn WorkloadAttestor>>,
@@ -65,8 +65,14 @@ pub struct Settings {
 
 /// The Workload API, listening.
 pub struct Endpoint {
-    listener: Listener,
+    door: Door,
     shared: Arc<Shared>,
+}
+
+/// How connections come in.
+enum Door {
+    Socket(Listener),
+    Arrivals(mpsc::Receiver<Arrival>),
 }
 
 /// What all calls share.
@@ -89,7 +95,16 @@ impl Endpoint {
     /// # Errors
     /// See [`ListenError`].
     pub fn bind(settings: Settings, cache: Cache, host: Host) -> Result<Self, ListenError> {
-        let listener = Listener::bind(&settings.socket)?;
+        let door = Door::Socket(Listener::bind(&settings.socket)?);
+        Ok(Self::behind(door, settings, cache, host))
+    }
+
+    /// Serves the connections that `arrivals` brings, and listens nowhere.
+    pub fn over(arrivals: mpsc::Receiver<Arrival>, settings: Settings, cache: Cache, host: Host) -> Self {
+        Self::behind(Door::Arrivals(arrivals), settings, cache, host)
+    }
+
+    fn behind(door: Door, settings: Settings, cache: Cache, host: Host) -> Self {
         let shared = Shared {
             cache,
             attestation: Attestation::new(settings.attestors, settings.evidence_max_age),
@@ -98,7 +113,7 @@ impl Endpoint {
             host,
             stop: CancellationToken::new(),
         };
-        Ok(Self { listener, shared: Arc::new(shared) })
+        Self { door, shared: Arc::new(shared) }
     }
 
     /// Serves until `stop`; then ends the open streams with Unavailable and waits until the clients have taken note.
@@ -106,13 +121,18 @@ impl Endpoint {
     /// # Errors
     /// When the HTTP/2 server fails.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
-        let Self { listener, shared } = self;
+        let Self { door, shared } = self;
         let (accepted, incoming) = mpsc::channel(limits::ACCEPTED);
         let streams_stop = shared.stop.clone();
         let service =
             SpiffeWorkloadApiServer::new(Service { shared }).max_decoding_message_size(limits::REQUEST_BYTES);
         // Ends with `stop`, so that a successor can listen while old streams still end.
-        let accepting = tokio::spawn(listener.accept_into(accepted, stop.clone()));
+        let accepting = match door {
+            Door::Socket(listener) => tokio::spawn(listener.accept_into(accepted, stop.clone())),
+            Door::Arrivals(arrivals) => {
+                tokio::spawn(listen::accept_arrivals(arrivals, accepted, stop.clone()))
+            }
+        };
         let served = Server::builder()
             .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
             .http2_max_header_list_size(limits::HEADER_LIST_BYTES)

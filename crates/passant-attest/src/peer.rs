@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -27,7 +28,38 @@ use crate::process::{Credentials, ExecutableInode, Process};
 ///
 /// Clones share one handle.
 #[derive(Clone)]
-pub struct Peer(Arc<Held>);
+pub struct Peer(Holder);
+
+#[derive(Clone)]
+enum Holder {
+    Kernel(Arc<Held>),
+    Table(Arc<dyn Listed>),
+}
+
+/// A process that no kernel knows: one of a simulation, which keeps a table of its own. It is held as firmly as by a
+/// pidfd: what it says is of this process, even if another has its pid by then.
+pub trait Listed: Send + Sync {
+    /// See [`Peer::pid`].
+    fn pid(&self) -> u32;
+
+    /// See [`Peer::uid`].
+    fn uid(&self) -> u32;
+
+    /// See [`Peer::gid`].
+    fn gid(&self) -> u32;
+
+    /// See [`Peer::start_time`].
+    fn start_time(&self) -> u64;
+
+    /// See [`Peer::identity`].
+    ///
+    /// # Errors
+    /// As there.
+    fn identity(&self) -> Result<PeerIdentity, PeerError>;
+
+    /// See [`Peer::exited`].
+    fn exited(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
 
 struct Held {
     pid: u32,
@@ -124,41 +156,64 @@ impl Peer {
             pidfd,
         };
         held.executable = held.confirmed(|process| Ok(executable(process)))?;
-        let peer = Self(Arc::new(held));
+        let peer = Self(Holder::Kernel(Arc::new(held)));
         peer.identity()?;
         Ok(peer)
+    }
+
+    /// A process of a simulation.
+    pub fn listed(process: Arc<dyn Listed>) -> Self {
+        Self(Holder::Table(process))
     }
 
     /// The process id, as the agent sees it. Only for logs and for finding the process in `/proc`; see
     /// [`Peer::identity`] for what it is.
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        match &self.0 {
+            Holder::Kernel(held) => held.pid,
+            Holder::Table(process) => process.pid(),
+        }
     }
 
     /// Effective user id when it connected.
     pub fn uid(&self) -> u32 {
-        self.0.uid
+        match &self.0 {
+            Holder::Kernel(held) => held.uid,
+            Holder::Table(process) => process.uid(),
+        }
     }
 
     /// Effective group id when it connected.
     pub fn gid(&self) -> u32 {
-        self.0.gid
+        match &self.0 {
+            Holder::Kernel(held) => held.gid,
+            Holder::Table(process) => process.gid(),
+        }
     }
 
     /// When the process started, in clock ticks since boot. With the pid and the boot it names the process for ever.
     pub fn start_time(&self) -> u64 {
-        self.0.start_time
+        match &self.0 {
+            Holder::Kernel(held) => held.start_time,
+            Holder::Table(process) => process.start_time(),
+        }
     }
 
     /// Whether the process is running. A process that has exited but was not yet waited for is not.
     pub fn is_alive(&self) -> bool {
-        self.0.is_alive()
+        match &self.0 {
+            Holder::Kernel(held) => held.is_alive(),
+            Holder::Table(process) => process.identity().is_ok(),
+        }
     }
 
     /// Waits until the process has exited.
     pub async fn exited(&self) {
-        // An error means that the runtime is shutting down: nobody is served any more.
-        drop(self.0.pidfd.readable().await);
+        match &self.0 {
+            // An error means that the runtime is shutting down: nobody is served any more.
+            Holder::Kernel(held) => drop(held.pidfd.readable().await),
+            Holder::Table(process) => process.exited().await,
+        }
     }
 
     /// What the process is now.
@@ -167,19 +222,15 @@ impl Peer {
     /// [`PeerError::Gone`] when it has exited, [`PeerError::Changed`] when its user, group or executable is no longer
     /// that of the process that connected, [`PeerError::Unreadable`] when `/proc` does not tell.
     pub fn identity(&self) -> Result<PeerIdentity, PeerError> {
-        let held = &*self.0;
-        let (credentials, inode, cgroup) = held.confirmed(|process| {
-            Ok((process.credentials()?, process.executable_inode().ok(), process.cgroup()?))
-        })?;
-        held.check(&credentials, inode)?;
-        let mut digest = [0; 32];
-        digest.copy_from_slice(digest::digest(&digest::SHA256, &cgroup).as_ref());
-        Ok(PeerIdentity { uid: held.uid, gid: held.gid, executable: held.executable.clone(), cgroup: digest })
+        match &self.0 {
+            Holder::Kernel(held) => held.identity(),
+            Holder::Table(process) => process.identity(),
+        }
     }
 
     /// Supplementary groups, and the check of [`Peer::identity`] in the same look.
     pub(crate) fn credentials(&self) -> Result<Credentials, PeerError> {
-        let held = &*self.0;
+        let held = self.held()?;
         let (credentials, inode) =
             held.confirmed(|process| Ok((process.credentials()?, process.executable_inode().ok())))?;
         held.check(&credentials, inode)?;
@@ -188,16 +239,37 @@ impl Peer {
 
     /// What it runs; absent when the agent may not look.
     pub fn executable(&self) -> Option<&Executable> {
-        self.0.executable.as_ref()
+        match &self.0 {
+            Holder::Kernel(held) => held.executable.as_ref(),
+            Holder::Table(_) => None,
+        }
     }
 
     /// Reads something of the process, and confirms that it was still running.
     pub(crate) fn confirmed<T>(&self, read: impl FnOnce(&Process) -> io::Result<T>) -> Result<T, PeerError> {
-        self.0.confirmed(read)
+        self.held()?.confirmed(read)
+    }
+
+    /// The process as the kernel holds it; one of a simulation is not to be looked for in `/proc`.
+    fn held(&self) -> Result<&Held, PeerError> {
+        match &self.0 {
+            Holder::Kernel(held) => Ok(held),
+            Holder::Table(_) => Err(PeerError::Unreadable(io::ErrorKind::Unsupported.into())),
+        }
     }
 }
 
 impl Held {
+    fn identity(&self) -> Result<PeerIdentity, PeerError> {
+        let (credentials, inode, cgroup) = self.confirmed(|process| {
+            Ok((process.credentials()?, process.executable_inode().ok(), process.cgroup()?))
+        })?;
+        self.check(&credentials, inode)?;
+        let mut digest = [0; 32];
+        digest.copy_from_slice(digest::digest(&digest::SHA256, &cgroup).as_ref());
+        Ok(PeerIdentity { uid: self.uid, gid: self.gid, executable: self.executable.clone(), cgroup: digest })
+    }
+
     fn is_alive(&self) -> bool {
         let mut watched = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -232,7 +304,7 @@ impl Held {
 
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Held { pid, uid, gid, start_time, .. } = &*self.0;
+        let (pid, uid, gid, start_time) = (self.pid(), self.uid(), self.gid(), self.start_time());
         write!(f, "Peer {{ pid: {pid}, uid: {uid}, gid: {gid}, start_time: {start_time} }}")
     }
 }

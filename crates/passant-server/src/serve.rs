@@ -1,5 +1,6 @@
 //! How do connections reach the API: over TLS for the world, over a unix socket for operators?
 
+mod arrivals;
 mod bounds;
 mod conn;
 mod local;
@@ -22,9 +23,11 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::api::authorize::Authorize;
-use crate::{config, limits};
+use crate::{config, limits, tls};
+pub use arrivals::{Arrival, Shown};
 use bounds::Bounds;
-use conn::Ends;
+pub use conn::Io;
+use conn::{Conn, Ends};
 use local::OperatorSocket;
 pub use local::SocketError;
 
@@ -83,27 +86,54 @@ impl Ports {
 
     /// Starts answering with `routes`; every RPC passes `authorize` first.
     pub(crate) fn open(self, tls: rustls::ServerConfig, routes: Routes, authorize: Authorize) -> Serving {
-        let (ends, tasks) = (Ends::default(), TaskTracker::new());
         let bounds = Bounds::of_process();
-        let ((to_agents, agents), (to_others, others)) =
-            (mpsc::channel(limits::ACCEPTED), mpsc::channel(limits::ACCEPTED));
-        let doors = tcp::Doors { agents: to_agents, others: to_others };
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        tasks.spawn(tcp::accept(self.tcp, acceptor, doors, bounds, ends.clone()));
-        let (to, local) = mpsc::channel(limits::ACCEPTED);
-        tasks.spawn(self.socket.accept(to, bounds.local, ends.clone()));
+        let (serving, to) = Serving::begin(routes, authorize);
+        let doors = tcp::Doors { agents: to.agents, others: to.others };
+        serving.tasks.spawn(tcp::accept(self.tcp, acceptor, doors, bounds, serving.ends.clone()));
+        serving.tasks.spawn(self.socket.accept(to.operators, bounds.local, serving.ends.clone()));
+        serving.tasks.close();
+        serving
+    }
+}
+
+/// Where accepted connections are handed in, by whose they are.
+struct To {
+    agents: mpsc::Sender<Conn>,
+    others: mpsc::Sender<Conn>,
+    operators: mpsc::Sender<Conn>,
+}
+
+impl Serving {
+    /// Answers what `arrivals` brings, each peer verified by `door` as the TLS layer would.
+    pub(crate) fn over(
+        arrivals: mpsc::Receiver<Arrival>,
+        door: tls::Door,
+        routes: Routes,
+        authorize: Authorize,
+    ) -> Self {
+        let (serving, to) = Self::begin(routes, authorize);
+        serving.tasks.spawn(arrivals::accept(arrivals, door, to, serving.ends.clone()));
+        serving.tasks.close();
+        serving
+    }
+
+    fn begin(routes: Routes, authorize: Authorize) -> (Self, To) {
+        let (ends, tasks) = (Ends::default(), TaskTracker::new());
+        let ((to_agents, agents), (to_others, others), (to_operators, operators)) = (
+            mpsc::channel(limits::ACCEPTED),
+            mpsc::channel(limits::ACCEPTED),
+            mpsc::channel(limits::ACCEPTED),
+        );
         for (arriving, guests) in
-            [(agents, Arriving::Agents), (others, Arriving::Others), (local, Arriving::Operators)]
+            [(agents, Arriving::Agents), (others, Arriving::Others), (operators, Arriving::Operators)]
         {
             let (routes, authorize) = (routes.clone(), authorize.clone());
             tasks.spawn(answer(arriving, guests, routes, authorize, ends.stop.clone()));
         }
-        tasks.close();
-        Serving { ends, tasks }
+        (Self { ends, tasks }, To { agents: to_agents, others: to_others, operators: to_operators })
     }
-}
 
-impl Serving {
     /// Stops accepting, lets RPCs in progress finish for a bounded time, then cuts what is left.
     pub(crate) async fn stop(&self) {
         self.ends.stop.cancel();
@@ -134,7 +164,7 @@ enum Arriving {
 
 /// HTTP/2 and gRPC over the connections that arrive, until `stop` and the last of them.
 async fn answer(
-    arriving: mpsc::Receiver<conn::Conn>,
+    arriving: mpsc::Receiver<Conn>,
     from: Arriving,
     routes: Routes,
     authorize: Authorize,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use passant_attest::node::x509pop::X509PopVerifier;
 use passant_core::bundle::Bundle;
 use passant_core::{Host, TrustDomain};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,10 +22,10 @@ use crate::config::{Config, ConfigError, KeysMethod, NodeAttestor, StoreMethod};
 use crate::issue::{IssueConfig, Issuer, SigningPool};
 use crate::journal::Journal;
 use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
-use crate::record::segments::MemorySegments;
+use crate::record::segments::{MemorySegments, Segments};
 use crate::record::{DecisionLog, RecordError, Retention};
 use crate::rotate::Rotation;
-use crate::serve::{BindError, Ports, Serving, SocketError};
+use crate::serve::{Arrival, BindError, Ports, Serving, SocketError};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::SledStore;
 use crate::store::{Store, StoreError};
@@ -104,13 +105,57 @@ impl Server {
             }
         };
         let opened = (journal.clone(), record.clone());
-        let started = assemble(config, host, methods, ports, journal, record).await;
+        let started = async {
+            let (keystore, pool) = (open_keys(&config)?, SigningPool::of_machine());
+            assemble(config, host, methods, Way::Ports(ports), Held { journal, record, keystore, pool }).await
+        };
+        let started = started.await;
         if started.is_err() {
             opened.1.close().await;
             opened.0.close().await;
         }
         started
     }
+
+    /// Starts a server that touches nothing of the machine: all it would find there is in `stage`. What `config` says of
+    /// addresses, sockets and stores does not count.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_on(stage: Stage, config: Config, host: Host) -> Result<Running, StartError> {
+        let methods = node_methods(&config, &host, "given")?;
+        let journal = Journal::open(stage.store, &config.trust_domain, host.clone()).map_err(unavailable)?;
+        let record =
+            DecisionLog::over(stage.segments, retention(&config), host.clone()).map_err(unavailable)?;
+        let held = Held { journal, record, keystore: stage.keys, pool: SigningPool::inline() };
+        assemble(config, host, methods, Way::Arrivals(stage.arrivals), held).await
+    }
+}
+
+/// What stands for the machine in a simulation. Everything answers at once, so that all runs on one thread.
+pub struct Stage {
+    /// Under the journal.
+    pub store: Box<dyn Store>,
+    /// Under the decision record.
+    pub segments: Box<dyn Segments>,
+    /// The authorities' keys.
+    pub keys: Arc<dyn KeyStore>,
+    /// The connections.
+    pub arrivals: mpsc::Receiver<Arrival>,
+}
+
+/// How connections come in.
+enum Way {
+    Ports(Ports),
+    Arrivals(mpsc::Receiver<Arrival>),
+}
+
+/// What is open already.
+struct Held {
+    journal: Journal,
+    record: DecisionLog,
+    keystore: Arc<dyn KeyStore>,
+    pool: SigningPool,
 }
 
 /// Everything between an open store and an open port.
@@ -118,14 +163,13 @@ async fn assemble(
     config: Config,
     host: Host,
     methods: Vec<NodeMethod>,
-    ports: Ports,
-    journal: Journal,
-    record: DecisionLog,
+    way: Way,
+    held: Held,
 ) -> Result<Running, StartError> {
-    let pool = SigningPool::of_machine();
+    let Held { journal, record, keystore, pool } = held;
     let parts = AuthorityParts {
         journal: journal.clone(),
-        keystore: open_keys(&config)?,
+        keystore,
         record: record.clone(),
         host: host.clone(),
         pool: pool.clone(),
@@ -146,9 +190,16 @@ async fn assemble(
             .await
             .map_err(internal)?;
     let bundles = Arc::new(JournalBundles(journal.clone()));
-    let tls =
-        tls::server_config(identity, bundles, config.trust_domain.clone(), config.admin_ids.clone(), &host)
-            .map_err(internal)?;
+    let trusted = (config.trust_domain.clone(), config.admin_ids.clone());
+    let way = match way {
+        Way::Ports(ports) => Opening::Ports(
+            ports,
+            Box::new(tls::server_config(identity, bundles, trusted.0, trusted.1, &host).map_err(internal)?),
+        ),
+        Way::Arrivals(arrivals) => {
+            Opening::Arrivals(arrivals, tls::Door::new(identity, bundles, trusted.0, trusted.1, &host))
+        }
+    };
     let callers = Callers::new(journal.clone(), config.admin_ids, host.clone());
     let attestation = NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone());
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -165,10 +216,23 @@ async fn assemble(
     tasks.spawn(keep_authorities(authorities, stop.clone()));
     tasks.spawn(keep_pruned(journal.clone(), host, stop.clone()));
     tasks.close();
-    let (address, socket) = (ports.address(), ports.path().to_owned());
-    let serving = ports.open(tls, api.routes(), Authorize::new(callers));
+    let (routes, authorize) = (api.routes(), Authorize::new(callers));
+    let (address, socket, serving) = match way {
+        Opening::Ports(ports, tls) => {
+            (ports.address(), ports.path().to_owned(), ports.open(*tls, routes, authorize))
+        }
+        Opening::Arrivals(arrivals, door) => {
+            (config.listen, config.socket.path, Serving::over(arrivals, door, routes, authorize))
+        }
+    };
     tracing::info!(trust_domain = %config.trust_domain, %address, socket = %socket.display(), "the server is ready");
     Ok(Running { address, socket, journal, record, serving, stop, tasks })
+}
+
+/// A way in, with what decides about those who come.
+enum Opening {
+    Ports(Ports, Box<rustls::ServerConfig>),
+    Arrivals(mpsc::Receiver<Arrival>, tls::Door),
 }
 
 impl Running {
@@ -278,13 +342,7 @@ async fn open_journal(config: &Config, host: &Host) -> Result<Journal, StartErro
 }
 
 async fn open_record(config: &Config, host: &Host) -> Result<DecisionLog, RecordError> {
-    let keep_bytes = config.decision_log.max_bytes;
-    let retention = Retention {
-        segment_bytes: SEGMENT_BYTES.min(keep_bytes / 4),
-        keep_bytes,
-        keep_for: config.decision_log.max_age,
-    };
-    let host = host.clone();
+    let (retention, host) = (retention(config), host.clone());
     // With a memory store nothing on the disk would belong together.
     let dir = match config.store {
         StoreMethod::Memory => None,
@@ -295,6 +353,15 @@ async fn open_record(config: &Config, host: &Host) -> Result<DecisionLog, Record
         None => DecisionLog::over(Box::new(MemorySegments::default()), retention, host),
     };
     tokio::task::spawn_blocking(open).await.map_err(|_| RecordError::Closed)?
+}
+
+fn retention(config: &Config) -> Retention {
+    let keep_bytes = config.decision_log.max_bytes;
+    Retention {
+        segment_bytes: SEGMENT_BYTES.min(keep_bytes / 4),
+        keep_bytes,
+        keep_for: config.decision_log.max_age,
+    }
 }
 
 fn open_keys(config: &Config) -> Result<Arc<dyn KeyStore>, StartError> {

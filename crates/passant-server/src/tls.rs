@@ -18,6 +18,8 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 
+use crate::caller::PeerSvid;
+
 /// The server's own X509-SVID as the next handshake will show it. Replaced while the port stays open.
 #[derive(Default)]
 pub struct ServerIdentity(ArcSwapOption<CertifiedKey>);
@@ -67,6 +69,41 @@ pub fn server_config(
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
+}
+
+/// What the TLS side decides, without TLS: for a network that is itself trusted to say who is at each end.
+pub(crate) struct Door {
+    identity: Arc<ServerIdentity>,
+    verifier: Verifier,
+}
+
+impl Door {
+    /// As [`server_config`].
+    pub(crate) fn new(
+        identity: Arc<ServerIdentity>,
+        bundles: Arc<dyn Bundles>,
+        trust_domain: TrustDomain,
+        admin_ids: BTreeSet<SpiffeId>,
+        host: &Host,
+    ) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = Verifier { bundles, trust_domain, admin_ids, host: host.clone(), provider };
+        Self { identity, verifier }
+    }
+
+    /// The peer that showed `chain`, if any, and the chain that the server shows. The error is what a handshake would
+    /// fail with.
+    pub(crate) fn admit(
+        &self,
+        chain: Option<Vec<CertificateDer<'static>>>,
+    ) -> Result<(Option<PeerSvid>, Vec<CertificateDer<'static>>), String> {
+        let own = self.identity.0.load_full().ok_or("the server has no X509-SVID")?;
+        let svid = chain.map(|chain| {
+            self.verifier.verify(chain.clone()).map_err(|doubt| doubt.to_string())?;
+            X509Svid::parse(chain).map(PeerSvid::new).map_err(|error| error.to_string())
+        });
+        Ok((svid.transpose()?, own.cert.clone()))
+    }
 }
 
 impl ServerIdentity {

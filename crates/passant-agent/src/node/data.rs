@@ -34,10 +34,32 @@ const FILE_REMEDY: &str = "remove it, and the node attests anew";
 
 /// The data directory, held by this process alone.
 pub(crate) struct DataDir {
-    dir: PathBuf,
+    place: Place,
     trust_domain: TrustDomain,
-    /// Locked until dropped.
-    _lock: File,
+}
+
+enum Place {
+    Directory {
+        dir: PathBuf,
+        /// Locked until dropped.
+        _lock: File,
+    },
+    Disk(Arc<dyn Disk>),
+}
+
+/// What stands for the data directory in a simulation: one file, replaced as a whole. Calls return at once.
+pub trait Disk: Send + Sync {
+    /// What the file holds; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&self) -> io::Result<Option<Vec<u8>>>;
+
+    /// Puts `bytes` in place of what the file holds, durably.
+    ///
+    /// # Errors
+    /// When that is not certain.
+    fn replace(&self, bytes: &[u8]) -> io::Result<()>;
 }
 
 /// What the file holds.
@@ -192,7 +214,13 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(DataError::InUse(dir.to_owned())),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        Ok(Self { dir: dir.to_owned(), trust_domain: trust_domain.clone(), _lock: lock })
+        let place = Place::Directory { dir: dir.to_owned(), _lock: lock };
+        Ok(Self { place, trust_domain: trust_domain.clone() })
+    }
+
+    /// Takes `disk` for the data directory.
+    pub(crate) fn on(disk: Arc<dyn Disk>, trust_domain: &TrustDomain) -> Self {
+        Self { place: Place::Disk(disk), trust_domain: trust_domain.clone() }
     }
 
     /// Reads what is stored. A file that makes no sense is set aside and counts as none: the agent attests anew.
@@ -200,21 +228,11 @@ impl DataDir {
     /// # Errors
     /// When the file cannot be read, or is of another trust domain or a newer format.
     pub(crate) fn load(&self, host: &Host) -> Result<Stored, DataError> {
-        let path = self.dir.join(FILE);
-        let unread = |source| DataError::Io { what: "read", path: path.clone(), source };
-        let file = match open_existing(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Stored::default()),
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-                let fault = "is a symbolic link".to_owned();
-                return Err(DataError::Unsafe { path, fault, remedy: FILE_REMEDY });
-            }
-            Err(error) => return Err(unread(error)),
-        };
-        check_file(&file, &path)?;
-        let text = match read_bounded(file).map_err(unread)? {
-            Ok(text) => text,
-            Err(damage) => return self.set_aside(&path, &damage),
+        let path = self.file();
+        let text = match self.read(&path)? {
+            None => return Ok(Stored::default()),
+            Some(Ok(text)) => text,
+            Some(Err(damage)) => return self.set_aside(&path, &damage),
         };
         // A newer format may lack what this one needs: its number is read first.
         match serde_json::from_slice::<Head>(&text) {
@@ -236,15 +254,46 @@ impl DataDir {
         }
     }
 
+    fn file(&self) -> PathBuf {
+        match &self.place {
+            Place::Directory { dir, .. } => dir.join(FILE),
+            Place::Disk(_) => PathBuf::from(FILE),
+        }
+    }
+
+    /// The bytes of the file, if there is one.
+    fn read(&self, path: &Path) -> Result<Option<Result<Zeroizing<Vec<u8>>, Damage>>, DataError> {
+        let unread = |source| DataError::Io { what: "read", path: path.to_owned(), source };
+        if let Place::Disk(disk) = &self.place {
+            return Ok(disk.read().map_err(unread)?.map(|text| Ok(Zeroizing::new(text))));
+        }
+        let file = match open_existing(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                let fault = "is a symbolic link".to_owned();
+                return Err(DataError::Unsafe { path: path.to_owned(), fault, remedy: FILE_REMEDY });
+            }
+            Err(error) => return Err(unread(error)),
+        };
+        check_file(&file, path)?;
+        read_bounded(file).map(Some).map_err(unread)
+    }
+
     /// Replaces what is stored. On disk when this returns.
     ///
     /// # Errors
     /// When it cannot be written; then the old content stands.
     pub(crate) async fn save(&self, stored: &Stored) -> Result<(), DataError> {
-        let path = self.dir.join(FILE);
+        let path = self.file();
         let text = Zeroizing::new(self.to_json(stored));
-        let dir = self.dir.clone();
-        let written = tokio::task::spawn_blocking(move || replace(&dir, &text)).await;
+        let written = match &self.place {
+            Place::Directory { dir, .. } => {
+                let dir = dir.clone();
+                tokio::task::spawn_blocking(move || replace(&dir, &text)).await
+            }
+            Place::Disk(disk) => Ok(disk.replace(&text)),
+        };
         let failed = |source| DataError::Io { what: "write", path, source };
         match written {
             Ok(Ok(())) => Ok(()),
@@ -274,7 +323,8 @@ impl DataDir {
     }
 
     fn set_aside(&self, path: &Path, damage: &Damage) -> Result<Stored, DataError> {
-        let aside = self.dir.join(UNREADABLE);
+        let Place::Directory { dir, .. } = &self.place else { return Ok(Stored::default()) };
+        let aside = dir.join(UNREADABLE);
         warn!(path = %path.display(), aside = %aside.display(), %damage,
             "the stored node identity cannot be used; it is set aside and the node attests anew");
         fs::rename(path, &aside).map_err(|source| DataError::Io {

@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use super::filter::MendedStream;
 use super::share::Share;
 use crate::attest::{Attestation, AttestationError, Evidence, Known};
+use crate::connect::Wire;
 
 /// The process that opened a connection. All calls on the connection share it.
 #[derive(Clone, Debug)]
@@ -34,6 +35,11 @@ impl Caller {
     pub(super) fn of(stream: &UnixStream, uid: u32) -> Self {
         let peer =
             Peer::of(stream).inspect_err(|error| warn!(uid, %error, "failed to find out who connected"));
+        Self::known_as(uid, peer)
+    }
+
+    /// Whoever `peer` is, of the user `uid`.
+    pub(super) fn known_as(uid: u32, peer: Result<Peer, PeerError>) -> Self {
         Self(Arc::new(Accepted { uid, peer, known: Mutex::default() }))
     }
 
@@ -97,7 +103,7 @@ pub(super) fn attestation_failed() -> Status {
 /// An accepted connection. It reads as ended once the process that opened it has exited, also if another process still
 /// holds the socket.
 pub(super) struct Connection {
-    stream: MendedStream<UnixStream>,
+    stream: MendedStream<Box<dyn Wire>>,
     caller: Caller,
     exited: Pin<Box<dyn Future<Output = ()> + Send>>,
     has_exited: bool,
@@ -105,7 +111,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, caller: Caller, share: Share) -> Self {
+    pub(super) fn new(stream: Box<dyn Wire>, caller: Caller, share: Share) -> Self {
         let watched = caller.clone();
         let exited = Box::pin(async move { watched.exited().await });
         Self { stream: MendedStream::new(stream), caller, exited, has_exited: false, _share: share }
@@ -203,7 +209,7 @@ mod tests {
         let caller = Caller::of(&stream, uid);
         assert_eq!(caller.peer().unwrap().pid(), child.id());
         let shares = Shares::new(1, 1);
-        let mut connection = Connection::new(stream, caller, shares.take(uid).unwrap());
+        let mut connection = Connection::new(Box::new(stream), caller, shares.take(uid).unwrap());
         assert_eq!(connection.read_u8().await.unwrap(), b'!');
         drop(child.stdin.take());
         assert_eq!(connection.read(&mut [0; 8]).await.unwrap(), 0);

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
+use passant_attest::peer::Peer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::UnixListener;
@@ -17,6 +18,7 @@ use tracing::{debug, warn};
 use super::caller::{Caller, Connection};
 use super::limits::{ACCEPT_AGAIN, CONNECTIONS, CONNECTIONS_PER_USER};
 use super::share::Shares;
+use crate::connect::Wire;
 
 /// Every process may connect: who it is decides what it gets.
 const SOCKET_MODE: u32 = 0o777;
@@ -36,6 +38,14 @@ struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+}
+
+/// A connection of a workload that comes by no socket: in a simulation.
+pub struct Arrival {
+    /// The bytes.
+    pub stream: Box<dyn Wire>,
+    /// Who connected.
+    pub peer: Peer,
 }
 
 /// Why the agent cannot listen.
@@ -126,9 +136,36 @@ impl Listener {
                 continue;
             };
             let caller = Caller::of(&stream, uid);
-            if accepted.send(Ok(Connection::new(stream, caller, share))).await.is_err() {
+            if accepted.send(Ok(Connection::new(Box::new(stream), caller, share))).await.is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// Accepts what `arrivals` brings until `stop`, or until nobody takes it any more. The bounds are those of a socket.
+pub(super) async fn accept_arrivals(
+    mut arrivals: mpsc::Receiver<Arrival>,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+    stop: CancellationToken,
+) {
+    let shares = Shares::new(CONNECTIONS_PER_USER, CONNECTIONS);
+    loop {
+        let arrival = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = accepted.closed() => return,
+            arrival = arrivals.recv() => arrival,
+        };
+        let Some(Arrival { stream, peer }) = arrival else { return };
+        let uid = peer.uid();
+        let Some(share) = shares.take(uid) else {
+            warn!(uid, "too many connections of one user, or altogether; the newest was closed");
+            continue;
+        };
+        let caller = Caller::known_as(uid, Ok(peer));
+        if accepted.send(Ok(Connection::new(stream, caller, share))).await.is_err() {
+            return;
         }
     }
 }

@@ -42,7 +42,7 @@ pub(crate) struct Ends {
 }
 
 /// Any byte stream: TLS, unix socket, or in memory.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 
 /// Far enough off to never come while the process lives.

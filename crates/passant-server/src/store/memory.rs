@@ -18,7 +18,7 @@ struct Disk {
     contents: Option<Contents>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Contents {
     lineage: Lineage,
     trust_domain: TrustDomain,
@@ -35,6 +35,15 @@ pub struct MemoryStore(MemoryDisk);
 impl MemoryDisk {
     fn lock(&self) -> MutexGuard<'_, Disk> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MemoryDisk {
+    /// A disk with the same contents, held by nobody: what is found after a crash at this moment.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        let contents = self.lock().contents.clone();
+        Self(Arc::new(Mutex::new(Disk { is_held: false, contents })))
     }
 }
 
