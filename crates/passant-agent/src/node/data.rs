@@ -47,6 +47,13 @@ enum Place {
     Disk(Arc<dyn Disk>),
 }
 
+/// What stands where the file should be.
+enum Found {
+    Nothing,
+    Text(Zeroizing<Vec<u8>>),
+    Damaged(Damage),
+}
+
 /// What stands for the data directory in a simulation: one file, replaced as a whole. Calls return at once.
 pub trait Disk: Send + Sync {
     /// What the file holds; `None` when there is none.
@@ -230,9 +237,9 @@ impl DataDir {
     pub(crate) fn load(&self, host: &Host) -> Result<Stored, DataError> {
         let path = self.file();
         let text = match self.read(&path)? {
-            None => return Ok(Stored::default()),
-            Some(Ok(text)) => text,
-            Some(Err(damage)) => return self.set_aside(&path, &damage),
+            Found::Nothing => return Ok(Stored::default()),
+            Found::Text(text) => text,
+            Found::Damaged(damage) => return self.set_aside(&path, &damage),
         };
         // A newer format may lack what this one needs: its number is read first.
         match serde_json::from_slice::<Head>(&text) {
@@ -261,15 +268,15 @@ impl DataDir {
         }
     }
 
-    /// The bytes of the file, if there is one.
-    fn read(&self, path: &Path) -> Result<Option<Result<Zeroizing<Vec<u8>>, Damage>>, DataError> {
+    fn read(&self, path: &Path) -> Result<Found, DataError> {
         let unread = |source| DataError::Io { what: "read", path: path.to_owned(), source };
         if let Place::Disk(disk) = &self.place {
-            return Ok(disk.read().map_err(unread)?.map(|text| Ok(Zeroizing::new(text))));
+            let text = disk.read().map_err(unread)?;
+            return Ok(text.map_or(Found::Nothing, |text| Found::Text(Zeroizing::new(text))));
         }
         let file = match open_existing(path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
                 let fault = "is a symbolic link".to_owned();
                 return Err(DataError::Unsafe { path: path.to_owned(), fault, remedy: FILE_REMEDY });
@@ -277,7 +284,10 @@ impl DataDir {
             Err(error) => return Err(unread(error)),
         };
         check_file(&file, path)?;
-        read_bounded(file).map(Some).map_err(unread)
+        Ok(match read_bounded(file).map_err(unread)? {
+            Ok(text) => Found::Text(text),
+            Err(damage) => Found::Damaged(damage),
+        })
     }
 
     /// Replaces what is stored. On disk when this returns.
