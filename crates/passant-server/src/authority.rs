@@ -265,8 +265,8 @@ impl Turns<'_> {
     async fn prepare(&self, kind: AuthorityKind, now: UnixTime) -> Result<(), AuthorityError> {
         // Its key would be made in vain, at every turn another one.
         if let Some(why) = self.parts.journal.fault() {
-            return Err(Refusal::unavailable("the datastore has failed; the server must be restarted")
-                .because(why.to_owned())
+            return Err(Refusal::unavailable("the datastore has failed and is being opened again")
+                .because(why.to_string())
                 .into());
         }
         // The key of an attempt that failed after custody belongs to no authority.

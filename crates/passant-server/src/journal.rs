@@ -1,24 +1,25 @@
 //! How does a change become durable, then visible, then answered?
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::limits::{JOURNAL_BATCH, JOURNAL_COMMITS_KEPT, JOURNAL_QUEUE, PRUNE_CHANGES};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use passant_core::{Host, Refusal, TrustDomain, UnixTime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::state::change::{Change, Commit, Cursor, RequestId, Revision};
 use crate::state::{State, prune};
 use crate::store::{AppendError, Store, StoreError};
-use crate::writer::{self, Place};
+use crate::writer::{self, Next, Pauses, Place, with_causes};
 
 /// The one way to read and to change the state. Clones share it.
 ///
 /// A change is written by one writer, in the order of arrival, together with whatever else has queued up; it is
-/// visible in [`Journal::state`] only once it is durable, and answered only after that. When the store fails, nothing
-/// of the batch becomes visible and all of it is answered Unavailable.
+/// visible in [`Journal::state`] only once it is durable, and answered only after that. When the store fails, all of the
+/// batch is answered Unavailable, and nothing can be changed until the store was opened again, holds all that was
+/// acknowledged, and has taken a commit. That is tried at once, and then after growing pauses, for as long as it takes.
 #[derive(Clone, Debug)]
 pub struct Journal {
     queue: mpsc::UnboundedSender<Message>,
@@ -31,8 +32,8 @@ pub struct Journal {
 struct Shown {
     state: Arc<ArcSwap<State>>,
     revision: watch::Receiver<Revision>,
-    /// Set once the writer has given up.
-    fault: Arc<OnceLock<String>>,
+    /// Set while the store does not work.
+    fault: Arc<ArcSwapOption<String>>,
 }
 
 enum Message {
@@ -70,15 +71,27 @@ impl Journal {
         let shown =
             Shown { state: Arc::new(ArcSwap::new(Arc::clone(&state))), revision, fault: Arc::default() };
         let place = if store.is_instant() { Place::Task } else { Place::Thread };
-        let mut writer =
-            Some(Writer { store, host, state, shown: shown.clone(), revision_shown, compacted: 0 });
+        let mut writer = Some(Writer {
+            store,
+            host,
+            state,
+            shown: shown.clone(),
+            revision_shown,
+            compacted: 0,
+            doubtful: None,
+            pauses: Pauses::default(),
+        });
         let (queue, messages) = mpsc::unbounded_channel();
         let work = move |batch| {
-            let Some(closer) = writer.as_mut()?.work(batch) else { return Some(()) };
+            let Some(working) = writer.as_mut() else { return Next::End };
+            let (next, closer) = working.work(batch);
+            if closer.is_none() {
+                return next;
+            }
             // In this order: who is told that the journal is closed may open the store.
             drop(writer.take());
             drop(closer);
-            None
+            Next::End
         };
         writer::start("journal", place, messages, JOURNAL_BATCH, work).map_err(|source| StoreError::Io {
             doing: "start",
@@ -100,9 +113,9 @@ impl Journal {
         revision
     }
 
-    /// Why nothing can be changed any more until the server is restarted; `None` in health.
-    pub fn fault(&self) -> Option<&str> {
-        self.shown.fault.get().map(String::as_str)
+    /// Why nothing can be changed at present, since the store does not work; `None` in health.
+    pub fn fault(&self) -> Option<Arc<String>> {
+        self.shown.fault.load_full()
     }
 
     /// Decides and makes a change: `command` sees the newest state, including changes just before it that are still
@@ -242,11 +255,37 @@ struct Writer {
     revision_shown: watch::Sender<Revision>,
     /// The number of the revision up to which commits were forgotten in this run.
     compacted: u64,
+    /// What the store did not say whether it kept it.
+    doubtful: Option<Doubtful>,
+    pauses: Pauses,
 }
 
+/// Commits that may or may not last, and the state after them.
+struct Doubtful {
+    requests: Vec<RequestId>,
+    state: State,
+}
+
+/// What the store has kept of the doubtful.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    All,
+    Nothing,
+}
+
+/// What callers are told while the store does not work.
+const FAILED: &str = "the datastore has failed and is being opened again: nothing can be changed meanwhile";
+/// The same, to those whose change the store may have kept.
+const UNKNOWN: &str =
+    "the datastore failed while it took the change: whether it was kept is known once it works again";
+
 impl Writer {
-    /// Commits and answers the commands of `batch`; who is to be told if the journal is to close.
-    fn work(&mut self, batch: Vec<Message>) -> Option<oneshot::Sender<()>> {
+    /// Commits and answers the commands of `batch`, or tries to heal when there is none. When to go on, and who is to be
+    /// told if the journal is to close.
+    fn work(&mut self, batch: Vec<Message>) -> (Next, Option<oneshot::Sender<()>>) {
+        if batch.is_empty() {
+            return (self.heal_again(), None);
+        }
         let mut commands = Vec::with_capacity(batch.len());
         let mut closer = None;
         for message in batch {
@@ -255,12 +294,24 @@ impl Writer {
                 Message::Close(done) => closer = Some(done),
             }
         }
-        let outcome = self.commit(&mut commands);
+        let was_well = self.is_well();
+        let outcome = if was_well { self.commit(&mut commands) } else { Err(FAILED) };
         for (command, _room) in commands {
             command.answer(outcome.err().map(Refusal::unavailable));
         }
-        self.compact();
-        closer
+        if self.is_well() {
+            self.compact();
+        }
+        let next = match (was_well, self.is_well()) {
+            (_, true) => Next::Message,
+            (true, false) => Next::After(self.pauses.next(&self.host)),
+            (false, false) => Next::Meanwhile,
+        };
+        (next, closer)
+    }
+
+    fn is_well(&self) -> bool {
+        self.shown.fault.load().is_none()
     }
 
     /// Decides all commands in order, makes their changes durable together, then visible. Fails with what the
@@ -270,9 +321,6 @@ impl Writer {
         commands: &mut Vec<(Box<dyn Command>, OwnedSemaphorePermit)>,
     ) -> Result<(), &'static str> {
         commands.retain(|(command, _)| !command.is_abandoned());
-        if self.shown.fault.get().is_some() {
-            return Err("the datastore has failed; the server must be restarted");
-        }
         let mut next = State::clone(&self.state);
         let mut commits = Vec::new();
         for (command, _) in commands.iter_mut() {
@@ -283,64 +331,123 @@ impl Writer {
                 commits.push(commit);
             }
         }
-        if !commits.is_empty() {
-            self.append(&commits)?;
-            self.show(next);
+        if commits.is_empty() {
+            return Ok(());
+        }
+        if let Err(why) = self.append(&commits, next) {
+            self.fail(why);
+            // At once, too: a fault that has passed already then costs the callers little.
+            let (kept, healed) = self.heal();
+            self.note(&healed);
+            return match kept {
+                Some(Kept::All) => Ok(()),
+                Some(Kept::Nothing) if healed.is_ok() => Err("the datastore did not keep the change"),
+                None if self.doubtful.is_some() => Err(UNKNOWN),
+                Some(Kept::Nothing) | None => Err(FAILED),
+            };
         }
         Ok(())
     }
 
-    fn append(&mut self, commits: &[Commit]) -> Result<(), &'static str> {
-        let after = self.state.cursor().revision;
-        match self.store.append(after, commits) {
-            Ok(()) => Ok(()),
-            Err(AppendError::Failed(error)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "failed to write to the datastore");
-                Err("the datastore cannot be written")
+    /// Makes `commits` durable, and the state after them, `next`, visible. Says what went wrong.
+    fn append(&mut self, commits: &[Commit], next: State) -> Result<(), String> {
+        match self.store.append(self.state.cursor().revision, commits) {
+            Ok(()) => {
+                self.show(next);
+                Ok(())
             }
-            Err(AppendError::Unknown(error)) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "datastore failed while writing; looking whether the changes last"
-                );
-                self.resolve(after, commits)
-            }
-            Err(AppendError::Conflict { at }) => {
-                Err(self.give_up(format!("somebody else has written to it: it stands at {at}, not {after}")))
-            }
-        }
-    }
-
-    /// Looks for `commits` in the store, which did not say whether it kept them.
-    fn resolve(&mut self, after: Revision, commits: &[Commit]) -> Result<(), &'static str> {
-        let tail = match self.store.tail(after) {
-            Ok(tail) => tail,
             Err(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "failed to read the datastore back"
-                );
-                return Err(self.give_up("nobody can say whether the last changes were kept".to_owned()));
+                if matches!(error, AppendError::Unknown(_)) {
+                    let requests = commits.iter().map(|commit| commit.request_id).collect();
+                    self.doubtful = Some(Doubtful { requests, state: next });
+                }
+                Err(with_causes(&error))
             }
-        };
-        let kept: Vec<RequestId> = tail.iter().map(|(_, commit)| commit.request_id).collect();
-        let wanted: Vec<RequestId> = commits.iter().map(|commit| commit.request_id).collect();
-        if kept == wanted {
-            tracing::warn!(changes = kept.len(), "the changes last after all");
-            Ok(())
-        } else if kept.is_empty() {
-            tracing::warn!("the changes were not kept");
-            Err("the datastore did not keep the change")
-        } else {
-            Err(self.give_up("it holds changes that this server did not make".to_owned()))
         }
     }
 
-    fn give_up(&mut self, why: String) -> &'static str {
-        tracing::error!(why, "the journal stops: nothing can be changed until the server is restarted");
-        // Set once: nothing is written after the first fault.
-        drop(self.shown.fault.set(why));
-        "the datastore has failed; the server must be restarted"
+    fn fail(&mut self, why: String) {
+        tracing::error!(why, "the datastore has failed: nothing can be changed until it works again");
+        self.shown.fault.store(Some(Arc::new(why)));
+    }
+
+    fn heal_again(&mut self) -> Next {
+        if self.is_well() {
+            return Next::Message;
+        }
+        let (_, healed) = self.heal();
+        self.note(&healed);
+        if healed.is_ok() { Next::Message } else { Next::After(self.pauses.next(&self.host)) }
+    }
+
+    /// Tells everybody what became of an attempt to heal.
+    fn note(&mut self, healed: &Result<(), String>) {
+        match healed {
+            Ok(()) => {
+                self.shown.fault.store(None);
+                self.pauses = Pauses::default();
+                tracing::warn!(
+                    revision = %self.state.cursor().revision,
+                    "the datastore works again, and holds all that was acknowledged: changes are taken again"
+                );
+            }
+            Err(why) => {
+                tracing::error!(why, "the datastore still does not work");
+                self.shown.fault.store(Some(Arc::new(why.clone())));
+            }
+        }
+    }
+
+    /// Opens the store again, and sees whether it works. What became of the doubtful, where that is known, and why the
+    /// store cannot be used.
+    fn heal(&mut self) -> (Option<Kept>, Result<(), String>) {
+        let reopened = self.store.reopen().map_err(|error| with_causes(&error));
+        match reopened.and_then(|()| self.compare()) {
+            Ok(kept) => (Some(kept), self.probe()),
+            Err(why) => (None, Err(why)),
+        }
+    }
+
+    /// Has the store take a commit that changes nothing: what reads well may still not be written to.
+    fn probe(&mut self) -> Result<(), String> {
+        let commit = Commit { request_id: RequestId::new(self.host.random_bytes()), changes: Vec::new() };
+        let mut next = State::clone(&self.state);
+        next.apply(&commit);
+        self.append(&[commit], next)
+    }
+
+    /// Compares what the store holds with what was acknowledged, and shows doubtful commits that it has kept.
+    fn compare(&mut self) -> Result<Kept, String> {
+        let loaded = self.store.load().map_err(|error| with_causes(&error))?;
+        let (ours, theirs) =
+            (self.state.cursor(), Cursor { lineage: loaded.lineage, revision: loaded.revision });
+        let stands = State::of_objects(loaded.trust_domain, theirs, loaded.objects);
+        if stands == *self.state {
+            if self.doubtful.take().is_some() {
+                tracing::warn!("the datastore did not keep the changes that it failed on");
+            }
+            return Ok(Kept::Nothing);
+        }
+        let tail = match &self.doubtful {
+            Some(doubtful) if doubtful.state == stands => {
+                self.store.tail(ours.revision).map_err(|error| with_causes(&error))?
+            }
+            Some(_) | None => Vec::new(),
+        };
+        match self.doubtful.take_if(|doubtful| {
+            tail.iter().map(|(_, commit)| &commit.request_id).eq(doubtful.requests.iter())
+        }) {
+            Some(doubtful) => {
+                tracing::warn!(commits = tail.len(), "the datastore kept the changes that it failed on");
+                self.show(doubtful.state);
+                Ok(Kept::All)
+            }
+            None => Err(format!(
+                "it stands at revision {} of lineage {} and does not hold what was acknowledged up to revision {} of \
+                 lineage {}: keep the data directory, and stop the server",
+                theirs.revision, theirs.lineage, ours.revision, ours.lineage
+            )),
+        }
     }
 
     fn show(&mut self, state: State) {
@@ -358,22 +465,19 @@ impl Writer {
         }
         self.compacted = newest - JOURNAL_COMMITS_KEPT;
         if let Err(error) = self.store.compact(Revision::new(self.compacted)) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "failed to remove old commits from the datastore"
-            );
+            self.fail(with_causes(&error));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use passant_core::Reason;
 
     use super::*;
+    use crate::limits::HEAL_MOST;
     use crate::state::samples::{
         at, commit, draft, entry, entry_id, host_at, other_trust_domain, registered, token, trust_domain,
     };
@@ -404,23 +508,27 @@ mod tests {
     /// A memory store whose appends go as scripted, and well after that.
     struct Scripted {
         store: Box<dyn Store>,
-        script: Arc<Mutex<Vec<Go>>>,
+        script: Vec<Go>,
         appends: Arc<AtomicUsize>,
+        /// Whether it fails to be opened again.
+        is_stuck: Arc<AtomicBool>,
+        /// What it finds when it is opened again.
+        swap: Option<MemoryDisk>,
     }
 
-    #[derive(Clone, Copy, Debug)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Go {
         Fail,
         KeepAndForget,
         LoseAndForget,
-        ForgetForGood,
         Conflict,
     }
 
     impl Scripted {
         fn new(disk: &MemoryDisk, script: &[Go]) -> Box<Self> {
-            let script = Arc::new(Mutex::new(script.iter().rev().copied().collect()));
-            Box::new(Self { store: memory(disk), script, appends: Arc::default() })
+            let script = script.iter().rev().copied().collect();
+            let (appends, is_stuck) = (Arc::default(), Arc::default());
+            Box::new(Self { store: memory(disk), script, appends, is_stuck, swap: None })
         }
     }
 
@@ -435,8 +543,7 @@ mod tests {
 
         fn append(&mut self, after: Revision, commits: &[Commit]) -> Result<(), AppendError> {
             self.appends.fetch_add(1, Ordering::SeqCst);
-            let go = self.script.lock().unwrap().pop();
-            match go {
+            match self.script.pop() {
                 None => self.store.append(after, commits),
                 Some(Go::Fail) => Err(AppendError::Failed(broken())),
                 Some(Go::Conflict) => Err(AppendError::Conflict { at: after.next() }),
@@ -445,27 +552,35 @@ mod tests {
                     self.store.append(after, commits)?;
                     Err(AppendError::Unknown(broken()))
                 }
-                Some(Go::ForgetForGood) => {
-                    self.script.lock().unwrap().push(Go::ForgetForGood);
-                    Err(AppendError::Unknown(broken()))
-                }
             }
         }
 
         fn tail(&mut self, after: Revision) -> Result<Vec<(Revision, Commit)>, StoreError> {
-            match self.script.lock().unwrap().last() {
-                Some(Go::ForgetForGood) => Err(broken()),
-                _ => self.store.tail(after),
-            }
+            self.store.tail(after)
         }
 
         fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
             self.store.compact(upto)
         }
 
+        fn reopen(&mut self) -> Result<(), StoreError> {
+            if self.is_stuck.load(Ordering::SeqCst) {
+                return Err(broken());
+            }
+            if let Some(disk) = self.swap.take() {
+                self.store = memory(&disk);
+            }
+            self.store.reopen()
+        }
+
         fn is_instant(&self) -> bool {
             true
         }
+    }
+
+    /// Long enough for any pause between two attempts.
+    async fn a_while() {
+        tokio::time::sleep(HEAL_MOST * 2).await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -523,7 +638,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn when_the_store_fails_the_whole_batch_is_unavailable_and_nothing_visible() {
-        for go in [Go::Fail, Go::LoseAndForget] {
+        for go in [Go::Fail, Go::LoseAndForget, Go::Conflict] {
             let journal = open(Scripted::new(&MemoryDisk::default(), &[go]));
             // The refusal of the second rests on the change of the first, which never happened.
             let second = journal.submit(|state| match state.entry(&entry_id("a")) {
@@ -552,24 +667,72 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_resolved_stops_the_journal_until_it_is_opened_again() {
-        for go in [Go::ForgetForGood, Go::Conflict] {
+    async fn nothing_is_changed_until_the_store_works_again_and_then_it_holds_what_it_kept() {
+        for go in [Go::Fail, Go::LoseAndForget, Go::KeepAndForget, Go::Conflict] {
             let disk = MemoryDisk::default();
-            let journal = open(Scripted::new(&disk, &[go]));
-            assert_eq!(submit(&journal, put("a")).await, Err(Reason::Unavailable));
-            assert!(journal.fault().is_some());
+            let store = Scripted::new(&disk, &[go]);
+            let is_stuck = Arc::clone(&store.is_stuck);
+            let journal = open(store);
+            is_stuck.store(true, Ordering::SeqCst);
+            let refused = journal.submit(|_| Ok((vec![put("a")], ()))).await.unwrap_err();
+            assert_eq!(refused.reason, Reason::Unavailable, "{go:?}");
+            let is_unknown = [Go::LoseAndForget, Go::KeepAndForget].contains(&go);
+            assert_eq!(refused.to_string().contains("whether it was kept"), is_unknown, "{go:?}: {refused}");
             let looked = Arc::new(AtomicUsize::new(0));
-            let counter = Arc::clone(&looked);
-            let refused = journal.submit(move |_| {
-                counter.fetch_add(1, Ordering::SeqCst);
-                Ok((vec![], ()))
-            });
-            assert_eq!(refused.await.unwrap_err().reason, Reason::Unavailable);
+            for _ in 0..3 {
+                assert!(journal.fault().is_some());
+                let counter = Arc::clone(&looked);
+                let refused = journal.submit(move |_| {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    Ok((vec![], ()))
+                });
+                assert_eq!(refused.await.unwrap_err().reason, Reason::Unavailable);
+                a_while().await;
+            }
             assert_eq!(looked.load(Ordering::SeqCst), 0);
             assert!(!has(&journal, "a"));
+            is_stuck.store(false, Ordering::SeqCst);
+            a_while().await;
+            assert_eq!(journal.fault(), None, "{go:?}");
+            assert_eq!(has(&journal, "a"), go == Go::KeepAndForget, "{go:?}");
+            submit(&journal, put("b")).await.unwrap();
+            let before = journal.state();
             journal.close().await;
-            submit(&open(memory(&disk)), put("b")).await.unwrap();
+            assert_eq!(open(memory(&disk)).state(), before);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_reads_but_does_not_write_has_not_healed() {
+        let disk = MemoryDisk::default();
+        let script = [Go::Fail, Go::Fail, Go::LoseAndForget, Go::KeepAndForget, Go::Fail];
+        let store = Scripted::new(&disk, &script);
+        let appends = Arc::clone(&store.appends);
+        let journal = open(store);
+        assert_eq!(submit(&journal, put("a")).await, Err(Reason::Unavailable));
+        assert!(journal.fault().is_some());
+        tokio::time::sleep(HEAL_MOST * 10).await;
+        assert_eq!((journal.fault(), appends.load(Ordering::SeqCst)), (None, script.len() + 1));
+        submit(&journal, put("b")).await.unwrap();
+        let before = journal.state();
+        journal.close().await;
+        assert_eq!(open(memory(&disk)).state(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_lost_what_was_acknowledged_is_never_used_again() {
+        let mut store = Scripted::new(&MemoryDisk::default(), &[]);
+        store.script = vec![Go::Fail, Go::Fail];
+        store.swap = Some(MemoryDisk::default());
+        let journal = open(store);
+        assert_eq!(submit(&journal, put("a")).await, Err(Reason::Unavailable));
+        for _ in 0..3 {
+            a_while().await;
+            let fault = journal.fault().unwrap();
+            assert!(fault.contains("does not hold what was acknowledged"), "{fault}");
+        }
+        assert_eq!(submit(&journal, put("b")).await, Err(Reason::Unavailable));
+        journal.close().await;
     }
 
     #[tokio::test(start_paused = true)]

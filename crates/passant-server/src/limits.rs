@@ -10,11 +10,15 @@ pub const JOURNAL_BATCH: usize = 256;
 pub const JOURNAL_COMMITS_KEPT: u64 = 10_000;
 /// Objects pruned in one commit, so that others need not wait long behind it.
 pub const PRUNE_CHANGES: usize = 1_000;
-/// Changes in one record of the store's journal. Keeps a record far below the size from which sled puts it in a file
-/// of its own.
-pub const STORE_RECORD_CHANGES: usize = 64;
+/// Bytes in one record of the store's journal, unless one change alone is larger. sled writes a leaf of up to 17 records at
+/// once, and puts what is larger than 128 KiB in a file of its own, outside its log and what the log promises.
+pub const STORE_RECORD_BYTES: usize = 6 * 1024;
 /// sled's page cache, whose default of 1 GiB fills up. State is read once, at start; this is enough to write to.
 pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// The pause before a store or a record that failed is opened again; doubled with each further failure.
+pub const HEAL_FIRST: Duration = Duration::from_millis(200);
+/// The longest such pause. Opening a large store costs seconds of work, and people who made room on a disk look on.
+pub const HEAL_MOST: Duration = Duration::from_secs(10);
 /// Groups of intents that wait for the decision record; more callers wait in line.
 pub const RECORD_QUEUE: usize = 1024;
 /// Messages written to the decision record with one sync.

@@ -5,13 +5,18 @@
 //! an `Intent`, so that nothing can be signed without one. The outcome is written later and is not waited for. An
 //! intent without outcome becomes `unknown`, at the latest when the server starts again, and counts as issued.
 //!
+//! A write that fails stops all signing. The newest segment is then opened again, first at once and later after growing
+//! pauses: what was not acknowledged is cut off, and the chain goes on with what became of the intents meanwhile.
+//!
 //! The chain shows whether lines between two known ones were changed or taken out. It does not show that the newest
 //! lines were cut off: for that, keep the head that [`verify_chain`] reports somewhere else.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
 
 use crate::limits::{RECORD_BATCH, RECORD_QUEUE};
 use passant_core::{EntryId, Host, SpiffeId, UnixTime};
@@ -21,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::encoding;
 use crate::state::authority::AuthorityId;
-use crate::writer::{self, Place};
+use crate::writer::{self, Next, Pauses, Place, with_causes};
 
 pub mod chain;
 #[cfg(test)]
@@ -161,13 +166,11 @@ impl Default for Retention {
 /// Why the decision record cannot be used, so that nothing may be signed.
 #[derive(Debug, Error)]
 pub enum RecordError {
-    /// An earlier write failed. Nothing more is taken until the server is started again.
-    #[error(
-        "decision record has stopped ({why}): nothing is signed until the cause is removed and the server restarted"
-    )]
+    /// A write failed. Nothing more is taken until the record was opened again, which is tried for as long as it takes.
+    #[error("decision record has failed ({why}): nothing is signed until it works again")]
     Stopped {
         /// The failure.
-        why: Arc<str>,
+        why: Arc<String>,
     },
     /// The record is closed.
     #[error("decision record is closed")]
@@ -215,7 +218,8 @@ pub enum RecordError {
 pub struct DecisionLog {
     queue: mpsc::UnboundedSender<Message>,
     room: Arc<Semaphore>,
-    fault: Arc<OnceLock<Arc<str>>>,
+    /// Set while the record does not work.
+    fault: Arc<ArcSwapOption<String>>,
 }
 
 #[derive(Debug)]
@@ -260,15 +264,25 @@ impl DecisionLog {
     /// Outside a tokio runtime, with segments that answer at once.
     pub fn over(segments: Box<dyn Segments>, retention: Retention, host: Host) -> Result<Self, RecordError> {
         let place = if segments.is_instant() { Place::Task } else { Place::Thread };
-        let fault = Arc::new(OnceLock::new());
-        let chain = Chain::open(segments, retention, host)?;
+        let fault = Arc::new(ArcSwapOption::empty());
+        let chain = Chain::open(segments, retention, host.clone())?;
         let (queue, messages) = mpsc::unbounded_channel();
-        let mut writer = Some(Writer { chain, queue: queue.downgrade(), fault: Arc::clone(&fault) });
+        let mut writer = Some(Writer {
+            chain,
+            host,
+            queue: queue.downgrade(),
+            fault: Arc::clone(&fault),
+            pauses: Pauses::default(),
+        });
         let work = move |batch| {
-            let Some(closer) = writer.as_mut()?.work(batch) else { return Some(()) };
+            let Some(working) = writer.as_mut() else { return Next::End };
+            let (next, closer) = working.work(batch);
+            if closer.is_none() {
+                return next;
+            }
             drop(writer.take());
             drop(closer);
-            None
+            Next::End
         };
         writer::start("decision-record", place, messages, RECORD_BATCH, work).map_err(|source| {
             RecordError::Io { doing: "start the thread of", place: String::new(), source }
@@ -282,8 +296,8 @@ impl DecisionLog {
     /// # Errors
     /// [`RecordError::Stopped`] when the record could not be written, now or earlier; [`RecordError::Closed`].
     pub async fn intend(&self, decisions: Vec<Decision>) -> Result<Vec<Intent>, RecordError> {
-        if let Some(why) = self.fault.get() {
-            return Err(RecordError::Stopped { why: Arc::clone(why) });
+        if let Some(why) = self.fault.load_full() {
+            return Err(RecordError::Stopped { why });
         }
         if decisions.is_empty() {
             return Ok(Vec::new());
@@ -307,9 +321,9 @@ impl DecisionLog {
         receipt.settle(Some(outcome));
     }
 
-    /// Why nothing can be put on record any more; `None` in health.
-    pub fn fault(&self) -> Option<&str> {
-        self.fault.get().map(AsRef::as_ref)
+    /// Why nothing can be put on record at present; `None` in health.
+    pub fn fault(&self) -> Option<Arc<String>> {
+        self.fault.load_full()
     }
 
     /// Writes what is queued, syncs it, and takes no more.
@@ -325,14 +339,21 @@ impl DecisionLog {
 
 struct Writer {
     chain: Chain,
+    host: Host,
     /// For receipts. Weak, so that the writer ends once every log and every receipt has gone.
     queue: mpsc::WeakUnboundedSender<Message>,
-    fault: Arc<OnceLock<Arc<str>>>,
+    fault: Arc<ArcSwapOption<String>>,
+    pauses: Pauses,
 }
 
 impl Writer {
-    /// Writes `batch` with one sync and answers; who is to be told if the record is to close.
-    fn work(&mut self, batch: Vec<Message>) -> Option<oneshot::Sender<()>> {
+    /// Writes `batch` with one sync and answers, or tries to heal when there is none. When to go on, and who is to be told
+    /// if the record is to close.
+    fn work(&mut self, batch: Vec<Message>) -> (Next, Option<oneshot::Sender<()>>) {
+        if batch.is_empty() {
+            return (self.heal(), None);
+        }
+        let was_well = self.fault.load().is_none();
         let mut closer = None;
         let mut bodies = Vec::new();
         let mut groups = Vec::new();
@@ -360,31 +381,58 @@ impl Writer {
             // When the caller has gone, the receipts are dropped, and so become unknown.
             drop(reply.send(answer));
         }
-        closer
+        let next = match (was_well, &written) {
+            (_, Ok(_)) => Next::Message,
+            // At once, first: the fault may have passed already.
+            (true, Err(_)) => self.heal(),
+            (false, Err(_)) => Next::Meanwhile,
+        };
+        (next, closer)
     }
 
     fn receipt(&self, seq: u64) -> Receipt {
         Receipt { seq, queue: self.queue.upgrade() }
     }
 
-    /// Writes the lines of `bodies`; the numbers of the intents among them, in order.
-    fn write(&mut self, bodies: Vec<Body>, must_last: bool) -> Result<Vec<u64>, Arc<str>> {
-        if let Some(why) = self.fault.get() {
-            return Err(Arc::clone(why));
+    /// Writes the lines of `bodies`; the numbers of the intents among them, in order. While the record does not work, what
+    /// became of intents is kept, and nothing else.
+    fn write(&mut self, bodies: Vec<Body>, must_last: bool) -> Result<Vec<u64>, Arc<String>> {
+        if let Some(why) = self.fault.load_full() {
+            bodies.into_iter().for_each(|body| self.chain.hold(body));
+            return Err(why);
         }
         self.chain.write(bodies, must_last).map_err(|error| {
+            let why = Arc::new(with_causes(&error));
             tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "failed to write the decision record: nothing is signed until the server is restarted"
+                why = *why,
+                "the decision record has failed: nothing is signed until it works again"
             );
-            let why: Arc<str> = Arc::from(match std::error::Error::source(&error) {
-                Some(cause) => format!("{error}: {cause}"),
-                None => error.to_string(),
-            });
-            // Set once: nothing is written after the first fault.
-            drop(self.fault.set(Arc::clone(&why)));
+            self.fault.store(Some(Arc::clone(&why)));
             why
         })
+    }
+
+    /// Opens the record again after a fault.
+    fn heal(&mut self) -> Next {
+        if self.fault.load().is_none() {
+            return Next::Message;
+        }
+        match self.chain.reopen() {
+            Ok(()) => {
+                tracing::warn!(
+                    "the decision record works again, and goes on from its last acknowledged line"
+                );
+                self.fault.store(None);
+                self.pauses = Pauses::default();
+                Next::Message
+            }
+            Err(error) => {
+                let why = with_causes(&error);
+                tracing::error!(why, "the decision record still does not work");
+                self.fault.store(Some(Arc::new(why)));
+                Next::After(self.pauses.next(&self.host))
+            }
+        }
     }
 }
 

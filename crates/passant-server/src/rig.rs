@@ -387,6 +387,10 @@ impl Segments for Fragile {
         self.segments.remove(number)
     }
 
+    fn reopen(&mut self, number: u32) -> io::Result<()> {
+        self.segments.reopen(number)
+    }
+
     fn is_instant(&self) -> bool {
         true
     }

@@ -11,6 +11,7 @@ use crate::state::change::{Change, Commit, Lineage, Revision};
 mod contract;
 pub mod memory;
 pub mod sled;
+mod witness;
 
 /// A journal of commits, together with the objects that the commits made.
 ///
@@ -42,6 +43,13 @@ pub trait Store: Send {
     /// # Errors
     /// When the store cannot be written.
     fn compact(&mut self, upto: Revision) -> Result<(), StoreError>;
+
+    /// Lets go of everything that was read or opened, and opens it again. Afterwards only what the disk really holds is
+    /// told: nothing is believed of a page that was written before and may never have reached it.
+    ///
+    /// # Errors
+    /// As when a store is opened; then every call answers [`StoreError::Unusable`] until this succeeds.
+    fn reopen(&mut self) -> Result<(), StoreError>;
 
     /// Whether calls return at once, so that they may be made on an I/O thread.
     fn is_instant(&self) -> bool {
@@ -135,14 +143,29 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// It stood further once: its newest commits are missing.
+    #[error(
+        "datastore {place} stands at revision {found}, but revision {acknowledged} was acknowledged: it is damaged, or an older \
+         copy; restore the data directory from a backup, or, to go on without what is missing, remove {witness}"
+    )]
+    Behind {
+        /// Which store.
+        place: String,
+        /// Where it stands.
+        found: Revision,
+        /// Where it stood.
+        acknowledged: Revision,
+        /// The file that says so.
+        witness: PathBuf,
+    },
     /// Commits were asked for that are no longer kept.
     #[error("commits up to revision {upto} are no longer kept")]
     Compacted {
         /// The newest revision that was forgotten.
         upto: Revision,
     },
-    /// An earlier write failed, and only opening the store again shows what became of it.
-    #[error("store failed earlier and must be opened again: restart the server")]
+    /// An earlier write failed, and only [`Store::reopen`] shows what became of it.
+    #[error("store failed earlier and must be opened again")]
     Unusable,
     /// The operating system refused.
     #[error("failed to {doing} {place}")]

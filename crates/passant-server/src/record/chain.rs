@@ -208,6 +208,18 @@ pub(super) struct Chain {
     open: BTreeMap<u64, String>,
     /// The segments before the current one, oldest first.
     ended: VecDeque<Ended>,
+    /// Up to where the chain is known to last.
+    durable: Durable,
+    /// What became of intents, in lines that are not yet known to last.
+    unsynced: Vec<Body>,
+}
+
+/// The end of what lasts.
+#[derive(Clone, Copy, Debug)]
+struct Durable {
+    segment: u32,
+    bytes: u64,
+    next: Link,
 }
 
 struct Ended {
@@ -233,6 +245,8 @@ impl Chain {
             next: GENESIS,
             open: BTreeMap::new(),
             ended: VecDeque::new(),
+            durable: Durable { segment: 1, bytes: 0, next: GENESIS },
+            unsynced: Vec::new(),
         };
         let torn_bytes = match numbers.as_slice() {
             [] => {
@@ -252,6 +266,7 @@ impl Chain {
 
     /// Takes up the chain at the end of segment `newest`. How many torn bytes were cut off.
     fn resume(&mut self, before: Option<u32>, newest: u32) -> Result<u64, RecordError> {
+        self.segments.reopen(newest).map_err(self.failed("open"))?;
         let bytes = self.segments.read(newest).map_err(self.failed("read"))?;
         let checked = check(&bytes, None).map_err(|fault| self.fault(newest, fault))?;
         self.current_bytes = len(checked.good_bytes);
@@ -315,17 +330,67 @@ impl Chain {
 
     /// Appends a line for each of `bodies`, durably if it `must_last`. The numbers of the intents among them.
     ///
-    /// After an error the chain must not be written to again.
+    /// After an error the chain must be opened again ([`Chain::reopen`]) before it is written to.
     pub(super) fn write(&mut self, bodies: Vec<Body>, must_last: bool) -> Result<Vec<u64>, RecordError> {
-        if !bodies.is_empty() && self.current_bytes >= self.retention.segment_bytes {
-            self.roll()?;
+        let is_full = !bodies.is_empty() && self.current_bytes >= self.retention.segment_bytes;
+        let ready = if is_full { self.roll() } else { Ok(()) };
+        // Old segments go before the lines come: lines that last are granted in any case.
+        if let Err(error) = ready.and_then(|()| self.retain()) {
+            bodies.into_iter().for_each(|body| self.hold(body));
+            return Err(error);
         }
         let numbers = self.append(bodies)?;
         if must_last {
             self.sync()?;
         }
-        self.retain()?;
         Ok(numbers)
+    }
+
+    /// Keeps what became of an intent for when the chain can be written to again. All else is dropped.
+    pub(super) fn hold(&mut self, body: Body) {
+        match body {
+            Body::Outcome { .. } | Body::Unknown { .. } => self.unsynced.push(body),
+            Body::Start { .. } | Body::Intent { .. } => {}
+        }
+    }
+
+    /// After an error: opens the newest segment again, cuts off what is not known to last, and goes on from there. What was
+    /// cut of the fates of intents is written again, and that this happened.
+    pub(super) fn reopen(&mut self) -> Result<(), RecordError> {
+        let durable = self.durable;
+        self.current = durable.segment;
+        self.segments.reopen(durable.segment).map_err(self.failed("open"))?;
+        let numbers = self.segments.list().map_err(self.failed("list the segments after"))?;
+        for begun in numbers.into_iter().filter(|number| *number > durable.segment) {
+            self.segments.remove(begun).map_err(self.failed("remove the segment after"))?;
+        }
+        self.ended.retain(|ended| ended.number < durable.segment);
+        let bytes = self.segments.read(durable.segment).map_err(self.failed("read"))?;
+        let lasting = usize::try_from(durable.bytes).ok().and_then(|end| bytes.get(..end)).unwrap_or(&bytes);
+        let checked = check(lasting, None).map_err(|fault| self.fault(durable.segment, fault))?;
+        if len(lasting.len()) != durable.bytes || checked.next != Some(durable.next) {
+            let line = usize::try_from(checked.lines).unwrap_or(usize::MAX).saturating_add(1);
+            let what = "lines that were on record are gone";
+            return Err(self.fault(durable.segment, Fault::Broken { line, what }));
+        }
+        let cut = bytes.len() - lasting.len();
+        if cut > 0 {
+            let name = self.segments.name(durable.segment);
+            tracing::warn!(segment = name, bytes = cut, "cut off lines that nobody was told of");
+            self.segments.truncate(durable.segment, durable.bytes).map_err(self.failed("cut"))?;
+        }
+        self.current_bytes = durable.bytes;
+        self.next = durable.next;
+        self.open = checked.open;
+        let start = self.start_line(len(cut));
+        let again = std::mem::take(&mut self.unsynced);
+        let again = again.into_iter().filter(|body| match body {
+            Body::Outcome { of, .. } | Body::Unknown { of, .. } => self.open.contains_key(of),
+            Body::Start { .. } | Body::Intent { .. } => false,
+        });
+        let lines = [start].into_iter().chain(again).collect();
+        self.append(lines)?;
+        self.sync()
     }
 
     fn append(&mut self, bodies: Vec<Body>) -> Result<Vec<u64>, RecordError> {
@@ -337,11 +402,12 @@ impl Chain {
             let bytes = serde_json::to_vec(&line).expect("a line has string keys and no failing serializers");
             self.next = Link { seq: line.seq + 1, prev: hash(&bytes) };
             follow(&mut self.open, line.seq, &line.body);
-            if matches!(line.body, Body::Intent { .. }) {
-                intents.push(line.seq);
-            }
             text.extend(bytes);
             text.push(b'\n');
+            match line.body {
+                Body::Intent { .. } => intents.push(line.seq),
+                body @ (Body::Outcome { .. } | Body::Unknown { .. } | Body::Start { .. }) => self.hold(body),
+            }
         }
         if !text.is_empty() {
             let appended = self.segments.append(self.current, &text);
@@ -353,7 +419,10 @@ impl Chain {
 
     fn sync(&mut self) -> Result<(), RecordError> {
         let synced = self.segments.sync(self.current);
-        synced.map_err(self.failed("sync"))
+        synced.map_err(self.failed("sync"))?;
+        self.durable = Durable { segment: self.current, bytes: self.current_bytes, next: self.next };
+        self.unsynced.clear();
+        Ok(())
     }
 
     /// Ends the current segment and begins the next.

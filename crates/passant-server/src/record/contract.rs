@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use passant_core::Host;
@@ -11,6 +11,7 @@ use passant_core::Host;
 use super::chain::{Body, Line, verify_all};
 use super::segments::{FileSegments, MemorySegments, Segments};
 use super::*;
+use crate::limits::HEAL_MOST;
 use crate::state::samples::{at, entry_id, host_at, id};
 
 /// A directory of segments that survives its log, and can be looked at and damaged.
@@ -345,13 +346,26 @@ struct Failing {
     segments: MemorySegments,
     fail_append: Arc<AtomicBool>,
     fail_sync: Arc<AtomicBool>,
+    fail_reopen: Arc<AtomicBool>,
+    /// Whether what was not synced is gone when the segment is opened again.
+    loses: Arc<AtomicBool>,
+    /// Bytes of the only segment that are synced.
+    synced: Arc<AtomicU64>,
     syncs: Arc<AtomicUsize>,
 }
 
 impl Failing {
     fn over(segments: &MemorySegments) -> Self {
         let flag = || Arc::new(AtomicBool::new(false));
-        Self { segments: segments.clone(), fail_append: flag(), fail_sync: flag(), syncs: Arc::default() }
+        Self {
+            segments: segments.clone(),
+            fail_append: flag(),
+            fail_sync: flag(),
+            fail_reopen: flag(),
+            loses: flag(),
+            synced: Arc::default(),
+            syncs: Arc::default(),
+        }
     }
 }
 
@@ -390,6 +404,7 @@ impl Segments for Failing {
         if self.fail_sync.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk has gone"));
         }
+        self.synced.store(self.segments.peek(number)?.1, Ordering::SeqCst);
         self.segments.sync(number)
     }
 
@@ -401,46 +416,107 @@ impl Segments for Failing {
         self.segments.remove(number)
     }
 
+    fn reopen(&mut self, number: u32) -> io::Result<()> {
+        if self.fail_reopen.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        // What was not synced never reached the disk.
+        if self.loses.load(Ordering::SeqCst) {
+            self.segments.truncate(number, self.synced.load(Ordering::SeqCst))?;
+        }
+        self.segments.reopen(number)
+    }
+
     fn is_instant(&self) -> bool {
         true
     }
 }
 
+/// A disk that fails and works again, in every way that a record may meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// It takes a part of what is written, as a full disk does.
+    Write,
+    /// It takes all, and does not say that it lasts; and so it does.
+    Sync,
+    /// It takes all, and none of it lasts.
+    SyncAndLose,
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_failed_write_stops_signing_until_the_record_is_opened_again() {
-    for fails_to_sync in [false, true] {
+async fn a_failed_write_stops_signing_until_the_disk_works_again_and_nothing_acknowledged_is_lost() {
+    for fault in [Fault::Write, Fault::Sync, Fault::SyncAndLose] {
         let disk = MemorySegments::default();
         let failing = Failing::over(&disk);
-        let fails = Arc::clone(if fails_to_sync { &failing.fail_sync } else { &failing.fail_append });
+        failing.loses.store(fault == Fault::SyncAndLose, Ordering::SeqCst);
+        let fails = Arc::clone(if fault == Fault::Write { &failing.fail_append } else { &failing.fail_sync });
+        let fails_reopen = Arc::clone(&failing.fail_reopen);
         let log = DecisionLog::over(Box::new(failing), Retention::default(), host_at(5).0).unwrap();
-        drop(intend(&log, "a").await);
-        while !story(&disk).contains(&"unknown a".to_owned()) {
-            tokio::task::yield_now().await;
-        }
+        let (early, held) = (intend(&log, "a").await, intend(&log, "b").await);
+        // Written and not synced when the disk fails.
+        log.outcome(early.into_receipt(), Outcome::Signed);
+        tokio::task::yield_now().await;
         fails.store(true, Ordering::SeqCst);
-        let refused = log.intend(vec![decision("b")]).await.unwrap_err();
-        assert!(matches!(refused, RecordError::Stopped { .. }), "{refused}");
-        fails.store(false, Ordering::SeqCst);
+        fails_reopen.store(true, Ordering::SeqCst);
         let refused = log.intend(vec![decision("c")]).await.unwrap_err();
         assert!(matches!(refused, RecordError::Stopped { .. }), "{refused}");
-        assert!(log.fault().unwrap().contains(if fails_to_sync {
-            "the disk has gone"
-        } else {
-            "no storage space"
-        }));
+        fails.store(false, Ordering::SeqCst);
+        // It could be written to, but has not been opened again.
+        let refused = log.intend(vec![decision("d")]).await.unwrap_err();
+        assert!(matches!(refused, RecordError::Stopped { .. }), "{refused}");
+        assert!(log.fault().unwrap().contains("open"), "{:?}", log.fault());
+        // What was granted before is still told.
+        log.outcome(held.into_receipt(), Outcome::NotSigned("too late".to_owned()));
+        tokio::time::sleep(HEAL_MOST * 3).await;
+        assert!(log.fault().is_some());
+        fails_reopen.store(false, Ordering::SeqCst);
+        tokio::time::sleep(HEAL_MOST * 2).await;
+        assert_eq!(log.fault(), None, "{fault:?}");
+        log.outcome(intend(&log, "e").await.into_receipt(), Outcome::Signed);
         log.close().await;
-        let log = open(&disk);
-        drop(intend(&log, "d").await);
-        log.close().await;
-        // What was written but never granted is unknown, and so on the safe side; half a line is cut off.
-        let expected: &[&str] = if fails_to_sync {
-            &["start", "intent a", "unknown a", "intent b", "start", "unknown b", "intent d", "unknown d"]
-        } else {
-            &["start", "intent a", "unknown a", "start", "intent d", "unknown d"]
-        };
-        assert_eq!(story(&disk), expected);
+        let expected =
+            ["start", "intent a", "intent b", "start", "signed 1", "not signed 2", "intent e", "signed 6"];
+        assert_eq!(story(&disk), expected, "{fault:?}");
         assert!(verify(&disk).unwrap().open.is_empty());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_that_passes_at_once_costs_one_refusal() {
+    let disk = MemorySegments::default();
+    let failing = Failing::over(&disk);
+    let fails = Arc::clone(&failing.fail_append);
+    let log = DecisionLog::over(Box::new(failing), small(), host_at(5).0).unwrap();
+    for round in 0..12 {
+        fails.store(true, Ordering::SeqCst);
+        assert!(log.intend(vec![decision("no")]).await.is_err());
+        fails.store(false, Ordering::SeqCst);
+        tokio::time::sleep(HEAL_MOST * 2).await;
+        let intent = intend(&log, &format!("yes {round}")).await;
+        log.outcome(intent.into_receipt(), Outcome::Signed);
+    }
+    log.close().await;
+    let story = story(&disk);
+    assert_eq!(story.iter().filter(|line| line.starts_with("intent")).count(), 12);
+    assert!(!story.contains(&"intent no".to_owned()), "{story:?}");
+    let report = verify(&disk).unwrap();
+    assert!(report.segments > 2 && report.open.is_empty(), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_lost_acknowledged_lines_stays_stopped() {
+    let disk = MemorySegments::default();
+    let failing = Failing::over(&disk);
+    let fails = Arc::clone(&failing.fail_sync);
+    let log = DecisionLog::over(Box::new(failing), Retention::default(), host_at(5).0).unwrap();
+    let _intent = intend(&log, "a").await;
+    fails.store(true, Ordering::SeqCst);
+    disk.clone().truncate(1, 100).unwrap();
+    assert!(log.intend(vec![decision("b")]).await.is_err());
+    fails.store(false, Ordering::SeqCst);
+    tokio::time::sleep(HEAL_MOST * 3).await;
+    assert!(log.fault().unwrap().contains("are gone"), "{:?}", log.fault());
+    assert!(log.intend(vec![decision("c")]).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]

@@ -62,6 +62,13 @@ pub trait Segments: Send {
     /// When it cannot be removed.
     fn remove(&mut self, number: u32) -> io::Result<()>;
 
+    /// Lets go of every handle. What is read of segment `number` afterwards is what the disk holds: nothing is believed of
+    /// what was written before and may never have reached it.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    fn reopen(&mut self, number: u32) -> io::Result<()>;
+
     /// Whether calls return at once, so that they may be made on an I/O thread.
     fn is_instant(&self) -> bool {
         false
@@ -169,6 +176,15 @@ impl Segments for FileSegments {
             _ => self.sync_dir(),
         }
     }
+
+    fn reopen(&mut self, number: u32) -> io::Result<()> {
+        self.current = None;
+        let file = File::open(self.path(number))?;
+        file.sync_all()?;
+        // After a failed sync the page cache may show what the disk never got.
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        self.sync_dir()
+    }
 }
 
 /// Segments in memory, for development, tests and simulation. Clones are the same directory.
@@ -227,6 +243,10 @@ impl Segments for MemorySegments {
     fn remove(&mut self, number: u32) -> io::Result<()> {
         self.lock().remove(&number);
         Ok(())
+    }
+
+    fn reopen(&mut self, number: u32) -> io::Result<()> {
+        self.with(number, |_| ())
     }
 
     fn is_instant(&self) -> bool {

@@ -131,6 +131,10 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn is_instant(&self) -> bool {
         true
     }

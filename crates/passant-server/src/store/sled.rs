@@ -5,8 +5,15 @@
 //!   then never be opened again. Such leftovers are removed before it is opened.
 //! - Its flush ends in `sync_file_range`, which says nothing of file size and of the disk's own cache. After each flush
 //!   its file is synced through a handle of our own, before anything is acknowledged.
+//! - It never syncs the files that it keeps large values in, nor its file `conf`, nor any directory. All of that is synced
+//!   here, before anything is acknowledged. Records are kept small, so that such values are rare: one that is lost with
+//!   a commit that was not acknowledged would leave that commit half done.
 //! - After a failed write nothing that it says is believed: the store answers [`StoreError::Unusable`] until it is
-//!   opened again.
+//!   opened again. Then, and whenever it is opened, its files are first synced and dropped from the page cache: after a
+//!   failed sync the cache shows what may never have reached the disk, and so it does to the next process, too.
+//!
+//! - A damaged or shortened log is taken for a shorter one. The objects are added up in each commit, and the newest revision
+//!   is written down beside the store (`witness.rs`), so that neither goes unnoticed.
 //!
 //! One sled tree holds everything, so that one batch, which sled applies atomically, makes a commit:
 //!
@@ -20,15 +27,16 @@
 //! Every value is an envelope: one byte of record format, the CRC-32 (4 bytes, big endian) of key and content, then the
 //! content as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use crate::limits::{STORE_CACHE_BYTES, STORE_RECORD_CHANGES};
+use crate::limits::{STORE_CACHE_BYTES, STORE_RECORD_BYTES};
 use passant_core::{Host, TrustDomain};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -37,6 +45,7 @@ use sled::{Batch, IVec};
 use crate::keystore::FILE as KEY_FILE;
 use crate::private_dir::{make_data_dir, make_private_dir};
 use crate::state::change::{Change, Commit, Lineage, RequestId, Revision};
+use crate::store::witness::Witness;
 use crate::store::{AppendError, Loaded, Store, StoreError, check_trust_domain};
 
 /// The format of the store as a whole, in `meta`.
@@ -54,7 +63,9 @@ const LINGERING_WAIT: Duration = Duration::from_millis(20);
 /// State in the directory `state` of a server's data directory.
 #[derive(Debug)]
 pub struct SledStore {
-    db: sled::Db,
+    /// None from a failed write until it is opened again.
+    db: Option<sled::Db>,
+    data_dir: PathBuf,
     place: PathBuf,
     /// Our own handle of sled's file, to sync it.
     file: File,
@@ -65,9 +76,9 @@ pub struct SledStore {
     head: Head,
     /// The newest revision whose commit is no longer kept.
     compacted: Revision,
-    /// When sled last made or removed a file of its own for a large value, as far as we have synced.
-    blobs_synced: Option<SystemTime>,
-    is_unusable: bool,
+    /// sled's files for large values that have been synced.
+    blobs_synced: BTreeSet<OsString>,
+    witness: Witness,
     /// Holds the data directory. Declared last, to be let go after sled.
     _lock: File,
 }
@@ -90,6 +101,10 @@ struct Head {
     revision: Revision,
     /// Counted so that lost records are noticed.
     objects: u64,
+    /// The checksums of all objects, added up: sled takes a damaged part of its log for the end of it, and would then show
+    /// objects as they were before. None in stores of the first versions, until their next commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sum: Option<u64>,
 }
 
 /// One part of a commit.
@@ -112,30 +127,25 @@ impl SledStore {
         let lock = hold(data_dir)?;
         let place = data_dir.join("state");
         make_private_dir(&place).map_err(io_error("create directory", &place))?;
-        remove_unfinished_snapshots(&place)?;
-        let db = open_db(data_dir, &place)?;
-        let db_path = place.join("db");
-        let file =
-            OpenOptions::new().read(true).write(true).open(&db_path).map_err(io_error("open", &db_path))?;
-        let blobs_path = place.join("blobs");
-        let blobs = File::open(&blobs_path).map_err(io_error("open directory", &blobs_path))?;
+        let opened = Opened::at(data_dir, &place)?;
         let mut store = Self {
-            db,
-            file,
-            blobs,
+            db: Some(opened.db),
+            file: opened.file,
+            blobs: opened.blobs,
             meta: Meta {
                 format: STORE_FORMAT,
                 trust_domain: trust_domain.clone(),
                 lineage: Lineage::new(host.random_bytes()),
             },
-            head: Head { revision: Revision::ZERO, objects: 0 },
+            head: Head { revision: Revision::ZERO, objects: 0, sum: Some(0) },
             compacted: Revision::ZERO,
-            blobs_synced: None,
-            is_unusable: false,
+            blobs_synced: opened.blobs_synced,
+            data_dir: data_dir.to_owned(),
             place,
+            witness: Witness::open(data_dir)?,
             _lock: lock,
         };
-        if store.db.is_empty() {
+        if store.db()?.is_empty() {
             // Beside a new store these would be swept away as nobody's.
             if data_dir.join(KEY_FILE).exists() {
                 return Err(StoreError::StateGone { dir: data_dir.to_owned() });
@@ -145,6 +155,19 @@ impl SledStore {
             store.recognize(trust_domain)?;
         }
         Ok(store)
+    }
+
+    fn db(&self) -> Result<&sled::Db, StoreError> {
+        self.db.as_ref().ok_or(StoreError::Unusable)
+    }
+
+    /// Lets go of sled. What it has not written by now it may write yet; whoever opens it again will see.
+    fn let_go(&mut self) {
+        let db = self.db.take();
+        // On a disk that fails it panics while it closes its file.
+        if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
+            tracing::warn!(place = %self.place.display(), "sled panicked while the failed datastore was closed");
+        }
     }
 
     /// Writes the first records, and makes sure that the directories that lead to them last.
@@ -176,18 +199,18 @@ impl SledStore {
         check_trust_domain(&self.place.display().to_string(), &self.meta.trust_domain, trust_domain)?;
         let head = self.content_of(HEAD)?;
         self.head = serde_json::from_slice(&head).map_err(|error| self.corrupt(HEAD, error.to_string()))?;
-        self.compacted = match self.db.scan_prefix(JOURNAL).keys().next() {
+        self.compacted = match self.db()?.scan_prefix(JOURNAL).keys().next() {
             Some(key) => {
                 let key = key.map_err(|source| self.sled_error("read", source))?;
                 Revision::new(self.parse_journal_key(&key)?.0.number().saturating_sub(1))
             }
             None => self.head.revision,
         };
-        Ok(())
+        self.witness.check(&self.place, self.meta.lineage, self.head.revision)
     }
 
     fn content_of(&self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let value = self.db.get(key).map_err(|source| self.sled_error("read", source))?;
+        let value = self.db()?.get(key).map_err(|source| self.sled_error("read", source))?;
         let value = value.ok_or_else(|| self.corrupt(key, "it is missing".to_owned()))?;
         self.content(key, &value).map(<[u8]>::to_vec)
     }
@@ -224,22 +247,29 @@ impl SledStore {
         numbers.ok_or_else(|| self.corrupt(key, "its key is not one of the journal".to_owned()))
     }
 
-    fn load_objects(&self) -> Result<Vec<Change>, StoreError> {
+    /// The objects, and their checksums added up.
+    fn load_objects(&self) -> Result<(Vec<Change>, u64), StoreError> {
         let mut objects = Vec::new();
-        for record in self.db.scan_prefix(OBJECTS) {
+        let mut sum = 0_u64;
+        for record in self.db()?.scan_prefix(OBJECTS) {
             let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
             let object: Change = self.read(&key, &value)?;
             if !object.is_put() || object_key(&object) != *key {
                 return Err(self.corrupt(&key, "it holds another object".to_owned()));
             }
             objects.push(object);
+            sum = sum.wrapping_add(checksum_in(&value));
         }
         let found = u64::try_from(objects.len()).unwrap_or(u64::MAX);
         if found != self.head.objects {
             let what = format!("{} objects were written, {found} were found", self.head.objects);
             return Err(StoreError::Corrupt { place: self.place.display().to_string(), what });
         }
-        Ok(objects)
+        if self.head.sum.is_some_and(|written| written != sum) {
+            let what = "some of its objects are not the newest that were written".to_owned();
+            return Err(StoreError::Corrupt { place: self.place.display().to_string(), what });
+        }
+        Ok((objects, sum))
     }
 
     /// The batch that makes `commits`, and the head after it.
@@ -257,14 +287,18 @@ impl SledStore {
             }
         }
         for (key, object) in objects {
-            let stood = self.db.contains_key(&key).map_err(|source| self.sled_error("read", source))?;
-            match (stood, object) {
-                (false, Some(_)) => head.objects += 1,
-                (true, None) => head.objects = head.objects.saturating_sub(1),
-                (true, Some(_)) | (false, None) => {}
+            let old = self.db()?.get(&key).map_err(|source| self.sled_error("read", source))?;
+            if let Some(old) = old {
+                head.objects = head.objects.saturating_sub(1);
+                head.sum = head.sum.map(|sum| sum.wrapping_sub(checksum_in(&old)));
             }
             match object {
-                Some(object) => batch.insert(key.as_slice(), envelope(&key, object)),
+                Some(object) => {
+                    let new = envelope(&key, object);
+                    head.objects += 1;
+                    head.sum = head.sum.map(|sum| sum.wrapping_add(checksum_in(&new)));
+                    batch.insert(key.as_slice(), new);
+                }
                 None => batch.remove(key.as_slice()),
             }
         }
@@ -274,33 +308,23 @@ impl SledStore {
 
     /// Writes `batch` and returns once it is durable. After a failure the store is unusable.
     fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
-        let written = self
-            .db
-            .apply_batch(batch)
-            .and_then(|()| self.db.flush())
-            .map_err(|source| self.sled_error("write", source))
-            .and_then(|_| self.file.sync_data().map_err(io_error("sync", &self.place.join("db"))))
-            .and_then(|()| self.sync_blobs());
-        self.is_unusable |= written.is_err();
+        let db = self.db()?;
+        let applied = unless_it_panics("writing", &self.place, || {
+            db.apply_batch(batch).and_then(|()| db.flush()).map_err(|source| self.sled_error("write", source))
+        });
+        // Large values first: the log speaks of them.
+        let written = applied
+            .and_then(|_| self.sync_blobs())
+            .and_then(|()| self.file.sync_data().map_err(io_error("sync", &self.place.join("db"))));
+        if written.is_err() {
+            self.let_go();
+        }
         written
     }
 
-    /// Makes the names of sled's files for large values last. Their contents sled syncs itself.
+    /// Makes sled's files for large values last.
     fn sync_blobs(&mut self) -> Result<(), StoreError> {
-        let sync = |synced: Option<SystemTime>| {
-            let changed = Some(self.blobs.metadata()?.modified()?);
-            if changed != synced {
-                self.blobs.sync_all()?;
-            }
-            io::Result::Ok(changed)
-        };
-        let synced = sync(self.blobs_synced);
-        self.blobs_synced = synced.map_err(io_error("sync directory", &self.place.join("blobs")))?;
-        Ok(())
-    }
-
-    fn check_usable(&self) -> Result<(), StoreError> {
-        if self.is_unusable { Err(StoreError::Unusable) } else { Ok(()) }
+        sync_blobs(&self.place.join("blobs"), &self.blobs, &mut self.blobs_synced)
     }
 
     fn record_name(&self, key: &[u8]) -> String {
@@ -318,8 +342,9 @@ impl SledStore {
 
 impl Store for SledStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
-        self.check_usable()?;
-        let objects = unless_it_panics(&self.place, || self.load_objects())?;
+        self.db()?;
+        let (objects, sum) = unless_it_panics("reading", &self.place, || self.load_objects())?;
+        self.head.sum = Some(sum);
         Ok(Loaded {
             lineage: self.meta.lineage,
             revision: self.head.revision,
@@ -329,7 +354,7 @@ impl Store for SledStore {
     }
 
     fn append(&mut self, after: Revision, commits: &[Commit]) -> Result<(), AppendError> {
-        self.check_usable().map_err(AppendError::Failed)?;
+        self.db().map_err(AppendError::Failed)?;
         if after != self.head.revision {
             return Err(AppendError::Conflict { at: self.head.revision });
         }
@@ -339,17 +364,18 @@ impl Store for SledStore {
         let (batch, head) = self.batch_of(commits).map_err(AppendError::Failed)?;
         self.write(batch).map_err(AppendError::Unknown)?;
         self.head = head;
+        self.witness.note(self.meta.lineage, head.revision);
         Ok(())
     }
 
     fn tail(&mut self, after: Revision) -> Result<Vec<(Revision, Commit)>, StoreError> {
-        self.check_usable()?;
+        let db = self.db()?;
         if after < self.compacted {
             return Err(StoreError::Compacted { upto: self.compacted });
         }
         let mut tail: Vec<(Revision, Commit)> = Vec::new();
         let mut is_open = false;
-        for record in self.db.range(journal_key(after.next(), 0)..).take_while(is_journal_record) {
+        for record in db.range(journal_key(after.next(), 0)..).take_while(is_journal_record) {
             let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
             let (revision, part) = self.parse_journal_key(&key)?;
             let record: JournalRecord = self.read(&key, &value)?;
@@ -374,13 +400,12 @@ impl Store for SledStore {
     }
 
     fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
-        self.check_usable()?;
         let upto = upto.min(self.head.revision);
         loop {
             let mut batch = Batch::default();
             let mut most = 0;
             let old = journal_key(Revision::ZERO, 0)..journal_key(upto.next(), 0);
-            for key in self.db.range(old).keys().take(1_000) {
+            for key in self.db()?.range(old).keys().take(1_000) {
                 batch.remove(key.map_err(|source| self.sled_error("read", source))?);
                 most += 1;
             }
@@ -392,6 +417,95 @@ impl Store for SledStore {
         self.compacted = self.compacted.max(upto);
         Ok(())
     }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        self.let_go();
+        let opened = Opened::at(&self.data_dir, &self.place)?;
+        (self.file, self.blobs, self.blobs_synced) = (opened.file, opened.blobs, opened.blobs_synced);
+        self.db = Some(opened.db);
+        let trust_domain = self.meta.trust_domain.clone();
+        let recognized = self.recognize(&trust_domain);
+        if recognized.is_err() {
+            self.let_go();
+        }
+        recognized
+    }
+}
+
+/// sled, open, with handles of our own.
+struct Opened {
+    db: sled::Db,
+    file: File,
+    blobs: File,
+    blobs_synced: BTreeSet<OsString>,
+}
+
+impl Opened {
+    fn at(data_dir: &Path, place: &Path) -> Result<Self, StoreError> {
+        settle(place)?;
+        remove_unfinished_snapshots(place)?;
+        put_damaged_conf_aside(place)?;
+        let db = open_db(data_dir, place)?;
+        let db_path = place.join("db");
+        let file =
+            OpenOptions::new().read(true).write(true).open(&db_path).map_err(io_error("open", &db_path))?;
+        let blobs_path = place.join("blobs");
+        let blobs = File::open(&blobs_path).map_err(io_error("open directory", &blobs_path))?;
+        // What sled made or renamed while it opened, before anything rests on it.
+        file.sync_all().map_err(io_error("sync", &db_path))?;
+        let conf = place.join("conf");
+        sync(&conf)?;
+        let mut blobs_synced = BTreeSet::new();
+        sync_blobs(&blobs_path, &blobs, &mut blobs_synced)?;
+        sync(place)?;
+        Ok(Self { db, file, blobs, blobs_synced })
+    }
+}
+
+/// Syncs a file or a directory.
+fn sync(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(io_error("sync", path))
+}
+
+/// Syncs the files in the directory `path` that are not in `synced`, and, if there are any, the directory.
+fn sync_blobs(path: &Path, dir: &File, synced: &mut BTreeSet<OsString>) -> Result<(), StoreError> {
+    let failed = || io_error("list", path);
+    let names = fs::read_dir(path).map_err(failed())?;
+    let names = names.map(|file| Ok(file?.file_name())).collect::<io::Result<BTreeSet<OsString>>>();
+    let names = names.map_err(failed())?;
+    let mut is_new = false;
+    for name in names.difference(synced) {
+        // One that sled has removed meanwhile is of no more use.
+        match sync(&path.join(name)) {
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+        is_new = true;
+    }
+    if is_new {
+        dir.sync_all().map_err(io_error("sync directory", path))?;
+    }
+    *synced = names;
+    Ok(())
+}
+
+/// Syncs every file of the store and drops it from the page cache, so that what is read is what the disk holds.
+fn settle(place: &Path) -> Result<(), StoreError> {
+    for dir in [place.to_owned(), place.join("blobs")] {
+        let files = match fs::read_dir(&dir) {
+            Ok(files) => files.collect::<io::Result<Vec<_>>>().map_err(io_error("list", &dir))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(io_error("list", &dir)(error)),
+        };
+        for path in files.into_iter().map(|file| file.path()).filter(|path| path.is_file()) {
+            let file = File::open(&path).map_err(io_error("open", &path))?;
+            file.sync_all().map_err(io_error("sync", &path))?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+                .map_err(|error| io_error("read anew", &path)(error.into()))?;
+        }
+        sync(&dir)?;
+    }
+    Ok(())
 }
 
 fn object_key(change: &Change) -> Vec<u8> {
@@ -407,17 +521,21 @@ fn is_journal_record(record: &Result<(IVec, IVec), sled::Error>) -> bool {
 }
 
 fn journal_records(revision: Revision, commit: &Commit) -> Vec<(Vec<u8>, JournalRecord)> {
-    let mut parts: Vec<JournalRecord> = commit
-        .changes
-        .chunks(STORE_RECORD_CHANGES)
-        .map(|changes| JournalRecord {
-            request_id: commit.request_id,
-            is_last: false,
-            changes: changes.to_vec(),
-        })
-        .collect();
-    if parts.is_empty() {
-        parts.push(JournalRecord { request_id: commit.request_id, is_last: false, changes: Vec::new() });
+    let part = |changes| JournalRecord { request_id: commit.request_id, is_last: false, changes };
+    let mut parts = Vec::new();
+    let (mut changes, mut bytes) = (Vec::new(), 0);
+    for change in &commit.changes {
+        let more =
+            serde_json::to_vec(change).expect("changes have string keys and no failing serializers").len();
+        if bytes + more > STORE_RECORD_BYTES && !changes.is_empty() {
+            parts.push(part(std::mem::take(&mut changes)));
+            bytes = 0;
+        }
+        changes.push(change.clone());
+        bytes += more;
+    }
+    if parts.is_empty() || !changes.is_empty() {
+        parts.push(part(changes));
     }
     if let Some(last) = parts.last_mut() {
         last.is_last = true;
@@ -430,6 +548,11 @@ fn checksum(key: &[u8], content: &[u8]) -> u32 {
     sum.update(key);
     sum.update(content);
     sum.finalize()
+}
+
+/// The checksum in an envelope.
+fn checksum_in(value: &[u8]) -> u64 {
+    value.get(1..5).and_then(|sum| sum.try_into().ok()).map_or(0, |sum| u32::from_be_bytes(sum).into())
 }
 
 fn envelope<T: Serialize>(key: &[u8], content: &T) -> Vec<u8> {
@@ -477,14 +600,36 @@ fn remove_unfinished_snapshots(place: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Puts sled's file `conf` aside when it is damaged. sled never syncs it, would take it at its word, and writes the same
+/// one again: we have only ever used one configuration.
+fn put_damaged_conf_aside(place: &Path) -> Result<(), StoreError> {
+    let conf = place.join("conf");
+    let content = match fs::read(&conf) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        content => content.map_err(io_error("read", &conf))?,
+    };
+    let is_good = content.split_last_chunk::<4>().is_some_and(|(content, sum)| {
+        content.len() > 4 && crc32fast::hash(content) == u32::from_le_bytes(*sum)
+    });
+    if !is_good {
+        put_aside(place, &conf, "put sled's damaged configuration aside")?;
+    }
+    Ok(())
+}
+
+fn put_aside(place: &Path, file: &Path, why: &str) -> Result<(), StoreError> {
+    let aside = place.join(format!("aside.{}", file.file_name().unwrap_or_default().display()));
+    fs::rename(file, &aside).map_err(io_error("rename", file))?;
+    tracing::warn!(file = %aside.display(), "{why}");
+    Ok(())
+}
+
 /// Opens sled; when its snapshot of the index is damaged, once more without it: sled rebuilds the index from its log.
 fn open_db(data_dir: &Path, place: &Path) -> Result<sled::Db, StoreError> {
     match try_open_db(data_dir, place) {
         Err(StoreError::Sled { source: sled::Error::Corruption { .. }, .. }) => {
             for path in snapshots(place)? {
-                let aside = place.join(format!("aside.{}", path.file_name().unwrap_or_default().display()));
-                fs::rename(&path, &aside).map_err(io_error("rename", &path))?;
-                tracing::warn!(file = %aside.display(), "put a damaged index of the datastore aside");
+                put_aside(place, &path, "put a damaged index of the datastore aside")?;
             }
             try_open_db(data_dir, place)
         }
@@ -495,7 +640,7 @@ fn open_db(data_dir: &Path, place: &Path) -> Result<sled::Db, StoreError> {
 fn try_open_db(data_dir: &Path, place: &Path) -> Result<sled::Db, StoreError> {
     let config = sled::Config::default().path(place).cache_capacity(STORE_CACHE_BYTES).flush_every_ms(None);
     for _ in 0..LINGERING_TRIES {
-        match unless_it_panics(place, || Ok(config.open()))? {
+        match unless_it_panics("opening", place, || Ok(config.open()))? {
             Err(sled::Error::Io(error)) if error.to_string().contains("could not acquire lock") => {
                 std::thread::park_timeout(LINGERING_WAIT);
             }
@@ -510,11 +655,15 @@ fn try_open_db(data_dir: &Path, place: &Path) -> Result<sled::Db, StoreError> {
 }
 
 /// sled panics on some kinds of damage.
-fn unless_it_panics<T>(place: &Path, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+fn unless_it_panics<T>(
+    doing: &str,
+    place: &Path,
+    act: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| {
         Err(StoreError::Corrupt {
             place: format!("datastore {}", place.display()),
-            what: "sled panicked while reading it".to_owned(),
+            what: format!("sled panicked while {doing} it"),
         })
     })
 }
@@ -531,7 +680,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::state::samples::{commit, entry, trust_domain};
+    use crate::state::samples::{commit, entry, entry_id, trust_domain};
 
     fn open(dir: &Path) -> Result<SledStore, StoreError> {
         SledStore::open(dir, &trust_domain(), &Host::system())
@@ -575,6 +724,77 @@ mod tests {
         db.flush().unwrap();
         drop(db);
         open(dir.path()).and_then(|mut store| store.load()).unwrap_err()
+    }
+
+    /// Numbers that follow from a seed.
+    fn draw(seed: &mut u64, most: usize) -> usize {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(*seed >> 33).unwrap() % most.max(1)
+    }
+
+    #[test]
+    fn a_store_with_a_damaged_file_is_as_it_was_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path()).unwrap();
+        for number in 0..40 {
+            let hint = |entry: u64| put(&format!("e{}", entry % 25));
+            let changes = vec![hint(number), hint(number * 7), Change::DeleteEntry(entry_id("e3"))];
+            store.append(Revision::new(number), &[commit(number, changes)]).unwrap();
+        }
+        let expected = store.load().unwrap();
+        drop(store);
+        // Opened once more, so that there is an index.
+        drop(open(dir.path()).unwrap());
+        let names = fs::read_dir(dir.path().join("state")).unwrap().map(|file| file.unwrap());
+        let files: Vec<PathBuf> = names
+            .filter(|file| file.path().is_file())
+            .map(|file| Path::new("state").join(file.file_name()))
+            .collect();
+        assert!(files.len() >= 3, "{files:?}");
+        let mut seed = 7;
+        let (mut held, mut refused) = (0, 0);
+        for file in files.iter().cycle().take(files.len() * 30) {
+            let copy = copy(dir.path());
+            let path = copy.path().join(file);
+            let mut content = fs::read(&path).unwrap();
+            // The log has room behind its end, where damage hurts nobody.
+            let written = content.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
+            let at = draw(&mut seed, written);
+            match draw(&mut seed, 3) {
+                0 => content.truncate(at),
+                1 => content[at] ^= 1 << draw(&mut seed, 8),
+                _ => {
+                    let end = (at + 512).min(content.len());
+                    content[at..end].fill(0);
+                }
+            }
+            fs::write(&path, content).unwrap();
+            match open(copy.path()).and_then(|mut store| store.load()) {
+                Ok(loaded) => {
+                    assert_eq!(loaded, expected, "{} damaged at {at}", file.display());
+                    held += 1;
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains(copy.path().to_str().unwrap()), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(held > 0 && refused > 0, "{held} {refused}");
+    }
+
+    #[test]
+    fn a_store_that_lost_its_newest_commits_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = with_one_entry(dir.path());
+        let older = copy(dir.path());
+        store.append(Revision::new(1), &[commit(2, vec![put("e2")])]).unwrap();
+        drop(store);
+        fs::copy(dir.path().join("revision"), older.path().join("revision")).unwrap();
+        let refused = open(older.path()).unwrap_err().to_string();
+        assert!(refused.contains("stands at revision 1") && refused.contains("revision 2"), "{refused}");
+        fs::remove_file(older.path().join("revision")).unwrap();
+        assert_eq!(open(older.path()).unwrap().load().unwrap().objects, [put("e1")]);
     }
 
     fn is_corrupt(error: &StoreError, place: &str, what: &str) -> bool {
@@ -709,10 +929,10 @@ mod tests {
         let mut store = with_one_entry(dir.path());
         let commits = [2, 3].map(|number| commit(number, vec![put(&format!("e{number}"))]));
         store.append(Revision::new(1), &commits).unwrap();
-        store.db.remove(journal_key(Revision::new(2), 0)).unwrap();
+        store.db().unwrap().remove(journal_key(Revision::new(2), 0)).unwrap();
         let error = store.tail(Revision::ZERO).unwrap_err();
         assert!(is_corrupt(&error, "j/", "missing"), "{error}");
-        store.db.remove(journal_key(Revision::new(3), 0)).unwrap();
+        store.db().unwrap().remove(journal_key(Revision::new(3), 0)).unwrap();
         assert!(is_corrupt(&store.tail(Revision::new(2)).unwrap_err(), "j/", "missing"));
     }
 
@@ -741,8 +961,26 @@ mod tests {
         ));
         assert!(matches!(store.tail(Revision::ZERO), Err(StoreError::Unusable)));
         assert!(matches!(store.load(), Err(StoreError::Unusable)));
-        drop(store);
         // The write itself had gone well.
-        assert_eq!(open(dir.path()).unwrap().load().unwrap().objects, [put("e1"), put("e2")]);
+        store.reopen().unwrap();
+        assert_eq!(store.load().unwrap().objects, [put("e1"), put("e2")]);
+        store.append(Revision::new(2), &[commit(3, vec![put("e3")])]).unwrap();
+        drop(store);
+        assert_eq!(open(dir.path()).unwrap().load().unwrap().objects, [put("e1"), put("e2"), put("e3")]);
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_opened_again_stays_unusable_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = with_one_entry(dir.path());
+        let (db, away) = (dir.path().join("state/db"), dir.path().join("away"));
+        fs::rename(&db, &away).unwrap();
+        fs::create_dir(&db).unwrap();
+        assert!(store.reopen().is_err());
+        assert!(matches!(store.load(), Err(StoreError::Unusable)));
+        fs::remove_dir(&db).unwrap();
+        fs::rename(&away, &db).unwrap();
+        store.reopen().unwrap();
+        assert_eq!(store.load().unwrap().objects, [put("e1")]);
     }
 }
