@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// JWT-SVIDs minted by the server for an operator
     #[command(subcommand)]
     Jwt(Jwt),
+    /// The server's state: back it up
+    #[command(subcommand)]
+    Store(Store),
     /// This process's own identity, from the Workload API
     #[command(subcommand)]
     Svid(Svid),
@@ -337,6 +340,18 @@ pub(crate) enum Jwt {
         /// Write it here, with mode 0600, instead of printing it
         #[arg(long, value_name = "FILE")]
         write: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Store {
+    /// Write the state of the running server to a file: everything but private keys
+    Backup {
+        /// The file, which gets mode 0600
+        file: PathBuf,
+        /// Replace the file if there is one
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod bundle;
 pub(crate) mod entry;
 pub(crate) mod files;
 pub(crate) mod jwt;
+pub(crate) mod store;
 pub(crate) mod svid;
 pub(crate) mod token;
 pub(crate) mod x509;

@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::entry::entry_client::EntryClient;
+use passant_proto::store::store_client::StoreClient;
 use passant_proto::svid::svid_client::SvidClient;
 use passant_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tokio::net::UnixStream;
@@ -64,6 +65,10 @@ impl Server {
 
     pub(crate) fn entries(&self) -> EntryClient<Channel> {
         EntryClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub(crate) fn store(&self) -> StoreClient<Channel> {
+        StoreClient::new(self.0.clone())
     }
 
     pub(crate) fn svids(&self) -> SvidClient<Channel> {

@@ -39,6 +39,7 @@ async fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         Command::Bundle(command) => commands::bundle::run(command, &server, out).await,
         Command::X509(command) => commands::x509::run(command, &server, out).await,
         Command::Jwt(command) => commands::jwt::run(command, &server, out).await,
+        Command::Store(command) => commands::store::run(command, &server, out).await,
         Command::Svid(command) => commands::svid::run(command, out).await,
         Command::Completion { shell } => out.completion(shell),
     }

@@ -19,6 +19,9 @@ pub mod entry;
 #[path = "gen/rpc.rs"]
 #[rustfmt::skip]
 pub mod rpc;
+#[path = "gen/store.rs"]
+#[rustfmt::skip]
+pub mod store;
 #[path = "gen/svid.rs"]
 #[rustfmt::skip]
 pub mod svid;

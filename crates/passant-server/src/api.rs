@@ -7,6 +7,7 @@ mod agent;
 pub(crate) mod authorize;
 mod bundle;
 mod entry;
+mod store;
 mod svid;
 #[cfg(test)]
 mod tests;
@@ -18,14 +19,16 @@ use passant_proto::agent::agent_server::AgentServer;
 use passant_proto::bundle::bundle_server::BundleServer;
 use passant_proto::entry::entry_server::EntryServer;
 use passant_proto::status;
+use passant_proto::store::store_server::StoreServer;
 use passant_proto::svid::svid_server::SvidServer;
 use prost::Message;
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 use tonic::{Extensions, Status};
 
 use crate::attest_node::NodeAttestation;
 use crate::authority::Authorities;
-use crate::caller::{AgentCaller, Callers, ConnPeer, OperatorCaller};
+use crate::caller::{AgentCaller, Callers, ConnPeer, LocalCaller, OperatorCaller};
 use crate::issue::Issuer;
 use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
@@ -41,14 +44,17 @@ pub(crate) struct Api {
     /// Whether nodes may attest by join token.
     pub(crate) join_tokens: bool,
     pub(crate) callers: Callers,
+    /// For each backup that may be sent now.
+    pub(crate) backups: Arc<Semaphore>,
     pub(crate) host: Host,
 }
 
 impl Api {
-    /// All services, with SPIRE's names and numbers.
+    /// All services, with SPIRE's names and numbers, and our own.
     pub(crate) fn routes(self) -> Routes {
         let (agent, bundle) = (AgentServer::new(self.clone()), BundleServer::new(self.clone()));
-        let (entry, svid) = (EntryServer::new(self.clone()), SvidServer::new(self));
+        let (entry, svid) = (EntryServer::new(self.clone()), SvidServer::new(self.clone()));
+        let store = StoreServer::new(self);
         Routes::default()
             .add_service(
                 agent.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
@@ -57,6 +63,9 @@ impl Api {
                 bundle.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
             .add_service(entry.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
+            .add_service(
+                store.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
+            )
             .add_service(svid.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .prepare()
     }
@@ -103,6 +112,14 @@ impl Api {
     fn operator(&self, call: &Extensions) -> Result<OperatorCaller, Status> {
         match (call.get(), call.get::<ConnPeer>()) {
             (Some(Admitted::Operator), Some(peer)) => self.callers.operator(peer).map_err(refuse),
+            _ => Err(misrouted()),
+        }
+    }
+
+    /// The local process that [`authorize`] let in.
+    fn local(&self, call: &Extensions) -> Result<LocalCaller, Status> {
+        match (call.get(), call.get::<ConnPeer>()) {
+            (Some(Admitted::Local), Some(peer)) => self.callers.local(peer).map_err(refuse),
             _ => Err(misrouted()),
         }
     }

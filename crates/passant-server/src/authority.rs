@@ -31,7 +31,7 @@ use crate::state::authority::{Authority, AuthorityId, AuthorityKind, Phase};
 use crate::state::change::Change;
 
 pub use mint::{ActiveJwt, ActiveX509, MintError};
-pub(crate) use mint::{ia5, moment, subject};
+pub(crate) use mint::{authority_id, ia5, moment, subject};
 pub use reach::Reach;
 use slots::{Policy, Step};
 
@@ -272,7 +272,7 @@ impl Turns<'_> {
         // The key of an attempt that failed after custody belongs to no authority.
         self.sweep().await?;
         let key = self.new_key(kind).await?;
-        let id = mint::authority_id(key.public_key());
+        let id = authority_id(key.public_key());
         let authority = match kind {
             AuthorityKind::X509 => self.new_x509(&id, &key, now).await?,
             AuthorityKind::Jwt => self.new_jwt(&id, &key, now).await?,
@@ -293,7 +293,7 @@ impl Turns<'_> {
         };
         let work = move || -> Result<_, AuthorityError> {
             let key = keys.generate(key_type)?;
-            keystore.put(&mint::authority_id(key.public_key()), key.pkcs8())?;
+            keystore.put(&authority_id(key.public_key()), key.pkcs8())?;
             Ok(key)
         };
         self.parts.pool.run(work).await?

@@ -6,6 +6,7 @@
 //! | how is it configured? | [`config`] |
 //! | what does the server know, and how does that change? | [`state`], `command`, `query` |
 //! | how does a change become durable and visible? | [`journal`], [`store`] |
+//! | how is the state carried away? | [`backup`] |
 //! | what was signed, for whom and why? | [`record`] |
 //! | who is calling, and may they? | [`caller`], `api/authorize.rs` |
 //! | how is an SVID issued? | [`issue`] |
@@ -17,6 +18,7 @@
 mod api;
 pub mod attest_node;
 pub mod authority;
+pub mod backup;
 pub mod caller;
 mod command;
 pub mod config;
@@ -33,6 +35,7 @@ mod rig;
 mod rotate;
 pub mod serve;
 pub mod server;
+mod soundness;
 pub mod state;
 pub mod store;
 pub mod tls;

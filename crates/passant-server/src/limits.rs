@@ -95,3 +95,11 @@ pub const CHALLENGES: usize = 8;
 pub const STREAM_WAITING: usize = 2;
 /// The version that an agent reports, in bytes, as in SPIRE.
 pub const AGENT_VERSION: usize = 255;
+/// One message of a backup, in bytes. Larger ones would not be faster, and the 4 MiB of gRPC are far.
+pub const BACKUP_PIECE: usize = 256 * 1024;
+/// How long a reader of a backup may take for one message.
+pub const BACKUP_PIECE_WITHIN: Duration = Duration::from_secs(60);
+/// Backups that may be sent at once. Each holds one state in memory, which costs what has changed since.
+pub const BACKUPS: usize = 2;
+/// One line of a backup, in bytes: a bundle at its bounds, in base64.
+pub const BACKUP_LINE: u64 = 128 << 20;

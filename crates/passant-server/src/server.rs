@@ -9,7 +9,7 @@ use std::time::Duration;
 use passant_attest::node::x509pop::X509PopVerifier;
 use passant_core::bundle::Bundle;
 use passant_core::{Host, TrustDomain};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +22,7 @@ use crate::config::{Config, ConfigError, KeysMethod, NodeAttestor, StoreMethod};
 use crate::issue::{IssueConfig, Issuer, SigningPool};
 use crate::journal::Journal;
 use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
+use crate::limits::BACKUPS;
 use crate::record::segments::{MemorySegments, Segments};
 use crate::record::{DecisionLog, RecordError, Retention};
 use crate::rotate::Rotation;
@@ -210,6 +211,7 @@ async fn assemble(
         attestation,
         join_tokens: config.node_attestors.contains(&NodeAttestor::JoinToken),
         callers: callers.clone(),
+        backups: Arc::new(Semaphore::new(BACKUPS)),
         host: host.clone(),
     };
     tasks.spawn(rotation.run(journal.watch(), stop.clone()));

@@ -246,6 +246,16 @@ impl State {
         self.bundles.get(trust_domain).map(Arc::clone)
     }
 
+    /// A put for every object: bundles, authorities, join tokens, nodes, entries, each in the order of their keys.
+    pub fn objects(&self) -> impl Iterator<Item = Change> + Send {
+        let bundles = self.bundles.values().map(|bundle| Change::PutBundle(Arc::clone(bundle)));
+        let authorities = self.authorities.values().cloned().map(Change::PutAuthority);
+        let tokens = self.tokens.values().cloned().map(Change::PutToken);
+        let nodes = self.nodes.values().map(|node| Change::PutNode(Arc::clone(node)));
+        let entries = self.entries.values().map(|entry| Change::PutEntry(Arc::clone(entry)));
+        bundles.chain(authorities).chain(tokens).chain(nodes).chain(entries)
+    }
+
     /// All bundles, this trust domain's among them, in the order of their names.
     pub fn bundles(&self) -> impl Iterator<Item = &Arc<Bundle>> {
         self.bundles.values()

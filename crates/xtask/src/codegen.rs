@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 7] = [
+const MODULES: [Module; 8] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -30,6 +30,7 @@ const MODULES: [Module; 7] = [
     Module { name: "entry", package: "spire.api.server.entry.v1", source: "spire/api/server/entry/v1" },
     Module { name: "svid", package: "spire.api.server.svid.v1", source: "spire/api/server/svid/v1" },
     Module { name: "bundle", package: "spire.api.server.bundle.v1", source: "spire/api/server/bundle/v1" },
+    Module { name: "store", package: "passant.store.v1", source: "passant/store/v1" },
 ];
 
 /// The package that the others import, and where the crate has it.

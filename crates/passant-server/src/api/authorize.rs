@@ -24,13 +24,15 @@ enum Role {
     Agent,
     /// Administrators over TLS, and whoever may use the operator socket.
     Operator,
+    /// Whoever may use the operator socket, and no administrator over TLS.
+    Local,
     /// Servers below this one.
     Downstream,
 }
 
-use Role::{Agent, Anyone, Downstream, Operator};
+use Role::{Agent, Anyone, Downstream, Local, Operator};
 
-/// Every method of this server and who it is for, as in SPIRE's default policy.
+/// Every method of this server and who it is for: SPIRE's as in its default policy, and our own.
 const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.agent.v1.Agent/CountAgents", &[Operator]),
     ("/spire.api.server.agent.v1.Agent/ListAgents", &[Operator]),
@@ -67,6 +69,7 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle", &[Operator]),
     ("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", &[Downstream]),
     ("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", &[Downstream]),
+    ("/passant.store.v1.Store/Backup", &[Local]),
 ];
 
 /// The role in which a call was admitted. A request extension of every call that reaches a method.
@@ -76,6 +79,7 @@ pub(crate) enum Admitted {
     Anyone,
     Agent(AgentCaller),
     Operator,
+    Local,
     Downstream,
 }
 
@@ -161,6 +165,7 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
             (Agent, ConnPeer::Local(_)) => continue,
             (Agent, _) => callers.agent(peer).await.map(Admitted::Agent),
             (Operator, _) => callers.operator(peer).map(|_| Admitted::Operator),
+            (Local, _) => callers.local(peer).map(|_| Admitted::Local),
             (Downstream, _) => callers.downstream(peer).map(|_| Admitted::Downstream),
         };
         match refused {
@@ -193,6 +198,7 @@ mod tests {
         include_str!("../../../../proto/spire/api/server/bundle/v1/bundle.proto"),
         include_str!("../../../../proto/spire/api/server/entry/v1/entry.proto"),
         include_str!("../../../../proto/spire/api/server/svid/v1/svid.proto"),
+        include_str!("../../../../proto/passant/store/v1/store.proto"),
     ];
 
     #[test]

@@ -3,6 +3,7 @@
 mod agents;
 mod entries;
 mod rig;
+mod store;
 mod svids;
 mod sync;
 mod transport;

@@ -92,7 +92,7 @@ pub(super) struct RootOrder {
 }
 
 /// Names an authority after its public key (DER SubjectPublicKeyInfo): the first 20 bytes of its SHA-256.
-pub(super) fn authority_id(public_key: &[u8]) -> AuthorityId {
+pub(crate) fn authority_id(public_key: &[u8]) -> AuthorityId {
     AuthorityId::of_key(&key_id(public_key)).expect("20 bytes make an id")
 }
 

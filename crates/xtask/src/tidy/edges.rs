@@ -13,7 +13,7 @@ const MAY: [(&str, &[&str]); 7] = [
     ("passant-attest", &["passant-core"]),
     ("passant-server", &["passant-attest", "passant-core", "passant-proto"]),
     ("passant-agent", &["passant-attest", "passant-core", "passant-proto"]),
-    // The exception: `passant dev` runs a server and an agent in one process.
+    // The exception: `passant dev` runs a server and an agent in one process, `passant store` reads what a server keeps.
     ("passant-cli", &["passant-agent", "passant-attest", "passant-core", "passant-proto", "passant-server"]),
     ("xtask", &[]),
 ];

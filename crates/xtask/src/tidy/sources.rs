@@ -18,6 +18,7 @@ const FORBIDDEN: [(&str, &str); 3] = [
 
 /// The crate that may use server and agent, and in which of its files.
 const CLI: &str = "crates/passant-cli/src/";
+const CLI_MAY: [&str; 2] = ["dev", "commands/store"];
 
 /// Every fault as `path:line: what is wrong and what would help`.
 pub(super) fn check(file: &File) -> Vec<String> {
@@ -32,7 +33,9 @@ pub(super) fn check(file: &File) -> Vec<String> {
             selects(&code, &mut faults);
             length(&code, &mut faults);
         }
-        if file.path.starts_with(CLI) && !file.path[CLI.len()..].starts_with("dev") {
+        if let Some(name) = file.path.strip_prefix(CLI)
+            && !CLI_MAY.iter().any(|may| name.starts_with(may))
+        {
             layers(&code, &mut faults);
         }
     }
@@ -135,7 +138,9 @@ fn layers(code: &str, faults: &mut Vec<Fault>) {
             faults.push(fault(
                 code,
                 at,
-                format!("`{what}` is for dev.rs only: the command line talks to sockets"),
+                format!(
+                    "`{what}` is for dev.rs and commands/store.rs only: the command line talks to sockets"
+                ),
             ));
         }
     }
@@ -205,9 +210,10 @@ mod tests {
     }
 
     #[test]
-    fn only_dev_runs_server_and_agent() {
+    fn only_dev_and_store_use_server_and_agent() {
         let text = "//! What?\nuse passant_server::Server;\n";
         check_faults("crates/passant-cli/src/dev.rs", text, 0);
+        check_faults("crates/passant-cli/src/commands/store.rs", text, 0);
         check_faults("crates/passant-cli/src/entry.rs", text, 1);
     }
 }

@@ -1,0 +1,208 @@
+//! Could these objects be the state of a server?
+//!
+//! Each object is held against the rules by which it was made, and all of them against each other. Asked of a backup and
+//! of a data directory; a running server made its objects by these rules in the first place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use passant_core::bundle::{Bundle, JwtAuthority, X509Authority};
+use passant_core::{Entry, TrustDomain, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::authority::authority_id;
+use crate::backup::Holds;
+use crate::state::change::{Change, Revision};
+use crate::state::{AttestedNode, Authority, AuthorityKind, JoinToken, Phase};
+
+/// Takes puts one after the other, and keeps only what has to be compared with others.
+#[derive(Debug)]
+pub(crate) struct Audit {
+    trust_domain: TrustDomain,
+    revision: Revision,
+    holds: Holds,
+    /// Kind and key of the object before.
+    last: Option<(u8, String)>,
+    authorities: Vec<Authority>,
+    bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    federates_with: BTreeSet<TrustDomain>,
+}
+
+impl Audit {
+    /// Of a store for `trust_domain` that stands at `revision`.
+    pub(crate) const fn new(trust_domain: TrustDomain, revision: Revision) -> Self {
+        Self {
+            trust_domain,
+            revision,
+            holds: Holds { bundles: 0, authorities: 0, join_tokens: 0, nodes: 0, entries: 0 },
+            last: None,
+            authorities: Vec::new(),
+            bundles: BTreeMap::new(),
+            federates_with: BTreeSet::new(),
+        }
+    }
+
+    /// How many objects were taken.
+    pub(crate) const fn holds(&self) -> Holds {
+        self.holds
+    }
+
+    /// Takes the next object. Within a kind they come in the order of their keys.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn take(&mut self, object: &Change) -> Result<(), String> {
+        let kind = match object {
+            Change::PutBundle(bundle) => {
+                bundle_is_sound(bundle)?;
+                self.bundles.insert(bundle.trust_domain.clone(), Arc::clone(bundle));
+                0
+            }
+            Change::PutAuthority(authority) => {
+                authority_is_sound(authority)?;
+                self.authorities.push(authority.clone());
+                1
+            }
+            Change::PutToken(token) => {
+                self.token_is_sound(token)?;
+                2
+            }
+            Change::PutNode(node) => {
+                self.node_is_sound(node)?;
+                3
+            }
+            Change::PutEntry(entry) => {
+                self.entry_is_sound(entry)?;
+                self.federates_with.extend(entry.federates_with.iter().cloned());
+                4
+            }
+            Change::DeleteBundle(_)
+            | Change::DeleteAuthority(_)
+            | Change::DeleteToken(_)
+            | Change::DeleteNode(_)
+            | Change::DeleteEntry(_) => return Err("a delete is no object".to_owned()),
+        };
+        let key = object.key();
+        if self.last.as_ref().is_some_and(|(before, last)| *before == kind && *last >= key) {
+            return Err(format!("{key} comes twice, or in the wrong place"));
+        }
+        self.last = Some((kind, key));
+        self.holds.count(object);
+        Ok(())
+    }
+
+    /// What is wrong with all that was taken, as a whole.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
+            for phase in [Phase::Active, Phase::Prepared] {
+                let some = self.authorities.iter().filter(|a| a.kind == kind && a.phase == phase).count();
+                if some > 1 {
+                    faults.push(format!("{some} {kind:?} authorities are {phase:?} at once"));
+                }
+            }
+        }
+        match self.bundles.get(&self.trust_domain) {
+            Some(bundle) => self.compare_bundle(bundle, &mut faults),
+            None if self.authorities.is_empty() => {}
+            None => faults.push("there are authorities, and no bundle of the own trust domain".to_owned()),
+        }
+        for foreign in &self.federates_with {
+            if !self.bundles.contains_key(foreign) {
+                faults.push(format!("entries federate with {foreign}, whose bundle is missing"));
+            }
+        }
+        faults
+    }
+
+    /// The own bundle holds the authorities, all of them, and nothing else.
+    fn compare_bundle(&self, bundle: &Bundle, faults: &mut Vec<String>) {
+        for authority in &self.authorities {
+            let is_published = match &authority.certificate {
+                Some(der) => bundle.x509_authorities.iter().any(|published| published.der == *der),
+                None => bundle
+                    .jwt_authority(authority.id.as_str())
+                    .is_some_and(|published| published.public_key == authority.public_key),
+            };
+            if !is_published {
+                faults.push(format!("authority {} is not in the bundle", authority.id));
+            }
+            if authority.published > bundle.sequence {
+                faults.push(format!("authority {} was published in a later bundle", authority.id));
+            }
+        }
+        let stray = bundle.x509_authorities.len() + bundle.jwt_authorities.len();
+        if stray > self.authorities.len() {
+            faults
+                .push(format!("the bundle holds {stray} authorities, {} are known", self.authorities.len()));
+        }
+    }
+
+    fn entry_is_sound(&self, entry: &Entry) -> Result<(), String> {
+        let draft = entry.to_draft();
+        draft
+            .register(&self.trust_domain, entry.id.clone(), entry.revision, entry.created_at)
+            .map_err(|error| format!("entry {}: {error}", entry.id))?;
+        if entry.revision > self.revision.number() {
+            return Err(format!("entry {} is newer than the whole", entry.id));
+        }
+        Ok(())
+    }
+
+    fn node_is_sound(&self, node: &AttestedNode) -> Result<(), String> {
+        if !node.id.is_member_of(&self.trust_domain) || !node.id.is_agent() {
+            return Err(format!("node {}: it is no agent of {}", node.id, self.trust_domain));
+        }
+        if node.is_banned() && node.pending.is_some() {
+            return Err(format!("node {}: it is banned and has a renewed SVID", node.id));
+        }
+        Ok(())
+    }
+
+    fn token_is_sound(&self, token: &JoinToken) -> Result<(), String> {
+        let foreign = token.alias.as_ref().filter(|alias| !alias.is_member_of(&self.trust_domain));
+        if let Some(alias) = foreign {
+            return Err(format!("join token {}: {alias} is foreign", token.hash));
+        }
+        let agent = token.spent.as_ref().map(|spent| &spent.agent_id);
+        match agent.filter(|id| !id.is_member_of(&self.trust_domain) || !id.is_agent()) {
+            Some(id) => Err(format!("join token {}: {id} is no agent of this trust domain", token.hash)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn authority_is_sound(authority: &Authority) -> Result<(), String> {
+    let wrong = |what: &str| Err(format!("authority {}: {what}", authority.id));
+    if authority_id(&authority.public_key) != authority.id {
+        return wrong("its ID is not that of its public key");
+    }
+    match (authority.kind, &authority.certificate) {
+        (AuthorityKind::X509, Some(der)) => {
+            let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+                return wrong("its certificate cannot be read");
+            };
+            if certificate.public_key().raw != authority.public_key.as_slice() {
+                return wrong("its certificate is of another key");
+            }
+            if UnixTime::from_secs(certificate.validity().not_after.timestamp()) != authority.not_after {
+                return wrong("its certificate has another end");
+            }
+            Ok(())
+        }
+        (AuthorityKind::Jwt, None) => Ok(()),
+        (AuthorityKind::X509, None) => wrong("it has no certificate"),
+        (AuthorityKind::Jwt, Some(_)) => wrong("it has a certificate"),
+    }
+}
+
+fn bundle_is_sound(bundle: &Bundle) -> Result<(), String> {
+    let wrong = |error| format!("bundle of {}: {error}", bundle.trust_domain);
+    for authority in &bundle.x509_authorities {
+        X509Authority::from_der(&authority.der).map_err(wrong)?;
+    }
+    for authority in &bundle.jwt_authorities {
+        JwtAuthority::new(&authority.key_id, &authority.public_key, authority.expires_at).map_err(wrong)?;
+    }
+    Ok(())
+}
