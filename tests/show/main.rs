@@ -7,6 +7,7 @@
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
 //! | `dev` | what `passant dev` prints, judged by openssl and go-spiffe |
+//! | `fuzz` | every parser of outside bytes under libFuzzer |
 //!
 //! Each starts real daemons in a folder of its own, prints one line for each fact (`ok` or `FAIL`) and closes with
 //! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Nothing needs root.
@@ -14,6 +15,7 @@
 mod decisions;
 mod dev;
 mod entry_end;
+mod fuzz;
 mod interop;
 mod judge;
 mod moment;
@@ -51,6 +53,8 @@ enum Show {
     EntryEnd,
     /// Judge what `passant dev` prints.
     Dev,
+    /// Fuzz every parser of outside bytes.
+    Fuzz(FuzzArgs),
 }
 
 #[derive(Args)]
@@ -76,6 +80,19 @@ struct OutageArgs {
     seconds: Option<u64>,
 }
 
+#[derive(Args)]
+struct FuzzArgs {
+    /// How long each target runs.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Run only this target, a file of tests/fuzz/src/bin.
+    #[arg(long)]
+    target: Option<String>,
+    /// How many targets run at a time.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let show = Arguments::parse().show;
@@ -91,6 +108,9 @@ async fn main() -> ExitCode {
         }
         Show::EntryEnd => entry_end::run(&report).await,
         Show::Dev => dev::run(&report).await,
+        Show::Fuzz(FuzzArgs { seconds, target, jobs }) => {
+            fuzz::run(&report, &fuzz::Plan { seconds, target, jobs })
+        }
     };
     if let Err(error) = ran {
         report.fact("the show runs to its end", Err(error));

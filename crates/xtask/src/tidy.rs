@@ -24,9 +24,10 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
 fn faults(root: &Path) -> Result<Vec<String>> {
     let mut faults = edges::check(root)?;
-    faults.extend(lock::check(
-        &fs::read_to_string(root.join("Cargo.lock")).context("failed to read Cargo.lock")?,
-    ));
+    let lock = |path| fs::read_to_string(root.join(path)).with_context(|| format!("failed to read {path}"));
+    let (product, fuzz) = (lock("Cargo.lock")?, lock("tests/fuzz/Cargo.lock")?);
+    faults.extend(lock::check(&product));
+    faults.extend(lock::disagree(&product, &fuzz));
     for file in texts(root)? {
         faults.extend(sources::check(&file));
     }

@@ -1,0 +1,33 @@
+//! Is a server's configuration that is taken a sound one, and does every fault of another name its key and a remedy?
+#![no_main]
+
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use passant_server::Config;
+use passant_server::config::StoreMethod;
+
+fuzz_target!(|text: &str| {
+    let config = match Config::parse(text, "server.toml") {
+        Ok(config) => config,
+        Err(error) => {
+            let said = error.to_string();
+            assert!(!error.faults().is_empty());
+            for fault in error.faults() {
+                assert!(!fault.what.is_empty() && !fault.remedy.is_empty(), "{fault:?}");
+                assert!(said.contains(&fault.key) && said.contains(&fault.what), "{said}");
+            }
+            // Only what is no TOML at all has no key to name.
+            assert!(error.faults().len() == 1 || error.faults().iter().all(|fault| !fault.key.is_empty()));
+            return;
+        }
+    };
+    assert!(config.store == StoreMethod::Memory || config.data_dir.is_some());
+    assert!(!config.node_attestors.is_empty());
+    assert!(config.socket.mode & 0o007 == 0 && config.socket.mode & 0o600 == 0o600);
+    assert!(config.socket.group.is_some() || config.socket.mode & 0o070 == 0);
+    for ttl in [config.default_x509_svid_ttl, config.default_jwt_svid_ttl, config.agent_ttl] {
+        assert!(Duration::from_secs(1) <= ttl && ttl <= config.ca_ttl);
+    }
+    assert!(config.admin_ids.iter().all(|id| !id.is_trust_domain_id()));
+});
