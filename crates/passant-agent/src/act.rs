@@ -11,6 +11,7 @@ use passant_core::keys::{KeyType, SigningKey};
 use passant_core::lifetime::renew_at;
 use passant_core::x509_svid::X509Svid;
 use passant_core::{AuthorizedEntry, EntryId, Host, Reason, Refusal, Secret};
+use passant_daemon::label::Outcome;
 use passant_proto::svid::svid_client::SvidClient;
 use passant_proto::svid::{
     BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams, batch_new_x509svid_response,
@@ -27,6 +28,7 @@ use crate::connect::{CallError, Link};
 use crate::health::{Health, Part};
 use crate::jwt_cache::JwtIssuer;
 use crate::limits;
+use crate::metrics::Mint;
 use crate::trust;
 
 /// Keeps the cache supplied: plans, makes keys, asks in batches, checks what comes.
@@ -106,7 +108,12 @@ impl Minter {
         }
         while !due.is_empty() {
             let rest = due.split_off(due.len().min(self.batch));
-            match self.mint(&due).await {
+            let began = Instant::now();
+            let minted = self.mint(&due).await;
+            let metrics = self.link.metrics();
+            metrics.mint.of(Outcome::of(minted.as_ref().map_err(|error| &error.refusal))).since(began);
+            metrics.mint_batch.observe(due.len());
+            match minted {
                 Ok(outcomes) => {
                     self.backoff.succeeded();
                     self.batch = (self.batch * 2).min(limits::MINT_BATCH);
@@ -114,6 +121,7 @@ impl Minter {
                     self.cache.minted(outcomes);
                 }
                 Err(error) => {
+                    metrics.mint_failures.of(error.refusal.reason).inc();
                     self.batch = (self.batch / 2).max(1);
                     self.paused_until = Some(Instant::now() + self.backoff.failed(&self.host));
                     self.health.bad(Part::Mint, &error.to_string());
@@ -171,18 +179,29 @@ impl Minter {
         Ok(orders)
     }
 
-    /// Takes an SVID only if it is what was asked for and the bundle held vouches for it.
+    /// Takes an SVID only if it was granted and fits.
     fn check(
         &self,
         order: Order,
         result: batch_new_x509svid_response::Result,
     ) -> Result<Minted, MintFailure> {
-        if let Err(refusal) = status::from_item(result.status.as_ref()) {
-            if refusal.reason == Reason::NotFound {
-                self.resync.notify_one();
+        let (counts, checked) = match status::from_item(result.status.as_ref()) {
+            Ok(()) => {
+                let taken = self.take(order, result);
+                (if taken.is_ok() { Mint::Minted } else { Mint::Unfit }, taken)
             }
-            return Err(MintFailure(refusal.public));
-        }
+            Err(refusal) if refusal.reason == Reason::NotFound => {
+                self.resync.notify_one();
+                (Mint::NotFound, Err(MintFailure(refusal.public)))
+            }
+            Err(refusal) => (Mint::Refused, Err(MintFailure(refusal.public))),
+        };
+        self.link.metrics().minted.of(counts).inc();
+        checked
+    }
+
+    /// Takes an SVID only if it is what was asked for and the bundle held vouches for it.
+    fn take(&self, order: Order, result: batch_new_x509svid_response::Result) -> Result<Minted, MintFailure> {
         let svid = result.svid.ok_or_else(|| MintFailure("the server sent no SVID".to_owned()))?;
         let svid = convert::svid::x509_from_wire(&svid).map_err(|error| MintFailure(error.to_string()))?;
         self.fits(&order, &svid)?;

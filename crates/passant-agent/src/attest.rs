@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
+use crate::metrics::{Attestor, Metrics};
 use crate::workload_api::limits::{ATTESTATIONS, ATTESTATIONS_PER_USER, ATTESTOR};
 
 /// Every attestor of this agent.
@@ -23,6 +24,7 @@ pub(crate) struct Attestation {
     slots_of: Mutex<BTreeMap<u32, Arc<Semaphore>>>,
     /// How long what an attestor found is kept while it cannot be asked.
     max_age: Duration,
+    metrics: Arc<Metrics>,
 }
 
 /// What is known of a peer.
@@ -66,8 +68,12 @@ pub(crate) enum AttestationError {
 
 impl Attestation {
     /// All of `attestors`; what one found is kept for `max_age` while it fails.
-    pub(crate) fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>, max_age: Duration) -> Self {
-        Self { attestors, slots: Semaphore::new(ATTESTATIONS), slots_of: Mutex::default(), max_age }
+    pub(crate) fn new(
+        attestors: Vec<Arc<dyn WorkloadAttestor>>,
+        max_age: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { attestors, slots: Semaphore::new(ATTESTATIONS), slots_of: Mutex::default(), max_age, metrics }
     }
 
     /// What is known of `peer` now, having asked less than `reuse` ago.
@@ -117,7 +123,18 @@ impl Attestation {
         let mut asked = JoinSet::new();
         for attestor in &self.attestors {
             let (attestor, peer) = (Arc::clone(attestor), peer.clone());
-            asked.spawn(async move { (attestor.method(), timeout(ATTESTOR, attestor.attest(&peer)).await) });
+            let metrics = Arc::clone(&self.metrics);
+            asked.spawn(async move {
+                let began = Instant::now();
+                let answer = timeout(ATTESTOR, attestor.attest(&peer)).await;
+                let label = Attestor::named(attestor.method());
+                metrics.attestation.of(label).since(began);
+                match &answer {
+                    Ok(Ok(_) | Err(AttestError::Peer(PeerError::Gone))) => {}
+                    Ok(Err(_)) | Err(_) => metrics.attestation_failures.of(label).inc(),
+                }
+                (attestor.method(), answer)
+            });
         }
         let mut answers = BTreeMap::new();
         while let Some(answer) = asked.join_next().await {
@@ -228,7 +245,7 @@ pub(crate) mod tests {
 
     fn of(attestors: &[&Arc<Scripted>]) -> Attestation {
         let attestors = attestors.iter().map(|it| Arc::clone(it) as Arc<dyn WorkloadAttestor>).collect();
-        Attestation::new(attestors, MAX_AGE)
+        Attestation::new(attestors, MAX_AGE, Arc::default())
     }
 
     fn own_peer() -> (Peer, UnixStream) {
@@ -269,7 +286,7 @@ pub(crate) mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_user_is_attested_a_few_times_at_once_and_is_forgotten_afterwards() {
         let slow = Arc::new(Slow::default());
-        let attestation = Arc::new(Attestation::new(vec![Arc::clone(&slow) as _], MAX_AGE));
+        let attestation = Arc::new(Attestation::new(vec![Arc::clone(&slow) as _], MAX_AGE, Arc::default()));
         let mut calls = JoinSet::new();
         for _ in 0..3 * ATTESTATIONS_PER_USER {
             let attestation = Arc::clone(&attestation);
@@ -350,7 +367,7 @@ pub(crate) mod tests {
     async fn an_attestor_that_hangs_is_given_up() {
         let (peer, _open) = own_peer();
         let a = Scripted::new("a", Some("a:1"));
-        let attestation = Attestation::new(vec![a, Arc::new(Never)], MAX_AGE);
+        let attestation = Attestation::new(vec![a, Arc::new(Never)], MAX_AGE, Arc::default());
         let start = Instant::now();
         let evidence = attestation.of(&peer, &mut None, Duration::ZERO).await.unwrap();
         assert_eq!((texts(&evidence), evidence.is_partial), (vec!["a:1".to_owned()], true));

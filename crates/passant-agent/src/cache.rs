@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use crate::jwt_cache::{JwtCache, JwtIssuer};
 use crate::plan::{self, Action};
 
-pub(crate) use state::{Held, MintFailure, Minted, Slot, State, View};
+pub(crate) use state::{Census, Held, MintFailure, Minted, Slot, State, View};
 
 /// What a workload may see now.
 #[derive(Clone, Debug)]
@@ -211,6 +211,16 @@ impl Cache {
     /// Every bundle held. Narrow it with [`Bundles::for_entries`] before a workload sees it.
     pub fn bundles(&self) -> Bundles {
         self.shared.book().state.bundles()
+    }
+
+    /// When the server last confirmed what this node may serve.
+    pub(crate) fn confirmed_at(&self) -> Option<UnixTime> {
+        self.shared.book().state.confirmed_at()
+    }
+
+    /// How much is held.
+    pub(crate) fn census(&self) -> Census {
+        self.shared.book().state.census()
     }
 
     /// Whether the server confirmed the set of entries within the last 30 s; without that, "no entry matches" is not

@@ -17,7 +17,8 @@ use hyper_util::rt::TokioIo;
 use passant_core::bundle::Bundle;
 use passant_core::keys::SigningKey;
 use passant_core::x509_svid::{self, X509Svid, X509SvidError};
-use passant_core::{AgentFault, Host, Reason, Refusal, SpiffeId, TrustDomain};
+use passant_core::{AgentFault, Host, Reason, Refusal, SpiffeId, TrustDomain, UnixTime};
+use passant_daemon::label::Outcome;
 use passant_proto::status::from_status;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -36,6 +37,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::config::ServerAddress;
 use crate::limits;
+use crate::metrics::Metrics;
 
 /// The agent's own identity: the node SVID and its key.
 pub(crate) struct NodeIdentity {
@@ -60,6 +62,7 @@ struct Inner {
     generations: AtomicU64,
     /// The last fault that the server found in the identity of the current generation.
     fault: watch::Sender<Option<AgentFault>>,
+    metrics: Arc<Metrics>,
 }
 
 /// A channel made with one node SVID.
@@ -101,6 +104,7 @@ impl Link {
         insecure_bootstrap: bool,
         route: Route,
         host: Host,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = Arc::new(ServerVerifier {
@@ -119,6 +123,7 @@ impl Link {
                 current: ArcSwapOption::empty(),
                 generations: AtomicU64::new(0),
                 fault: watch::Sender::new(None),
+                metrics,
             }),
         }
     }
@@ -150,6 +155,16 @@ impl Link {
     /// Forgets the identity: every call that needs it fails at once.
     pub(crate) fn forget_identity(&self) {
         self.inner.current.store(None);
+    }
+
+    /// Where what is done over this link is counted.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
+    }
+
+    /// When the identity now used ends.
+    pub(crate) fn not_after(&self) -> Option<UnixTime> {
+        self.inner.current.load().as_ref().map(|connection| connection.identity.svid.not_after())
     }
 
     /// Counts the identities that were used so far: it changes with each new one.
@@ -248,11 +263,17 @@ impl Inner {
         match &self.route {
             Route::Tls(dial) => {
                 let (tls, name) = (Arc::new(self.tls(identity)?), address.server_name());
-                let dial = Arc::clone(dial);
+                let (dial, metrics) = (Arc::clone(dial), Arc::clone(&self.metrics));
                 let connector = tower::service_fn(move |_: http::Uri| {
                     let tls = TlsConnector::from(Arc::clone(&tls));
                     let (name, dialled) = (name.clone(), dial.dial(&address));
-                    async move { connect(dialled, name, &tls).await.map(TokioIo::new) }
+                    let metrics = Arc::clone(&metrics);
+                    async move {
+                        let connected = connect(dialled, name, &tls).await;
+                        let outcome = if connected.is_ok() { Outcome::Done } else { Outcome::Failed };
+                        metrics.connections.of(outcome).inc();
+                        connected.map(TokioIo::new)
+                    }
                 });
                 Ok(endpoint.origin(origin).connect_with_connector_lazy(connector))
             }
@@ -604,7 +625,7 @@ mod tests {
     fn link(insecure_bootstrap: bool) -> Link {
         let address = ServerAddress::parse("server.example.org:8081").unwrap();
         let route = Route::Tls(Arc::new(Tcp));
-        Link::new(address, &trust_domain(), insecure_bootstrap, route, following_host())
+        Link::new(address, &trust_domain(), insecure_bootstrap, route, following_host(), Arc::default())
     }
 
     fn identity(ca: &Ca) -> Arc<NodeIdentity> {

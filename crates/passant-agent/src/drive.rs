@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use passant_core::{AgentFault, Host, TrustDomain};
+use passant_daemon::label::Outcome;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -91,10 +92,14 @@ impl Driver {
     async fn sync(&mut self) -> Result<(), CallError> {
         let known = sync::Known { entries: self.cache.known(), federated: self.cache.bundles().federated };
         let began = Instant::now();
-        match sync::poll(&self.link, &self.trust_domain, known).await {
+        let polled = sync::poll(&self.link, &self.trust_domain, known).await;
+        let metrics = self.link.metrics();
+        metrics.syncs.of(Outcome::of(polled.as_ref().map_err(|error| &error.refusal))).inc();
+        match polled {
             Ok(view) => {
                 debug!(entries = view.entries.len(), federated = view.federated.len(),
                     took = ?began.elapsed(), "synced");
+                metrics.sync.since(began);
                 self.node.accepted();
                 // The server is verified by the new bundle before an SVID under it is asked for.
                 let bundle_changed = self.node.learn_bundle(&view.bundle);

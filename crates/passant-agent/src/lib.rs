@@ -13,6 +13,7 @@
 //! | which selectors does a peer have? | `attest` |
 //! | how do workloads get their SVIDs? | [`workload_api`] |
 //! | what is bounded, and why? | [`limits`] |
+//! | what is counted and timed? | [`metrics`] |
 //!
 //! Three tasks run: one drives (the node's own SVID and the sync), one mints, one serves the Workload API. They share the
 //! [`cache::Cache`] and the link to the server, and nothing else.
@@ -27,6 +28,7 @@ mod drive;
 pub mod health;
 pub mod jwt_cache;
 pub mod limits;
+pub mod metrics;
 mod node;
 mod plan;
 mod sync;
@@ -43,6 +45,8 @@ use std::sync::Arc;
 
 use passant_attest::workload::WorkloadAttestor;
 use passant_core::Host;
+use passant_daemon::metrics::{Registry, encode};
+use passant_daemon::process;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -54,6 +58,7 @@ use crate::config::{Bootstrap, Config, FileError};
 use crate::connect::{Link, Network, Route, Tcp};
 use crate::drive::Driver;
 use crate::health::{Health, HealthReport};
+use crate::metrics::Metrics;
 use crate::node::{DataDir, Node, OpenError};
 use crate::workload_api::{Arrival, Endpoint};
 
@@ -68,6 +73,7 @@ pub struct Agent;
 pub struct Running {
     socket: PathBuf,
     health: watch::Receiver<HealthReport>,
+    registries: Arc<[Registry]>,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
     tasks: JoinSet<()>,
@@ -98,8 +104,9 @@ impl Agent {
         let data = DataDir::open(&config.data_dir, &config.trust_domain)?;
         let attestors = config.workload_attestors.iter();
         let attestors = attestors.map(|method| Arc::from(method.clone().attestor(&host))).collect();
-        let settings = settings(&config, attestors);
-        let parts = Parts::assemble(config, host.clone(), data, Route::Tls(Arc::new(Tcp)))?;
+        let metrics = Arc::new(Metrics::default());
+        let settings = settings(&config, attestors, &metrics);
+        let parts = Parts::assemble(config, host.clone(), data, Route::Tls(Arc::new(Tcp)), metrics)?;
         let endpoint = Endpoint::bind(settings, parts.cache.clone(), host)?;
         Ok(parts.run(endpoint))
     }
@@ -111,8 +118,9 @@ impl Agent {
     #[expect(clippy::unused_async, reason = "starting is asynchronous by contract")]
     pub async fn start_on(stage: Stage, config: Config, host: Host) -> Result<Running, StartError> {
         let data = DataDir::on(stage.disk, &config.trust_domain);
-        let settings = settings(&config, stage.attestors);
-        let parts = Parts::assemble(config, host.clone(), data, Route::Plain(stage.network))?;
+        let metrics = Arc::new(Metrics::default());
+        let settings = settings(&config, stage.attestors, &metrics);
+        let parts = Parts::assemble(config, host.clone(), data, Route::Plain(stage.network), metrics)?;
         let endpoint = Endpoint::over(stage.workloads, settings, parts.cache.clone(), host);
         Ok(parts.run(endpoint))
     }
@@ -130,12 +138,17 @@ pub struct Stage {
     pub workloads: mpsc::Receiver<Arrival>,
 }
 
-fn settings(config: &Config, attestors: Vec<Arc<dyn WorkloadAttestor>>) -> workload_api::Settings {
+fn settings(
+    config: &Config,
+    attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    metrics: &Arc<Metrics>,
+) -> workload_api::Settings {
     workload_api::Settings {
         socket: config.workload_api.socket.clone(),
         attestors,
         evidence_max_age: config.evidence_max_age,
         allowed_foreign_claims: config.workload_api.allowed_foreign_jwt_claims.clone(),
+        metrics: Arc::clone(metrics),
     }
 }
 
@@ -143,16 +156,30 @@ fn settings(config: &Config, attestors: Vec<Arc<dyn WorkloadAttestor>>) -> workl
 struct Parts {
     socket: PathBuf,
     cache: Cache,
+    registries: Arc<[Registry]>,
     driver: Driver,
     minter: Minter,
     health: watch::Receiver<HealthReport>,
 }
 
 impl Parts {
-    fn assemble(config: Config, host: Host, data: DataDir, route: Route) -> Result<Self, StartError> {
+    fn assemble(
+        config: Config,
+        host: Host,
+        data: DataDir,
+        route: Route,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
         let trust_domain = config.trust_domain;
         let insecure = matches!(config.bootstrap, Bootstrap::Insecure);
-        let link = Link::new(config.server_address, &trust_domain, insecure, route, host.clone());
+        let link = Link::new(
+            config.server_address,
+            &trust_domain,
+            insecure,
+            route,
+            host.clone(),
+            Arc::clone(&metrics),
+        );
         let issuer = Arc::new(ServerJwt::new(link.clone()));
         let cache = Cache::new(trust_domain.clone(), host.clone(), issuer);
         let health = Health::new();
@@ -178,10 +205,11 @@ impl Parts {
         );
         let watch = health.watch();
         let sync_interval = config.sync_interval;
+        let registries = [metrics.registry(&cache, &link, &host), process::registry(host.now())];
         let driver =
             Driver { trust_domain, host, link, cache: cache.clone(), health, node, sync_interval, resync };
         let socket = config.workload_api.socket;
-        Ok(Self { socket, cache, driver, minter, health: watch })
+        Ok(Self { socket, cache, registries: Arc::from(registries), driver, minter, health: watch })
     }
 
     fn run(self, endpoint: Endpoint) -> Running {
@@ -192,7 +220,14 @@ impl Parts {
         tasks.spawn(serve(endpoint, stop.clone()));
         info!(socket = %self.socket.display(), "agent started");
         let guard = stop.clone().drop_guard();
-        Running { socket: self.socket, health: self.health, stop, _stop_on_drop: guard, tasks }
+        Running {
+            socket: self.socket,
+            health: self.health,
+            registries: self.registries,
+            stop,
+            _stop_on_drop: guard,
+            tasks,
+        }
     }
 }
 
@@ -211,6 +246,11 @@ impl Running {
     /// Follows what is wrong with the agent.
     pub fn health(&self) -> watch::Receiver<HealthReport> {
         self.health.clone()
+    }
+
+    /// All metrics in the text format of OpenMetrics, as of now.
+    pub fn metrics(&self) -> String {
+        encode(&*self.registries).expect("writing text to memory succeeds")
     }
 
     /// Waits until a part of the agent ends by itself, which is a fault of the program.

@@ -17,6 +17,7 @@ use passant_core::csr;
 use passant_core::keys::{KeyType, SigningKey};
 use passant_core::lifetime::renew_at;
 use passant_core::{AgentFault, Host, Reason, Refusal, TrustDomain, UnixTime};
+use passant_daemon::label::Outcome;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::agent::{AgentX509svidParams, PostStatusRequest, RenewAgentRequest};
 use tokio::time::Instant;
@@ -28,6 +29,7 @@ use crate::config::{self, Bootstrap, FileError, NodeAttestor, TokenSource};
 use crate::connect::{CallError, Link, NodeIdentity};
 use crate::health::{Health, Part};
 use crate::limits;
+use crate::metrics::NodeStep;
 use crate::trust::Vouching;
 
 pub(crate) use data::{DataDir, Pending, Stored};
@@ -224,7 +226,7 @@ impl Node {
             (NodeAttestor::JoinToken(_), Ok(None) | Err(_)) => false,
         };
         let step = next_step(self.host.now(), self.lease(), self.fault, can_attest);
-        let outcome = match step {
+        let (made, outcome) = match step {
             Step::Hold => {
                 self.due = Instant::now() + limits::LOOK_AGAIN;
                 return;
@@ -235,9 +237,11 @@ impl Node {
                 self.due = Instant::now() + limits::LOOK_AGAIN;
                 return;
             }
-            Step::Renew => self.renew().await,
-            Step::Attest => self.attest(token.ok().flatten()).await,
+            Step::Renew => (NodeStep::Renew, self.renew().await),
+            Step::Attest => (NodeStep::Attest, self.attest(token.ok().flatten()).await),
         };
+        let went = Outcome::of(outcome.as_ref().map_err(|error| &error.refusal));
+        self.link.metrics().node_svids.of((made, went)).inc();
         self.due = Instant::now() + self.judge(outcome, can_attest).await;
     }
 

@@ -76,7 +76,13 @@ impl Rig {
 
     fn assemble(&self, config: Config) -> Result<Parts, StartError> {
         let data = DataDir::open(&config.data_dir, &config.trust_domain)?;
-        Parts::assemble(config, self.host.clone(), data, Route::Tls(Arc::new(self.fake.clone())))
+        Parts::assemble(
+            config,
+            self.host.clone(),
+            data,
+            Route::Tls(Arc::new(self.fake.clone())),
+            Arc::default(),
+        )
     }
 
     fn start_with(&self, config: Config) -> Agent {

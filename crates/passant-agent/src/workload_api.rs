@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use passant_attest::workload::WorkloadAttestor;
 use passant_core::Host;
+use passant_daemon::calls::Count;
 use passant_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use passant_proto::workload::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
@@ -50,6 +51,7 @@ pub use self::listen::{Arrival, ListenError};
 use self::share::Shares;
 use crate::attest::Attestation;
 use crate::cache::Cache;
+use crate::metrics::{Calls, Metrics};
 
 /// What the endpoint is told.
 pub struct Settings {
@@ -61,6 +63,8 @@ pub struct Settings {
     pub evidence_max_age: Duration,
     /// Claims, beside `sub`, `aud` and `exp`, that ValidateJWTSVID tells of tokens of other trust domains.
     pub allowed_foreign_claims: BTreeSet<String>,
+    /// Where calls and attestations are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// The Workload API, listening.
@@ -82,6 +86,7 @@ struct Shared {
     allowed_foreign_claims: BTreeSet<String>,
     calls: Shares,
     host: Host,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 }
 
@@ -107,10 +112,15 @@ impl Endpoint {
     fn behind(door: Door, settings: Settings, cache: Cache, host: Host) -> Self {
         let shared = Shared {
             cache,
-            attestation: Attestation::new(settings.attestors, settings.evidence_max_age),
+            attestation: Attestation::new(
+                settings.attestors,
+                settings.evidence_max_age,
+                Arc::clone(&settings.metrics),
+            ),
             allowed_foreign_claims: settings.allowed_foreign_claims,
             calls: Shares::new(limits::CALLS_PER_USER, limits::CALLS),
             host,
+            metrics: settings.metrics,
             stop: CancellationToken::new(),
         };
         Self { door, shared: Arc::new(shared) }
@@ -124,6 +134,7 @@ impl Endpoint {
         let Self { door, shared } = self;
         let (accepted, incoming) = mpsc::channel(limits::ACCEPTED);
         let streams_stop = shared.stop.clone();
+        let count = Count(Calls(Arc::clone(&shared.metrics)));
         let service =
             SpiffeWorkloadApiServer::new(Service { shared }).max_decoding_message_size(limits::REQUEST_BYTES);
         // Ends with `stop`, so that a successor can listen while old streams still end.
@@ -136,6 +147,7 @@ impl Endpoint {
         let served = Server::builder()
             .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
             .http2_max_header_list_size(limits::HEADER_LIST_BYTES)
+            .layer(count)
             .layer(SecurityHeader)
             .add_service(service)
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {

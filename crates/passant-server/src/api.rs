@@ -32,6 +32,7 @@ use crate::caller::{AgentCaller, Callers, ConnPeer, LocalCaller, OperatorCaller}
 use crate::issue::Issuer;
 use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
+use crate::metrics::Metrics;
 use authorize::Admitted;
 
 /// What the methods work with. Clones share it.
@@ -47,6 +48,7 @@ pub(crate) struct Api {
     /// For each backup that may be sent now.
     pub(crate) backups: Arc<Semaphore>,
     pub(crate) host: Host,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Api {

@@ -10,10 +10,12 @@ use std::time::Duration;
 use passant_attest::node::join_token::{self, Token, TokenHash};
 use passant_attest::node::{Dialog, Proof, Verifier};
 use passant_core::{AgentFault, EntryDraft, EntryId, Host, Refusal, Selector, Selectors, SpiffeId, UnixTime};
+use passant_daemon::label::Outcome;
 
 use crate::caller::{AgentCaller, at_fault};
 use crate::issue::{IssuedX509, Issuer, NodeSvidFacts};
 use crate::journal::Journal;
+use crate::metrics::Method;
 use crate::state::State;
 use crate::state::change::Change;
 use crate::state::node::{AttestedNode, PendingSerial};
@@ -75,6 +77,19 @@ impl NodeAttestation {
     /// Precondition for a method that is not enabled; Denied for evidence that does not convince and for a banned agent;
     /// Unavailable when verifying takes too long, nothing can be put on record, or no authority is valid.
     pub async fn attest(
+        &self,
+        method: &str,
+        payload: &[u8],
+        csr: &[u8],
+        dialog: &mut dyn Dialog,
+        caller: String,
+    ) -> Result<AttestedSvid, Refusal> {
+        let attested = self.attest_by(method, payload, csr, dialog, caller).await;
+        self.issuer.metrics().attestations.of((Method::named(method), Outcome::of(attested.as_ref()))).inc();
+        attested
+    }
+
+    async fn attest_by(
         &self,
         method: &str,
         payload: &[u8],

@@ -183,6 +183,13 @@ impl Authorities {
         self.forced.load_full()
     }
 
+    /// The agents that are not known to have the authority of this kind that signs next; `None` as long as none is prepared.
+    pub fn lacking_prepared(&self, kind: AuthorityKind, now: UnixTime) -> Option<Vec<SpiffeId>> {
+        let state = self.parts.journal.state();
+        let next = state.authorities().find(|one| one.kind == kind && one.phase == Phase::Prepared)?;
+        Some(self.reach.lacking(&state, next.published, now))
+    }
+
     /// Takes the steps that are due now; to be called every second or so.
     ///
     /// # Errors

@@ -23,11 +23,14 @@ use passant_core::jwt_svid::JwtSvid;
 use passant_core::keys::{KeyType, SigningKey};
 use passant_core::x509_svid::X509Svid;
 use passant_core::{AgentFault, Entry, EntryId, Host, Refusal, SpiffeId, UnixTime};
+use passant_daemon::label::Outcome as Went;
+use tokio::time::Instant;
 
 use crate::attest_node::{self, NodeProof};
 use crate::authority::{ActiveX509, Authorities};
 use crate::caller::{AgentCaller, OperatorCaller, at_fault};
 use crate::journal::Journal;
+use crate::metrics::{Kind, Metrics};
 use crate::record::{DecisionLog, Outcome};
 use crate::state::State;
 pub(crate) use mint::NodeSvidFacts;
@@ -61,6 +64,7 @@ pub struct Issuer {
     host: Host,
     pool: SigningPool,
     config: Arc<IssueConfig>,
+    metrics: Arc<Metrics>,
 }
 
 /// An X509-SVID that may leave the server.
@@ -100,8 +104,14 @@ impl Issuer {
         host: Host,
         pool: SigningPool,
         config: IssueConfig,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { journal, authorities, record, host, pool, config: Arc::new(config) }
+        Self { journal, authorities, record, host, pool, config: Arc::new(config), metrics }
+    }
+
+    /// Where what is issued is counted.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Issues an X509-SVID for each pair of entry ID and DER CSR; answers are in the order of the requests.
@@ -117,6 +127,7 @@ impl Issuer {
         caller: &AgentCaller,
         requests: Vec<(String, Vec<u8>)>,
     ) -> Vec<Result<IssuedX509, Refusal>> {
+        let began = Instant::now();
         let scene = self.scene();
         let entries = self.entries_of(caller, scene.now);
         let (who, ttl, wanted) = (caller.clone(), self.config.x509_svid_ttl, requests.len());
@@ -135,7 +146,10 @@ impl Issuer {
             still_stands(&state, caller, ground.as_ref())?;
             Ok(IssuedX509 { svid: minted.release() })
         };
-        minted.into_iter().zip(grounds).map(|(minted, ground)| release(minted?, ground)).collect()
+        let issued = minted.into_iter().zip(grounds).map(|(minted, ground)| release(minted?, ground));
+        issued
+            .inspect(|one| self.metrics.issue.of((Kind::X509Svid, Went::of(one.as_ref()))).since(began))
+            .collect()
     }
 
     /// Issues a JWT-SVID for an entry and one or more audiences. Empty audiences are dropped.
@@ -149,14 +163,18 @@ impl Issuer {
         entry_id: &str,
         audience: Vec<String>,
     ) -> Result<IssuedJwt, Refusal> {
-        let now = self.host.now();
-        let entries = self.entries_of(caller, now);
-        let entry = find(&entries, entry_id)?;
-        let order = JwtOrder::workload(&self.tokens(now), caller, entry, audience, self.config.jwt_svid_ttl)?;
-        let ground = order.decision().entry.clone();
-        let minted = self.mint_one(order).await?;
-        still_stands(&self.journal.state(), caller, ground.as_ref())?;
-        Ok(IssuedJwt { svid: minted.release() })
+        let issued = async {
+            let now = self.host.now();
+            let entries = self.entries_of(caller, now);
+            let entry = find(&entries, entry_id)?;
+            let order =
+                JwtOrder::workload(&self.tokens(now), caller, entry, audience, self.config.jwt_svid_ttl)?;
+            let ground = order.decision().entry.clone();
+            let minted = self.mint_one(order).await?;
+            still_stands(&self.journal.state(), caller, ground.as_ref())?;
+            Ok(IssuedJwt { svid: minted.release() })
+        };
+        self.metrics.issuing(Kind::JwtSvid, issued).await
     }
 
     /// Issues the X509-SVID of a node that has just attested, and admits the node: its row, and for a join token the
@@ -166,12 +184,15 @@ impl Issuer {
     /// Invalid for a CSR as in [`Issuer::x509_batch`]; Denied when the node is banned; Invalid when its join token was spent
     /// meanwhile; Unavailable as [`Issuer::x509_batch`].
     pub async fn node(&self, proof: NodeProof, csr: Csr) -> Result<IssuedX509, Refusal> {
-        proof.check(&self.journal.state(), &csr.key_hash(), self.host.now())?;
-        let order = X509Order::node(&self.scene(), &proof, csr, self.config.agent_ttl)?;
-        let minted = self.mint_one(order).await?;
-        let (host, node) = (self.host.clone(), minted.about());
-        self.journal.submit(move |state| proof.admit(state, &node, &host)).await?;
-        Ok(IssuedX509 { svid: minted.release() })
+        let issued = async {
+            proof.check(&self.journal.state(), &csr.key_hash(), self.host.now())?;
+            let order = X509Order::node(&self.scene(), &proof, csr, self.config.agent_ttl)?;
+            let minted = self.mint_one(order).await?;
+            let (host, node) = (self.host.clone(), minted.about());
+            self.journal.submit(move |state| proof.admit(state, &node, &host)).await?;
+            Ok(IssuedX509 { svid: minted.release() })
+        };
+        self.metrics.issuing(Kind::NodeSvid, issued).await
     }
 
     /// Renews an agent's X509-SVID. The new serial is journaled before it is shown; the old one stays valid until the agent
@@ -181,15 +202,18 @@ impl Issuer {
     /// Denied with [`AgentFault::MustReattest`] when the node can attest again instead, and with the fault of the moment
     /// when it was banned or removed meanwhile; otherwise as [`Issuer::node`].
     pub async fn renew(&self, caller: &AgentCaller, csr: &[u8]) -> Result<IssuedX509, Refusal> {
-        if self.journal.state().node(caller.id()).is_some_and(|node| node.can_reattest) {
-            return Err(at_fault(caller.id(), AgentFault::MustReattest));
-        }
-        let csr = self.csr(csr).await?;
-        let order = X509Order::renewal(&self.scene(), caller, csr, self.config.agent_ttl)?;
-        let minted = self.mint_one(order).await?;
-        let (caller, node) = (caller.clone(), minted.about());
-        self.journal.submit(move |state| attest_node::renewed(state, &caller, &node)).await?;
-        Ok(IssuedX509 { svid: minted.release() })
+        let issued = async {
+            if self.journal.state().node(caller.id()).is_some_and(|node| node.can_reattest) {
+                return Err(at_fault(caller.id(), AgentFault::MustReattest));
+            }
+            let csr = self.csr(csr).await?;
+            let order = X509Order::renewal(&self.scene(), caller, csr, self.config.agent_ttl)?;
+            let minted = self.mint_one(order).await?;
+            let (caller, node) = (caller.clone(), minted.about());
+            self.journal.submit(move |state| attest_node::renewed(state, &caller, &node)).await?;
+            Ok(IssuedX509 { svid: minted.release() })
+        };
+        self.metrics.issuing(Kind::Renewal, issued).await
     }
 
     /// Mints an X509-SVID for an operator: SPIFFE ID and DNS names are those of the CSR. `ttl` is the default one if `None`.
@@ -203,11 +227,14 @@ impl Issuer {
         csr: &[u8],
         ttl: Option<Duration>,
     ) -> Result<IssuedX509, Refusal> {
-        let csr = self.csr(csr).await?;
-        let ttl = ttl.unwrap_or(self.config.x509_svid_ttl);
-        let trust_domain = self.journal.state().trust_domain().clone();
-        let order = X509Order::operator(&self.scene(), caller, csr, ttl, &trust_domain)?;
-        Ok(IssuedX509 { svid: self.mint_one(order).await?.release() })
+        let issued = async {
+            let csr = self.csr(csr).await?;
+            let ttl = ttl.unwrap_or(self.config.x509_svid_ttl);
+            let trust_domain = self.journal.state().trust_domain().clone();
+            let order = X509Order::operator(&self.scene(), caller, csr, ttl, &trust_domain)?;
+            Ok(IssuedX509 { svid: self.mint_one(order).await?.release() })
+        };
+        self.metrics.issuing(Kind::Minted, issued).await
     }
 
     /// Mints a JWT-SVID for an operator. `ttl` is the default one if `None`.
@@ -222,11 +249,14 @@ impl Issuer {
         audience: Vec<String>,
         ttl: Option<Duration>,
     ) -> Result<IssuedJwt, Refusal> {
-        let ttl = ttl.unwrap_or(self.config.jwt_svid_ttl);
-        let trust_domain = self.journal.state().trust_domain().clone();
-        let tokens = self.tokens(self.host.now());
-        let order = JwtOrder::operator(&tokens, caller, spiffe_id, audience, ttl, &trust_domain)?;
-        Ok(IssuedJwt { svid: self.mint_one(order).await?.release() })
+        let issued = async {
+            let ttl = ttl.unwrap_or(self.config.jwt_svid_ttl);
+            let trust_domain = self.journal.state().trust_domain().clone();
+            let tokens = self.tokens(self.host.now());
+            let order = JwtOrder::operator(&tokens, caller, spiffe_id, audience, ttl, &trust_domain)?;
+            Ok(IssuedJwt { svid: self.mint_one(order).await?.release() })
+        };
+        self.metrics.issuing(Kind::Minted, issued).await
     }
 
     /// Issues the server's own X509-SVID, with a new key.
@@ -234,14 +264,17 @@ impl Issuer {
     /// # Errors
     /// Unavailable as [`Issuer::x509_batch`]; Internal when no key can be made.
     pub async fn server_svid(&self) -> Result<ServerSvid, Refusal> {
-        let (keys, key_type) = (Arc::clone(&self.host.keys), self.config.key_type);
-        let key = self.pool.run(move || keys.generate(key_type)).await.map_err(Refusal::internal)?;
-        let key = key.map_err(Refusal::internal)?;
-        let csr = csr::make(&*key, None).and_then(|der| Csr::parse(&der)).map_err(Refusal::internal)?;
-        let server_id = self.journal.state().trust_domain().server_id();
-        let order = X509Order::server(&self.scene(), server_id, csr, self.config.server_ttl)?;
-        let svid = IssuedX509 { svid: self.mint_one(order).await?.release() };
-        Ok(ServerSvid { svid, key })
+        let issued = async {
+            let (keys, key_type) = (Arc::clone(&self.host.keys), self.config.key_type);
+            let key = self.pool.run(move || keys.generate(key_type)).await.map_err(Refusal::internal)?;
+            let key = key.map_err(Refusal::internal)?;
+            let csr = csr::make(&*key, None).and_then(|der| Csr::parse(&der)).map_err(Refusal::internal)?;
+            let server_id = self.journal.state().trust_domain().server_id();
+            let order = X509Order::server(&self.scene(), server_id, csr, self.config.server_ttl)?;
+            let svid = IssuedX509 { svid: self.mint_one(order).await?.release() };
+            Ok(ServerSvid { svid, key })
+        };
+        self.metrics.issuing(Kind::ServerSvid, issued).await
     }
 
     /// Reads one CSR off the I/O threads.

@@ -113,6 +113,11 @@ impl Journal {
         revision
     }
 
+    /// How many commands wait for the writer or are being written.
+    pub(crate) fn waiting(&self) -> usize {
+        JOURNAL_QUEUE.saturating_sub(self.room.available_permits())
+    }
+
     /// Why nothing can be changed at present, since the store does not work; `None` in health.
     pub fn fault(&self) -> Option<Arc<String>> {
         self.shown.fault.load_full()

@@ -13,6 +13,7 @@
 //! | how does a node become an attested agent? | [`attest_node`] |
 //! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
 //! | how are the services answered? | `api` |
+//! | what is counted and timed? | [`metrics`] |
 //! | how do connections come in, and how does the server prove itself? | `serve`, [`tls`], `rotate` |
 
 mod api;
@@ -27,6 +28,7 @@ pub mod issue;
 pub mod journal;
 pub mod keystore;
 pub mod limits;
+pub mod metrics;
 mod private_dir;
 mod query;
 pub mod record;

@@ -31,6 +31,7 @@ use crate::writer::{self, Next, Pauses, Place, with_causes};
 pub mod chain;
 #[cfg(test)]
 mod contract;
+pub(crate) mod metered;
 pub mod segments;
 
 use chain::{Body, Chain};
@@ -319,6 +320,11 @@ impl DecisionLog {
     /// Says what became of an intent. Written soon, with whatever is written next; not waited for.
     pub fn outcome(&self, mut receipt: Receipt, outcome: Outcome) {
         receipt.settle(Some(outcome));
+    }
+
+    /// How many groups of decisions wait for the writer or are being written.
+    pub(crate) fn waiting(&self) -> usize {
+        RECORD_QUEUE.saturating_sub(self.room.available_permits())
     }
 
     /// Why nothing can be put on record at present; `None` in health.

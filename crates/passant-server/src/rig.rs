@@ -167,6 +167,7 @@ impl Rig {
             host.clone(),
             pool,
             config,
+            Arc::default(),
         );
         let callers = Callers::new(journal.clone(), settings.admin_ids, host.clone());
         let spoken = |method, can_reattest| NodeMethod::Verified(Arc::new(Spoken { method, can_reattest }));

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use passant_daemon::calls::Count;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -23,6 +24,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::api::authorize::Authorize;
+use crate::metrics::{Calls, Metrics};
 use crate::{config, limits, tls};
 pub use arrivals::{Arrival, Shown};
 use bounds::Bounds;
@@ -85,13 +87,31 @@ impl Ports {
     }
 
     /// Starts answering with `routes`; every RPC passes `authorize` first.
-    pub(crate) fn open(self, tls: rustls::ServerConfig, routes: Routes, authorize: Authorize) -> Serving {
+    pub(crate) fn open(
+        self,
+        tls: rustls::ServerConfig,
+        routes: Routes,
+        authorize: Authorize,
+        metrics: &Arc<Metrics>,
+    ) -> Serving {
         let bounds = Bounds::of_process();
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let (serving, to) = Serving::begin(routes, authorize);
+        let (serving, to) = Serving::begin(routes, authorize, metrics);
         let doors = tcp::Doors { agents: to.agents, others: to.others };
-        serving.tasks.spawn(tcp::accept(self.tcp, acceptor, doors, bounds, serving.ends.clone()));
-        serving.tasks.spawn(self.socket.accept(to.operators, bounds.local, serving.ends.clone()));
+        serving.tasks.spawn(tcp::accept(
+            self.tcp,
+            acceptor,
+            doors,
+            bounds,
+            serving.ends.clone(),
+            Arc::clone(metrics),
+        ));
+        serving.tasks.spawn(self.socket.accept(
+            to.operators,
+            bounds.local,
+            serving.ends.clone(),
+            Arc::clone(metrics),
+        ));
         serving.tasks.close();
         serving
     }
@@ -111,14 +131,15 @@ impl Serving {
         door: tls::Door,
         routes: Routes,
         authorize: Authorize,
+        metrics: &Arc<Metrics>,
     ) -> Self {
-        let (serving, to) = Self::begin(routes, authorize);
+        let (serving, to) = Self::begin(routes, authorize, metrics);
         serving.tasks.spawn(arrivals::accept(arrivals, door, to, serving.ends.clone()));
         serving.tasks.close();
         serving
     }
 
-    fn begin(routes: Routes, authorize: Authorize) -> (Self, To) {
+    fn begin(routes: Routes, authorize: Authorize, metrics: &Arc<Metrics>) -> (Self, To) {
         let (ends, tasks) = (Ends::default(), TaskTracker::new());
         let ((to_agents, agents), (to_others, others), (to_operators, operators)) = (
             mpsc::channel(limits::ACCEPTED),
@@ -129,7 +150,8 @@ impl Serving {
             [(agents, Arriving::Agents), (others, Arriving::Others), (operators, Arriving::Operators)]
         {
             let (routes, authorize) = (routes.clone(), authorize.clone());
-            tasks.spawn(answer(arriving, guests, routes, authorize, ends.stop.clone()));
+            let count = Count(Calls(Arc::clone(metrics)));
+            tasks.spawn(answer(arriving, guests, routes, (count, authorize), ends.stop.clone()));
         }
         (Self { ends, tasks }, To { agents: to_agents, others: to_others, operators: to_operators })
     }
@@ -167,7 +189,7 @@ async fn answer(
     arriving: mpsc::Receiver<Conn>,
     from: Arriving,
     routes: Routes,
-    authorize: Authorize,
+    (count, authorize): (Count<Calls>, Authorize),
     stop: CancellationToken,
 ) {
     let mut server = Server::builder()
@@ -187,6 +209,7 @@ async fn answer(
     };
     let incoming = ReceiverStream::new(arriving).map(Ok::<_, Infallible>);
     let served = server
+        .layer(count)
         .layer(authorize)
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

@@ -9,6 +9,8 @@ use std::time::Duration;
 use passant_attest::node::x509pop::X509PopVerifier;
 use passant_core::bundle::Bundle;
 use passant_core::{Host, TrustDomain};
+use passant_daemon::metrics::{Registry, encode};
+use passant_daemon::process;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,13 +25,14 @@ use crate::issue::{IssueConfig, Issuer, SigningPool};
 use crate::journal::Journal;
 use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
 use crate::limits::BACKUPS;
-use crate::record::segments::{MemorySegments, Segments};
-use crate::record::{DecisionLog, RecordError, Retention};
+use crate::metrics::Metrics;
+use crate::record::segments::{FileSegments, MemorySegments, Segments};
+use crate::record::{self, DecisionLog, RecordError, Retention};
 use crate::rotate::Rotation;
 use crate::serve::{Arrival, BindError, Ports, Serving, SocketError};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::SledStore;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::tls::{self, Bundles, ServerIdentity};
 
 /// How often authorities are looked at: a step that is due is taken within this time.
@@ -58,6 +61,7 @@ pub struct Running {
     socket: PathBuf,
     journal: Journal,
     record: DecisionLog,
+    registries: Arc<[Registry]>,
     serving: Serving,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -97,8 +101,9 @@ impl Server {
         let methods = node_methods(&config, &host, "given")?;
         // The ports first: they are what a second server on this machine would collide on.
         let ports = Ports::bind(config.listen, &config.socket).await.map_err(not_bound)?;
-        let journal = open_journal(&config, &host).await?;
-        let record = match open_record(&config, &host).await {
+        let metrics = Arc::new(Metrics::default());
+        let journal = open_journal(&config, &host, &metrics).await?;
+        let record = match open_record(&config, &host, &metrics).await {
             Ok(record) => record,
             Err(error) => {
                 journal.close().await;
@@ -108,7 +113,14 @@ impl Server {
         let opened = (journal.clone(), record.clone());
         let started = async {
             let (keystore, pool) = (open_keys(&config)?, SigningPool::of_machine());
-            assemble(config, host, methods, Way::Ports(ports), Held { journal, record, keystore, pool }).await
+            assemble(
+                config,
+                host,
+                methods,
+                Way::Ports(ports),
+                Held { journal, record, keystore, pool, metrics },
+            )
+            .await
         };
         let started = started.await;
         if started.is_err() {
@@ -125,10 +137,11 @@ impl Server {
     /// As [`Server::start`].
     pub async fn start_on(stage: Stage, config: Config, host: Host) -> Result<Running, StartError> {
         let methods = node_methods(&config, &host, "given")?;
+        let metrics = Arc::new(Metrics::default());
         let journal = Journal::open(stage.store, &config.trust_domain, host.clone()).map_err(unavailable)?;
         let record =
             DecisionLog::over(stage.segments, retention(&config), host.clone()).map_err(unavailable)?;
-        let held = Held { journal, record, keystore: stage.keys, pool: SigningPool::inline() };
+        let held = Held { journal, record, keystore: stage.keys, pool: SigningPool::inline(), metrics };
         assemble(config, host, methods, Way::Arrivals(stage.arrivals), held).await
     }
 }
@@ -157,6 +170,7 @@ struct Held {
     record: DecisionLog,
     keystore: Arc<dyn KeyStore>,
     pool: SigningPool,
+    metrics: Arc<Metrics>,
 }
 
 /// Everything between an open store and an open port.
@@ -167,7 +181,7 @@ async fn assemble(
     way: Way,
     held: Held,
 ) -> Result<Running, StartError> {
-    let Held { journal, record, keystore, pool } = held;
+    let Held { journal, record, keystore, pool, metrics } = held;
     let parts = AuthorityParts {
         journal: journal.clone(),
         keystore,
@@ -184,6 +198,7 @@ async fn assemble(
         host.clone(),
         pool,
         issue_config(&config),
+        Arc::clone(&metrics),
     );
     let identity = Arc::new(ServerIdentity::default());
     let rotation =
@@ -213,7 +228,10 @@ async fn assemble(
         callers: callers.clone(),
         backups: Arc::new(Semaphore::new(BACKUPS)),
         host: host.clone(),
+        metrics: Arc::clone(&metrics),
     };
+    let registries =
+        [metrics.registry(&journal, &record, &authorities, &host), process::registry(host.now())];
     tasks.spawn(rotation.run(journal.watch(), stop.clone()));
     tasks.spawn(keep_authorities(authorities, stop.clone()));
     tasks.spawn(keep_pruned(journal.clone(), host, stop.clone()));
@@ -221,14 +239,15 @@ async fn assemble(
     let (routes, authorize) = (api.routes(), Authorize::new(callers));
     let (address, socket, serving) = match way {
         Opening::Ports(ports, tls) => {
-            (ports.address(), ports.path().to_owned(), ports.open(*tls, routes, authorize))
+            (ports.address(), ports.path().to_owned(), ports.open(*tls, routes, authorize, &metrics))
         }
         Opening::Arrivals(arrivals, door) => {
-            (config.listen, config.socket.path, Serving::over(arrivals, door, routes, authorize))
+            (config.listen, config.socket.path, Serving::over(arrivals, door, routes, authorize, &metrics))
         }
     };
     tracing::info!(trust_domain = %config.trust_domain, %address, socket = %socket.display(), "the server is ready");
-    Ok(Running { address, socket, journal, record, serving, stop, tasks })
+    let registries = Arc::from(registries);
+    Ok(Running { address, socket, journal, record, registries, serving, stop, tasks })
 }
 
 /// A way in, with what decides about those who come.
@@ -254,6 +273,11 @@ impl Running {
             .state()
             .bundle()
             .expect("authorities were opened before the server ran, and published then")
+    }
+
+    /// All metrics in the text format of OpenMetrics, as of now.
+    pub fn metrics(&self) -> String {
+        encode(&*self.registries).expect("writing text to memory succeeds")
     }
 
     /// Stops taking calls, lets those in progress finish for at most ten seconds, and closes the store.
@@ -327,8 +351,8 @@ fn node_methods(config: &Config, host: &Host, file: &str) -> Result<Vec<NodeMeth
     Ok(methods)
 }
 
-async fn open_journal(config: &Config, host: &Host) -> Result<Journal, StartError> {
-    let (trust_domain, host) = (config.trust_domain.clone(), host.clone());
+async fn open_journal(config: &Config, host: &Host, metrics: &Arc<Metrics>) -> Result<Journal, StartError> {
+    let (trust_domain, host, metrics) = (config.trust_domain.clone(), host.clone(), Arc::clone(metrics));
     let dir = match config.store {
         StoreMethod::Memory => None,
         StoreMethod::Sled => Some(data_dir(config)?.to_owned()),
@@ -338,21 +362,34 @@ async fn open_journal(config: &Config, host: &Host) -> Result<Journal, StartErro
             Some(dir) => Box::new(SledStore::open(&dir, &trust_domain, &host)?),
             None => Box::new(MemoryStore::ephemeral(&trust_domain, &host)),
         };
+        let store = Box::new(store::metered::Metered::new(store, metrics));
         Journal::open(store, &trust_domain, host)
     };
     tokio::task::spawn_blocking(open).await.map_err(internal)?.map_err(unavailable)
 }
 
-async fn open_record(config: &Config, host: &Host) -> Result<DecisionLog, RecordError> {
-    let (retention, host) = (retention(config), host.clone());
+async fn open_record(
+    config: &Config,
+    host: &Host,
+    metrics: &Arc<Metrics>,
+) -> Result<DecisionLog, RecordError> {
+    let (retention, host, metrics) = (retention(config), host.clone(), Arc::clone(metrics));
     // With a memory store nothing on the disk would belong together.
     let dir = match config.store {
         StoreMethod::Memory => None,
         StoreMethod::Sled => config.data_dir.as_deref().map(|dir| dir.join("decisions")),
     };
-    let open = move || match dir {
-        Some(dir) => DecisionLog::open(&dir, retention, host),
-        None => DecisionLog::over(Box::new(MemorySegments::default()), retention, host),
+    let open = move || {
+        let segments: Box<dyn Segments> = match dir {
+            Some(dir) => Box::new(FileSegments::open(&dir).map_err(|source| RecordError::Io {
+                doing: "open",
+                place: dir.display().to_string(),
+                source,
+            })?),
+            None => Box::new(MemorySegments::default()),
+        };
+        let segments = Box::new(record::metered::Metered::new(segments, metrics));
+        DecisionLog::over(segments, retention, host)
     };
     tokio::task::spawn_blocking(open).await.map_err(|_| RecordError::Closed)?
 }

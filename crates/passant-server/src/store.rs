@@ -10,6 +10,7 @@ use crate::state::change::{Change, Commit, Lineage, Revision};
 #[cfg(test)]
 mod contract;
 pub mod memory;
+pub(crate) mod metered;
 pub mod sled;
 mod witness;
 

@@ -96,7 +96,31 @@ pub(crate) struct State {
     mint_trouble: Option<String>,
 }
 
+/// How much is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Census {
+    pub(crate) entries: usize,
+    pub(crate) svids: usize,
+    /// When the first of the SVIDs ends.
+    pub(crate) soonest_end: Option<UnixTime>,
+}
+
 impl State {
+    /// How much is held.
+    pub(crate) fn census(&self) -> Census {
+        let held = || self.slots.values().filter_map(|slot| slot.held.as_ref());
+        Census {
+            entries: self.known.len(),
+            svids: held().count(),
+            soonest_end: held().map(|held| held.svid.not_after()).min(),
+        }
+    }
+
+    /// When the server last confirmed the view.
+    pub(crate) fn confirmed_at(&self) -> Option<UnixTime> {
+        self.confirmed_at
+    }
+
     /// The server's view as of `now`.
     pub(crate) fn learn(&mut self, view: View, now: UnixTime) -> Changed {
         let bundle = self.learn_bundle(view.bundle);

@@ -168,6 +168,7 @@ impl World {
             attestors: vec![Arc::<Scripted>::clone(&attestor)],
             evidence_max_age: MAX_AGE,
             allowed_foreign_claims: BTreeSet::from(["role".to_owned()]),
+            metrics: Arc::default(),
         };
         let endpoint = Endpoint::bind(settings, cache.clone(), host).unwrap();
         let stop = CancellationToken::new();

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::conn::{Conn, Ends};
 use crate::caller::{ConnPeer, LocalPeer};
+use crate::metrics::{Metrics, Peer};
 use crate::{config, limits};
 
 /// The bound operator socket. Its file goes when this is dropped, unless somebody else has replaced it.
@@ -102,7 +103,7 @@ impl OperatorSocket {
     }
 
     /// Accepts until the stop. The file is removed when this returns.
-    pub(super) async fn accept(self, to: mpsc::Sender<Conn>, most: usize, ends: Ends) {
+    pub(super) async fn accept(self, to: mpsc::Sender<Conn>, most: usize, ends: Ends, metrics: Arc<Metrics>) {
         let slots = Arc::new(Semaphore::new(most));
         loop {
             let accepted = tokio::select! {
@@ -122,6 +123,7 @@ impl OperatorSocket {
                 tracing::warn!("operator socket: turned away, too many connections");
                 continue;
             };
+            let slot = (slot, metrics.connections.of(Peer::Operator).hold());
             let (guests, to, ends) = (self.guests.clone(), to.clone(), ends.clone());
             tokio::spawn(async move {
                 // Not on the I/O threads, and nobody waits behind it: the user database may ask the network.

@@ -8,6 +8,7 @@ use passant_core::x509_svid::X509Svid;
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
@@ -16,6 +17,7 @@ use super::bounds::{Bounds, Shares, origin};
 use super::conn::{Conn, Ends};
 use crate::caller::{ConnPeer, PeerSvid};
 use crate::limits;
+use crate::metrics::{Handshake, Metrics, Peer};
 
 /// Where finished connections go.
 #[derive(Clone)]
@@ -44,6 +46,7 @@ pub(super) async fn accept(
     doors: Doors,
     bounds: Bounds,
     ends: Ends,
+    metrics: Arc<Metrics>,
 ) {
     let slots = Arc::new(Slots {
         handshakes: Arc::new(Semaphore::new(bounds.handshakes)),
@@ -73,24 +76,34 @@ pub(super) async fn accept(
         };
         // Waiting for handshakes is bounded too: twice the slots, then the newest are turned away.
         if handshakes.len() >= 2 * bounds.handshakes {
+            metrics.handshakes.of(Handshake::Bound).inc();
             tracing::debug!(%address, "turned away: too many handshakes at once");
             continue;
         }
         let Some(share) = greeted_at_once.take(&origin(address)) else {
+            metrics.handshakes.of(Handshake::Bound).inc();
             tracing::debug!(%address, "turned away: too many handshakes at once from this address");
             continue;
         };
         let (acceptor, doors, ends) = (acceptor.clone(), doors.clone(), ends.clone());
-        let slots = Arc::clone(&slots);
+        let (slots, metrics) = (Arc::clone(&slots), Arc::clone(&metrics));
         handshakes.spawn(async move {
             let _share = share;
+            let began = Instant::now();
             let greeted = tokio::select! {
                 biased;
                 () = ends.stop.cancelled() => return,
-                greeted = tokio::time::timeout(limits::HANDSHAKE_WITHIN, greet(tcp, address, acceptor, &slots, &ends)) => greeted,
+                greeted = tokio::time::timeout(limits::HANDSHAKE_WITHIN, greet(tcp, address, acceptor, &slots, &ends, &metrics)) => greeted,
             };
+            let counts = match &greeted {
+                Ok(Ok(_)) => Handshake::Accepted,
+                Ok(Err(unwelcome)) => unwelcome.counts(),
+                Err(_) => Handshake::Timeout,
+            };
+            metrics.handshakes.of(counts).inc();
             match greeted {
                 Ok(Ok((conn, is_agent))) => {
+                    metrics.handshake.since(began);
                     let door = if is_agent { doors.agents } else { doors.others };
                     if door.send(conn).await.is_err() {
                         tracing::debug!(%address, "closed: the server is stopping");
@@ -104,34 +117,57 @@ pub(super) async fn accept(
     handshakes.close();
 }
 
-/// One handshake; the connection, and whether it is an agent's. The error is for the log.
+/// Why a connection is not taken, for the log.
+#[derive(Debug, thiserror::Error)]
+enum Unwelcome {
+    #[error("{0}")]
+    Tls(String),
+    #[error("too many connections")]
+    Full,
+    #[error("too many connections of {0}")]
+    FullFor(SpiffeId),
+}
+
+impl Unwelcome {
+    fn counts(&self) -> Handshake {
+        match self {
+            Self::Tls(_) => Handshake::Tls,
+            Self::Full | Self::FullFor(_) => Handshake::Bound,
+        }
+    }
+}
+
+/// One handshake; the connection, and whether it is an agent's.
 async fn greet(
     tcp: TcpStream,
     address: SocketAddr,
     acceptor: TlsAcceptor,
     slots: &Slots,
     ends: &Ends,
-) -> Result<(Conn, bool), String> {
-    let _turn = slots.handshakes.acquire().await.map_err(|_| "the server is stopping".to_owned())?;
+    metrics: &Metrics,
+) -> Result<(Conn, bool), Unwelcome> {
+    let _turn = slots.handshakes.acquire().await.expect("the semaphore is never closed");
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%address, %error, "failed to set TCP_NODELAY");
     }
-    let tls = acceptor.accept(tcp).await.map_err(|error| error.to_string())?;
+    let tls = acceptor.accept(tcp).await.map_err(|error| Unwelcome::Tls(error.to_string()))?;
     let svid = shown(&tls)?;
-    let full = || "too many connections".to_owned();
-    let slot_of = |slots: &Arc<Semaphore>| Arc::clone(slots).try_acquire_owned().map_err(|_| full());
+    let slot_of = |slots: &Arc<Semaphore>| Arc::clone(slots).try_acquire_owned().map_err(|_| Unwelcome::Full);
+    let counted = |peer| metrics.connections.of(peer).hold();
     let agent = svid.as_ref().map(|svid| svid.id()).filter(|id| id.is_agent());
     let is_agent = agent.is_some();
     let (slot, lease): (Box<dyn Send>, _) = match (agent, &svid) {
         (Some(agent), _) => {
             let share = slots.of_agent.take(agent);
-            let share = share.ok_or_else(|| format!("too many connections of {agent}"))?;
-            (Box::new((slot_of(&slots.agents)?, share)), limits::CONNECTION_LEASE)
+            let share = share.ok_or_else(|| Unwelcome::FullFor(agent.clone()))?;
+            (Box::new((slot_of(&slots.agents)?, share, counted(Peer::Agent))), limits::CONNECTION_LEASE)
         }
-        (None, Some(_)) => (Box::new(slot_of(&slots.workloads)?), limits::CONNECTION_LEASE),
+        (None, Some(_)) => {
+            (Box::new((slot_of(&slots.workloads)?, counted(Peer::Workload))), limits::CONNECTION_LEASE)
+        }
         (None, None) => {
-            let share = slots.of_stranger.take(&origin(address)).ok_or_else(full)?;
-            (Box::new((slot_of(&slots.strangers)?, share)), limits::STRANGER_LEASE)
+            let share = slots.of_stranger.take(&origin(address)).ok_or(Unwelcome::Full)?;
+            (Box::new((slot_of(&slots.strangers)?, share, counted(Peer::Stranger))), limits::STRANGER_LEASE)
         }
     };
     let peer = ConnPeer::Remote { address, svid };
@@ -140,9 +176,10 @@ async fn greet(
 
 /// The X509-SVID that the handshake verified. Parsing cannot fail here, since verifying parsed it too; if it does, the
 /// connection is refused rather than taken for a stranger's.
-fn shown(tls: &TlsStream<TcpStream>) -> Result<Option<Arc<PeerSvid>>, String> {
+fn shown(tls: &TlsStream<TcpStream>) -> Result<Option<Arc<PeerSvid>>, Unwelcome> {
     let (_, session) = tls.get_ref();
     let Some(chain) = session.peer_certificates() else { return Ok(None) };
     let chain = chain.iter().map(|certificate| CertificateDer::into_owned(certificate.clone())).collect();
-    X509Svid::parse(chain).map(|svid| Some(Arc::new(PeerSvid::new(svid)))).map_err(|error| error.to_string())
+    let svid = X509Svid::parse(chain).map_err(|error| Unwelcome::Tls(error.to_string()))?;
+    Ok(Some(Arc::new(PeerSvid::new(svid))))
 }

@@ -7,14 +7,25 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// Every crate under `crates/`, and which of its siblings it may depend on, in tests too.
-const MAY: [(&str, &[&str]); 7] = [
+const MAY: [(&str, &[&str]); 8] = [
     ("passant-core", &[]),
     ("passant-proto", &["passant-core"]),
     ("passant-attest", &["passant-core"]),
-    ("passant-server", &["passant-attest", "passant-core", "passant-proto"]),
-    ("passant-agent", &["passant-attest", "passant-core", "passant-proto"]),
+    ("passant-daemon", &["passant-core"]),
+    ("passant-server", &["passant-attest", "passant-core", "passant-daemon", "passant-proto"]),
+    ("passant-agent", &["passant-attest", "passant-core", "passant-daemon", "passant-proto"]),
     // The exception: `passant dev` runs a server and an agent in one process, `passant store` reads what a server keeps.
-    ("passant-cli", &["passant-agent", "passant-attest", "passant-core", "passant-proto", "passant-server"]),
+    (
+        "passant-cli",
+        &[
+            "passant-agent",
+            "passant-attest",
+            "passant-core",
+            "passant-daemon",
+            "passant-proto",
+            "passant-server",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
@@ -92,6 +103,8 @@ mod tests {
         assert_eq!(faults_of("passant-agent", "crates", "passant-server"), 1);
         assert_eq!(faults_of("passant-attest", "crates", "passant-proto"), 1);
         assert_eq!(faults_of("passant-core", "crates", "passant-proto"), 1);
+        assert_eq!(faults_of("passant-agent", "crates", "passant-daemon"), 0);
+        assert_eq!(faults_of("passant-daemon", "crates", "passant-proto"), 1);
         assert_eq!(faults_of("passant-core", "crates", "passant-tests"), 1);
         assert_eq!(faults_of("passant-cli", "crates", "passant-server"), 0);
     }

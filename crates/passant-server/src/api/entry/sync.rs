@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use passant_core::Entry;
+use passant_daemon::metrics::Counter;
 use passant_proto::entry::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
 use passant_proto::types::EntryMask;
 use prost::Message;
@@ -20,7 +21,11 @@ use crate::api::{Api, misrouted, refuse};
 use crate::caller::ConnPeer;
 use crate::limits::{RESPONSE, STREAM_WAITING, SYNC_PAGE, SYNC_WITHIN};
 
-type Out = mpsc::Sender<Result<SyncAuthorizedEntriesResponse, Status>>;
+/// The way to the agent, which counts the entries that it takes.
+struct Out {
+    to: mpsc::Sender<Result<SyncAuthorizedEntriesResponse, Status>>,
+    sent: Counter,
+}
 
 /// Starts the exchange. It ends by itself with the agent's standing: evicted, banned or replaced, the agent reads so at
 /// once.
@@ -32,18 +37,20 @@ pub(super) fn answer(
     let Some(Admitted::Agent(agent)) = request.extensions().get().cloned() else { return Err(misrouted()) };
     let peer = request.extensions().get::<ConnPeer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
     let entries = api.journal.state().authorized_entries(agent.id(), api.host.now());
+    api.metrics.syncs.inc();
     let (out, stream) = mpsc::channel(STREAM_WAITING);
+    let out = Out { to: out, sent: api.metrics.synced_entries.clone() };
     tokio::spawn(async move {
         let ended = tokio::select! {
             biased;
             fallen = api.fallen(&peer) => Err(fallen),
-            () = out.closed() => Ok(()),
+            () = out.to.closed() => Ok(()),
             done = tokio::time::timeout(SYNC_WITHIN, exchange(request.into_inner(), &entries, &out)) => {
                 done.unwrap_or_else(|_| Err(Status::deadline_exceeded("the synchronization took too long")))
             }
         };
         if let Err(status) = ended
-            && out.send(Err(status)).await.is_err()
+            && out.to.send(Err(status)).await.is_err()
         {
             tracing::debug!(agent = %agent.id(), "agent left before it could read why its stream ended");
         }
@@ -156,5 +163,8 @@ async fn send_entries(
 }
 
 async fn send(out: &Out, response: SyncAuthorizedEntriesResponse) -> Result<(), Status> {
-    out.send(Ok(response)).await.map_err(|_| Status::cancelled("the agent has left"))
+    let entries = response.entries.len();
+    out.to.send(Ok(response)).await.map_err(|_| Status::cancelled("the agent has left"))?;
+    out.sent.add(entries);
+    Ok(())
 }

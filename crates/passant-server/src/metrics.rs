@@ -1,0 +1,364 @@
+//! What does a server count and time?
+//!
+//! One struct, made at the start and handed down. What can be read off the state is not counted here a second time: see
+//! [`Metrics::registry`].
+
+use std::sync::Arc;
+
+use passant_core::{Host, Refusal};
+use passant_daemon::calls::Tally;
+use passant_daemon::label::Outcome;
+use passant_daemon::labels;
+use passant_daemon::metrics::{Counter, Family, Gauge, Registry, Seconds, Sizes};
+use passant_daemon::process::seconds_of;
+use passant_proto::status;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::authority::Authorities;
+use crate::journal::Journal;
+use crate::record::DecisionLog;
+use crate::state::authority::{AuthorityKind, Phase};
+
+labels! {
+    /// What is issued.
+    pub enum Kind: "kind" {
+        /// The X509-SVID of a workload.
+        X509Svid = "x509_svid",
+        /// The JWT-SVID of a workload.
+        JwtSvid = "jwt_svid",
+        /// The X509-SVID of an agent that attests.
+        NodeSvid = "node_svid",
+        /// The X509-SVID of an agent that renews.
+        Renewal = "renewal",
+        /// What an operator has minted, X.509 or JWT.
+        Minted = "minted",
+        /// The server's own X509-SVID.
+        ServerSvid = "server_svid",
+    }
+}
+
+labels! {
+    /// By what a node attested.
+    pub enum Method: "method" {
+        /// By a join token.
+        JoinToken = "join_token",
+        /// By the key of a certificate.
+        X509pop = "x509pop",
+        /// By something that this server does not know.
+        Unknown = "unknown",
+    }
+}
+
+labels! {
+    /// Which gRPC service was called.
+    pub enum Service: "service" {
+        /// `spire.api.server.agent.v1.Agent`.
+        Agent = "agent",
+        /// `spire.api.server.entry.v1.Entry`.
+        Entry = "entry",
+        /// `spire.api.server.svid.v1.SVID`.
+        Svid = "svid",
+        /// `spire.api.server.bundle.v1.Bundle`.
+        Bundle = "bundle",
+        /// `spire.api.server.logger.v1.Logger`.
+        Logger = "logger",
+        /// `grpc.health.v1.Health`.
+        Health = "health",
+        /// `grpc.reflection`.
+        Reflection = "reflection",
+        /// Any other.
+        Other = "other",
+    }
+}
+
+labels! {
+    /// How a connection over TLS began.
+    pub enum Handshake: "result" {
+        /// It was taken.
+        Accepted = "accepted",
+        /// It took too long.
+        Timeout = "timeout",
+        /// TLS failed: no agreement, or a certificate that does not verify.
+        Tls = "tls",
+        /// There were too many.
+        Bound = "bound",
+    }
+}
+
+labels! {
+    /// Whose connection it is.
+    pub enum Peer: "peer" {
+        /// An attested node's.
+        Agent = "agent",
+        /// That of somebody else with an X509-SVID.
+        Workload = "workload",
+        /// That of somebody without one.
+        Stranger = "stranger",
+        /// An operator's.
+        Operator = "operator",
+    }
+}
+
+labels! {
+    /// What an authority signs.
+    pub enum AuthorityOf: "kind" {
+        /// X509-SVIDs.
+        X509 = "x509",
+        /// JWT-SVIDs.
+        Jwt = "jwt",
+    }
+}
+
+labels! {
+    /// Where an authority stands in its life.
+    pub enum AuthorityPhase: "phase" {
+        /// Published, does not sign yet.
+        Prepared = "prepared",
+        /// Signs.
+        Active = "active",
+        /// Signs no more.
+        Retired = "retired",
+    }
+}
+
+/// Everything that a server counts and times. Clones count together; without a registry nobody reads it.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// How long issuing took, from the request to the answer, each item of a batch for itself.
+    pub issue: Family<(Kind, Outcome), Seconds>,
+    /// How long an append to the store took, sync included.
+    pub store_append: Seconds,
+    /// How many commits shared an append.
+    pub store_batch: Sizes,
+    /// Appends that failed.
+    pub store_failures: Counter,
+    /// Commits that were made durable.
+    pub commits: Counter,
+    /// How long a sync of the decision record took.
+    pub record_sync: Seconds,
+    /// Writes and syncs of the decision record that failed.
+    pub record_failures: Counter,
+    /// Syncs that agents began.
+    pub syncs: Counter,
+    /// Entries that were sent to agents in syncs.
+    pub synced_entries: Counter,
+    /// Attestations of nodes.
+    pub attestations: Family<(Method, Outcome), Counter>,
+    /// Calls, by service.
+    pub calls: Family<Service, Counter>,
+    /// Calls that ended with another status than OK.
+    pub refusals: Family<(Service, passant_core::Reason), Counter>,
+    /// Connections over TCP that ended or passed the handshake.
+    pub handshakes: Family<Handshake, Counter>,
+    /// How long the handshakes took that passed.
+    pub handshake: Seconds,
+    /// Connections that are open.
+    pub connections: Family<Peer, Gauge>,
+}
+
+impl Method {
+    /// What evidence of type `name` is counted as.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "join_token" => Self::JoinToken,
+            "x509pop" => Self::X509pop,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl Service {
+    /// The service of the gRPC method `path`, as in `/package.Service/Method`.
+    pub fn of(path: &str) -> Self {
+        let name = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        match name {
+            "spire.api.server.agent.v1.Agent" => Self::Agent,
+            "spire.api.server.entry.v1.Entry" => Self::Entry,
+            "spire.api.server.svid.v1.SVID" => Self::Svid,
+            "spire.api.server.bundle.v1.Bundle" => Self::Bundle,
+            "spire.api.server.logger.v1.Logger" => Self::Logger,
+            "grpc.health.v1.Health" => Self::Health,
+            name if name.starts_with("grpc.reflection.") => Self::Reflection,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Metrics {
+    /// Times the issuing of one thing.
+    pub async fn issuing<T>(
+        &self,
+        kind: Kind,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        let began = Instant::now();
+        let done = work.await;
+        self.issue.of((kind, Outcome::of(done.as_ref()))).since(began);
+        done
+    }
+
+    /// What is told to Prometheus: the metrics, and at each scrape what stands in the state of this server.
+    pub(crate) fn registry(
+        &self,
+        journal: &Journal,
+        record: &DecisionLog,
+        authorities: &Arc<Authorities>,
+        host: &Host,
+    ) -> Registry {
+        let mut registry = Registry::new("passant_server");
+        registry.build(env!("CARGO_PKG_VERSION"));
+        self.register(&mut registry);
+        watch_state(&mut registry, journal, record);
+        watch_authorities(&mut registry, journal, authorities, host);
+        registry
+    }
+
+    fn register(&self, to: &mut Registry) {
+        to.register(
+            "issue_seconds",
+            "Time from the request for an SVID to its answer, the waits for the disk and the signature included",
+            &self.issue,
+        );
+        to.register(
+            "store_append_seconds",
+            "Time of an append to the store, sync included",
+            &self.store_append,
+        );
+        to.register("store_append_commits", "Commits that shared one append", &self.store_batch);
+        to.register("store_append_failures", "Appends that failed", &self.store_failures);
+        to.register("commits", "Commits that were made durable", &self.commits);
+        to.register("record_sync_seconds", "Time of a sync of the decision record", &self.record_sync);
+        to.register(
+            "record_failures",
+            "Writes and syncs of the decision record that failed",
+            &self.record_failures,
+        );
+        to.register("syncs", "Synchronizations that agents began", &self.syncs);
+        to.register("sync_entries_sent", "Entries sent to agents in synchronizations", &self.synced_entries);
+        to.register("node_attestations", "Attestations of nodes", &self.attestations);
+        to.register("calls", "Calls of the gRPC API", &self.calls);
+        to.register("refusals", "Calls that ended with another status than OK", &self.refusals);
+        to.register("handshakes", "TCP connections by how their TLS handshake ended", &self.handshakes);
+        to.register("handshake_seconds", "Time of the TLS handshakes that passed", &self.handshake);
+        to.register("connections", "Open connections", &self.connections);
+    }
+}
+
+/// Counts calls and how they are refused.
+#[derive(Clone, Debug)]
+pub(crate) struct Calls(pub(crate) Arc<Metrics>);
+
+impl Tally for Calls {
+    type Call = Service;
+
+    fn began(&self, path: &str) -> Service {
+        let service = Service::of(path);
+        self.0.calls.of(service).inc();
+        service
+    }
+
+    fn refused(&self, service: &Service, status: &Status) {
+        self.0.refusals.of((*service, status::from_status(status).reason)).inc();
+    }
+}
+
+fn watch_state(registry: &mut Registry, journal: &Journal, record: &DecisionLog) {
+    let mut watch = |name, help, read: fn(&Journal) -> usize| {
+        let journal = journal.clone();
+        registry.watch(name, help, move |()| Some(count(read(&journal))));
+    };
+    watch("journal_queue", "Commands that wait for the journal or are being written", Journal::waiting);
+    watch("entries", "Registration entries", |journal| journal.state().entry_count());
+    watch("nodes", "Attested nodes", |journal| journal.state().node_count());
+    watch("banned_nodes", "Attested nodes that are banned", |journal| {
+        journal.state().nodes().filter(|node| node.is_banned()).count()
+    });
+    watch("join_tokens", "Join tokens, spent ones included", |journal| journal.state().tokens().count());
+    let queue = record.clone();
+    registry.watch(
+        "record_queue",
+        "Groups of decisions that wait for the record or are being written",
+        move |()| Some(count(queue.waiting())),
+    );
+}
+
+fn watch_authorities(
+    registry: &mut Registry,
+    journal: &Journal,
+    authorities: &Arc<Authorities>,
+    host: &Host,
+) {
+    let state = journal.clone();
+    registry.watch(
+        "active_authority_not_after_seconds",
+        "When the active authority ends, in seconds since 1970",
+        move |of: AuthorityOf| {
+            let state = state.state();
+            let active =
+                state.authorities().find(|one| one.kind == of.kind() && one.phase == Phase::Active)?;
+            Some(seconds_of(active.not_after))
+        },
+    );
+    let state = journal.clone();
+    registry.watch(
+        "authorities",
+        "Authorities by phase",
+        move |(of, phase): (AuthorityOf, AuthorityPhase)| {
+            let state = state.state();
+            let those = state.authorities().filter(|one| one.kind == of.kind() && one.phase == phase.phase());
+            Some(count(those.count()))
+        },
+    );
+    let (authorities, host) = (Arc::clone(authorities), host.clone());
+    registry.watch(
+        "agents_lacking_prepared_authority",
+        "Agents that are not known to have the authority that signs next",
+        move |of: AuthorityOf| {
+            let lacking = authorities.lacking_prepared(of.kind(), host.now());
+            Some(count(lacking.map_or(0, |agents| agents.len())))
+        },
+    );
+}
+
+impl AuthorityOf {
+    fn kind(self) -> AuthorityKind {
+        match self {
+            Self::X509 => AuthorityKind::X509,
+            Self::Jwt => AuthorityKind::Jwt,
+        }
+    }
+}
+
+impl AuthorityPhase {
+    fn phase(self) -> Phase {
+        match self {
+            Self::Prepared => Phase::Prepared,
+            Self::Active => Phase::Active,
+            Self::Retired => Phase::Retired,
+        }
+    }
+}
+
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_are_known_by_their_path() {
+        for (path, service) in [
+            ("/spire.api.server.agent.v1.Agent/AttestAgent", Service::Agent),
+            ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Service::Reflection),
+            ("/grpc.health.v1.Health/Check", Service::Health),
+            ("/", Service::Other),
+            ("", Service::Other),
+            ("/spire.api.server.agent.v1.AgentX/AttestAgent", Service::Other),
+        ] {
+            assert_eq!(Service::of(path), service, "{path}");
+        }
+    }
+}
