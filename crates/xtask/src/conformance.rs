@@ -5,18 +5,18 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+
+use crate::cargo::cargo;
+use crate::readme::with_table;
 
 /// Where the suite stands in the tree.
 const SUITE: &str = "tests/conformance";
 /// The environment variable by which tests are told where to write; the harness knows it too.
 const LOG: &str = "PASSANT_CONFORMANCE_LOG";
-/// Between these two lines of the suite's README stands the table.
-const BEGIN: &str = "<!-- table: begin -->";
-const END: &str = "<!-- table: end -->";
 /// The documents that `--strict` is about, by the first part of their ids.
 const STRICT_DOCUMENTS: [&str; 6] = ["SPIFFE-ID", "X509", "JWT", "WEND", "WAPI", "BUNDLE"];
 /// The roles that `--strict` is about.
@@ -116,14 +116,7 @@ fn excused(text: &str) -> Result<BTreeMap<String, String>> {
 fn run_tests(root: &Path) -> Result<Ran> {
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("met");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut test = Command::new(cargo);
-    // What cargo has set for this program: left in place, it makes build scripts run again, and everything after them.
-    let ours = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
-        test.env_remove(name);
-    }
-    let output = test
+    let output = cargo()
         .args(["test", "-p", "passant-tests", "--test", "conformance"])
         .current_dir(root)
         .env(LOG, &log)
@@ -237,14 +230,6 @@ impl<'a> Report<'a> {
     }
 }
 
-/// The README with `text` between its markers.
-fn with_table(readme: &str, text: &str) -> Result<String> {
-    let (before, rest) =
-        readme.split_once(BEGIN).context("README.md has no marker where the table begins")?;
-    let (_, after) = rest.split_once(END).context("README.md has no marker where the table ends")?;
-    Ok(format!("{before}{BEGIN}\n{text}{END}{after}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,12 +273,5 @@ mod tests {
         for bad in ["X509-01\tperhaps\tbecause", "X509-01\tdoes not apply\t", "X509-01"] {
             assert!(excused(&format!("id\tkind\treason\n{bad}\n")).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_table_is_replaced_between_its_markers() {
-        let readme = format!("a\n{BEGIN}\nold\n{END}\nb\n");
-        assert_eq!(with_table(&readme, "new\n").unwrap(), format!("a\n{BEGIN}\nnew\n{END}\nb\n"));
-        assert!(with_table("a", "new").is_err());
     }
 }

@@ -1,9 +1,12 @@
 //! What can our automation do? One subcommand, one file.
 
 mod ablate;
+mod bench;
+mod cargo;
 mod codegen;
 mod conformance;
 mod interop;
+mod readme;
 mod show;
 mod tidy;
 
@@ -28,6 +31,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         cargo: Vec<OsString>,
     },
+    /// Measure how fast and how big we are, against floors of the same run.
+    Bench(bench::Options),
     /// Compile proto/ and write the Rust of passant-proto.
     Codegen,
     /// Run the conformance tests and say which requirements of the specifications are met.
@@ -48,6 +53,7 @@ fn main() -> anyhow::Result<()> {
     let root = root();
     match Args::parse().task {
         Task::Ablate { cargo } => ablate::run(&root, &cargo),
+        Task::Bench(options) => bench::run(&root, &options),
         Task::Codegen => codegen::run(&root),
         Task::Conformance(options) => conformance::run(&root, &options),
         Task::Tidy => tidy::run(&root),
