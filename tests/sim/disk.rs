@@ -1,0 +1,387 @@
+//! What survives a crash? What was synced, and of the rest as much as the seed lets stand.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use passant_core::{Host, Secret, TrustDomain};
+use passant_server::keystore::{KeyStore, KeyStoreError};
+use passant_server::record::segments::Segments;
+use passant_server::state::authority::AuthorityId;
+use passant_server::state::change::{Commit, Revision};
+use passant_server::store::memory::{MemoryDisk, MemoryStore};
+use passant_server::store::{AppendError, Loaded, Store, StoreError};
+
+use crate::oracle::Oracle;
+use crate::rng::Rng;
+
+/// A disk, and the process that may use it. Clones are the same.
+///
+/// A process that has crashed may still run on for a moment, as a ghost; whatever it does reaches no disk.
+#[derive(Clone)]
+pub(crate) struct ServerDisk(Arc<Mutex<Platter>>);
+
+struct Platter {
+    store: MemoryDisk,
+    segments: BTreeMap<u32, Segment>,
+    keys: BTreeMap<AuthorityId, Vec<u8>>,
+    life: Life,
+    rng: Rng,
+    oracle: Oracle,
+}
+
+#[derive(Default)]
+struct Segment {
+    bytes: Vec<u8>,
+    synced: usize,
+}
+
+/// Whose disk it is, and when the process dies over it.
+struct Life {
+    /// Counts processes.
+    number: u64,
+    /// After so many operations.
+    dies_in: Option<u32>,
+    /// Called at once when it has: nobody may hear of it any more.
+    on_death: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// What becomes of one operation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It is done.
+    Done,
+    /// It is done, and nobody hears of it.
+    DoneUnheard,
+    /// It is not done.
+    Undone,
+}
+
+impl Life {
+    fn new(on_death: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { number: 0, dies_in: None, on_death }
+    }
+
+    /// The fate of an operation of process `number`.
+    fn spend(&mut self, number: u64, rng: &mut Rng) -> Fate {
+        if number != self.number {
+            return Fate::Undone;
+        }
+        match self.dies_in {
+            None => Fate::Done,
+            Some(0) => {
+                self.end();
+                (self.on_death)();
+                if rng.permille(500) { Fate::DoneUnheard } else { Fate::Undone }
+            }
+            Some(left) => {
+                self.dies_in = Some(left - 1);
+                Fate::Done
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.number += 1;
+        self.dies_in = None;
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("this process has crashed")
+}
+
+fn store_gone() -> StoreError {
+    StoreError::Io { doing: "use", place: "the disk".to_owned(), source: gone() }
+}
+
+impl ServerDisk {
+    pub(crate) fn new(rng: Rng, oracle: Oracle, on_death: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self(Arc::new(Mutex::new(Platter {
+            store: MemoryDisk::default(),
+            segments: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            life: Life::new(on_death),
+            rng,
+            oracle,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Platter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process ends now. What it had not synced is lost, or partly there.
+    pub(crate) fn crash(&self) {
+        let mut platter = self.lock();
+        platter.life.end();
+        platter.settle();
+    }
+
+    /// The process dies over one of its next operations.
+    pub(crate) fn die_in(&self, operations: u32) {
+        self.lock().life.dies_in = Some(operations);
+    }
+
+    /// Counts the processes that have ended.
+    pub(crate) fn life(&self) -> u64 {
+        self.lock().life.number
+    }
+
+    /// Opens the disk for the present process.
+    pub(crate) fn open(&self, trust_domain: &TrustDomain, host: &Host) -> Result<Opened, StoreError> {
+        let (disk, number) = {
+            let platter = self.lock();
+            (platter.store.clone(), platter.life.number)
+        };
+        let store = MemoryStore::open(&disk, trust_domain, host)?;
+        let handle = Handle { disk: self.clone(), number };
+        Ok(Opened {
+            store: Box::new(Journal { store, handle: handle.clone() }),
+            segments: Box::new(handle.clone()),
+            keys: Arc::new(handle),
+        })
+    }
+}
+
+/// What a server opens.
+pub(crate) struct Opened {
+    pub(crate) store: Box<dyn Store>,
+    pub(crate) segments: Box<dyn Segments>,
+    pub(crate) keys: Arc<dyn KeyStore>,
+}
+
+impl Platter {
+    /// What the next process finds.
+    fn settle(&mut self) {
+        self.store = self.store.image();
+        for segment in self.segments.values_mut() {
+            let loose = segment.bytes.len() - segment.synced;
+            let kept = segment.synced + self.rng.index(loose + 1);
+            segment.bytes.truncate(kept);
+            // What stands after a crash stands.
+            self.oracle.recorded(&segment.bytes[segment.synced..]);
+            segment.synced = segment.bytes.len();
+        }
+    }
+}
+
+/// The disk in the hands of one process.
+#[derive(Clone)]
+struct Handle {
+    disk: ServerDisk,
+    number: u64,
+}
+
+impl Handle {
+    /// Does `act`, unless the process is dead or dies over it.
+    fn operate<T>(&self, act: impl FnOnce(&mut Platter) -> T) -> Option<T> {
+        let mut platter = self.disk.lock();
+        let before = platter.life.number;
+        let mut rng = platter.rng.clone();
+        let fate = platter.life.spend(self.number, &mut rng);
+        platter.rng = rng;
+        let done = (fate != Fate::Undone).then(|| act(&mut platter));
+        if platter.life.number != before {
+            platter.settle();
+        }
+        done.filter(|_| fate == Fate::Done)
+    }
+
+    fn segment<T>(&self, number: u32, act: impl FnOnce(&mut Segment) -> T) -> io::Result<T> {
+        let found = self.operate(|platter| platter.segments.get_mut(&number).map(act)).ok_or_else(gone)?;
+        found.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+struct Journal {
+    store: MemoryStore,
+    handle: Handle,
+}
+
+impl Store for Journal {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        self.store.load()
+    }
+
+    fn append(&mut self, after: Revision, commits: &[Commit]) -> Result<(), AppendError> {
+        let store = &mut self.store;
+        let appended = self.handle.operate(|platter| {
+            let appended = store.append(after, commits);
+            if appended.is_ok() {
+                platter.oracle.committed(after, commits);
+            }
+            appended
+        });
+        appended.unwrap_or_else(|| Err(AppendError::Failed(store_gone())))
+    }
+
+    fn tail(&mut self, after: Revision) -> Result<Vec<(Revision, Commit)>, StoreError> {
+        self.store.tail(after)
+    }
+
+    fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
+        self.store.compact(upto)
+    }
+
+    fn is_instant(&self) -> bool {
+        true
+    }
+}
+
+impl Segments for Handle {
+    fn name(&self, number: u32) -> String {
+        format!("simulated segment {number}")
+    }
+
+    fn list(&mut self) -> io::Result<Vec<u32>> {
+        Ok(self.disk.lock().segments.keys().copied().collect())
+    }
+
+    fn read(&mut self, number: u32) -> io::Result<Vec<u8>> {
+        self.segment(number, |segment| segment.bytes.clone())
+    }
+
+    fn peek(&mut self, number: u32) -> io::Result<(Vec<u8>, u64)> {
+        self.segment(number, |segment| {
+            let line = segment.bytes.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
+            (line.to_vec(), u64::try_from(segment.bytes.len()).unwrap_or(u64::MAX))
+        })
+    }
+
+    fn create(&mut self, number: u32) -> io::Result<()> {
+        let made = self.operate(|platter| platter.segments.insert(number, Segment::default()).is_none());
+        match made {
+            Some(true) => Ok(()),
+            Some(false) => Err(io::ErrorKind::AlreadyExists.into()),
+            None => Err(gone()),
+        }
+    }
+
+    fn append(&mut self, number: u32, bytes: &[u8]) -> io::Result<()> {
+        self.segment(number, |segment| segment.bytes.extend_from_slice(bytes))
+    }
+
+    fn sync(&mut self, number: u32) -> io::Result<()> {
+        let synced = self.operate(|platter| {
+            let Platter { segments, oracle, .. } = platter;
+            let segment = segments.get_mut(&number)?;
+            oracle.recorded(&segment.bytes[segment.synced..]);
+            segment.synced = segment.bytes.len();
+            Some(())
+        });
+        synced.ok_or_else(gone)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn truncate(&mut self, number: u32, len: u64) -> io::Result<()> {
+        self.segment(number, |segment| {
+            segment.bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX));
+            segment.synced = segment.synced.min(segment.bytes.len());
+        })
+    }
+
+    fn remove(&mut self, number: u32) -> io::Result<()> {
+        self.operate(|platter| drop(platter.segments.remove(&number))).ok_or_else(gone)
+    }
+
+    fn is_instant(&self) -> bool {
+        true
+    }
+}
+
+impl Handle {
+    fn keys<T>(
+        &self,
+        act: impl FnOnce(&mut BTreeMap<AuthorityId, Vec<u8>>) -> T,
+    ) -> Result<T, KeyStoreError> {
+        let done = self.operate(|platter| act(&mut platter.keys));
+        done.ok_or_else(|| KeyStoreError::Io { doing: "write", path: "simulated".into(), source: gone() })
+    }
+}
+
+impl KeyStore for Handle {
+    fn put(&self, id: &AuthorityId, pkcs8: &Secret<Vec<u8>>) -> Result<(), KeyStoreError> {
+        self.keys(|keys| drop(keys.insert(id.clone(), pkcs8.expose().clone())))
+    }
+
+    fn get(&self, id: &AuthorityId) -> Result<Option<Secret<Vec<u8>>>, KeyStoreError> {
+        Ok(self.disk.lock().keys.get(id).cloned().map(Secret::new))
+    }
+
+    fn remove(&self, id: &AuthorityId) -> Result<(), KeyStoreError> {
+        self.keys(|keys| drop(keys.remove(id)))
+    }
+
+    fn ids(&self) -> Result<Vec<AuthorityId>, KeyStoreError> {
+        Ok(self.disk.lock().keys.keys().cloned().collect())
+    }
+}
+
+/// The one file of an agent. Clones are the same disk.
+#[derive(Clone)]
+pub(crate) struct AgentDisk(Arc<Mutex<Sheet>>);
+
+struct Sheet {
+    bytes: Option<Vec<u8>>,
+    life: Life,
+    rng: Rng,
+}
+
+/// An agent's disk in the hands of one process.
+pub(crate) struct AgentFile {
+    disk: AgentDisk,
+    number: u64,
+}
+
+impl AgentDisk {
+    pub(crate) fn new(rng: Rng, on_death: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self(Arc::new(Mutex::new(Sheet { bytes: None, life: Life::new(on_death), rng })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sheet> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process ends now.
+    pub(crate) fn crash(&self) {
+        self.lock().life.end();
+    }
+
+    /// The process dies over one of its next writes.
+    pub(crate) fn die_in(&self, operations: u32) {
+        self.lock().life.dies_in = Some(operations);
+    }
+
+    /// Counts the processes that have ended.
+    pub(crate) fn life(&self) -> u64 {
+        self.lock().life.number
+    }
+
+    /// Another node with nothing on its disk.
+    pub(crate) fn wipe(&self) {
+        self.lock().bytes = None;
+    }
+
+    /// The disk for the present process, and which one that is.
+    pub(crate) fn open(&self) -> (AgentFile, u64) {
+        let number = self.life();
+        (AgentFile { disk: self.clone(), number }, number)
+    }
+}
+
+impl passant_agent::Disk for AgentFile {
+    fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.disk.lock().bytes.clone())
+    }
+
+    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut sheet = self.disk.lock();
+        let mut rng = sheet.rng.clone();
+        let fate = sheet.life.spend(self.number, &mut rng);
+        sheet.rng = rng;
+        if fate != Fate::Undone {
+            sheet.bytes = Some(bytes.to_vec());
+        }
+        if fate == Fate::Done { Ok(()) } else { Err(gone()) }
+    }
+}
