@@ -8,6 +8,7 @@
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
 //! | `dev` | what `passant dev` prints, judged by openssl and go-spiffe |
 //! | `fuzz` | every parser of outside bytes under libFuzzer |
+//! | `sim` | thousands of seeds of the simulation, and the bugs planted for it |
 //!
 //! Each starts real daemons in a folder of its own, prints one line for each fact (`ok` or `FAIL`) and closes with
 //! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Nothing needs root.
@@ -23,6 +24,7 @@ mod outage;
 mod peers;
 mod report;
 mod rotation;
+mod sim;
 mod spread;
 mod watch_log;
 mod watcher;
@@ -55,6 +57,21 @@ enum Show {
     Dev,
     /// Fuzz every parser of outside bytes.
     Fuzz(FuzzArgs),
+    /// Run seeds of the simulation, and look for planted bugs.
+    Sim(SimArgs),
+}
+
+#[derive(Args)]
+struct SimArgs {
+    /// How many seeds must hold.
+    #[arg(long, default_value_t = 10_000)]
+    seeds: u64,
+    /// Within how many seeds each planted bug must be found; 0 looks for none.
+    #[arg(long, default_value_t = 200)]
+    within: u64,
+    /// Seeds that run at the same time.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
 }
 
 #[derive(Args)]
@@ -111,6 +128,7 @@ async fn main() -> ExitCode {
         Show::Fuzz(FuzzArgs { seconds, target, jobs }) => {
             fuzz::run(&report, &fuzz::Plan { seconds, target, jobs })
         }
+        Show::Sim(args) => sim::run(&report, args.seeds, args.within, args.jobs),
     };
     if let Err(error) = ran {
         report.fact("the show runs to its end", Err(error));

@@ -26,6 +26,8 @@ struct Platter {
     segments: BTreeMap<u32, Segment>,
     keys: BTreeMap<AuthorityId, Vec<u8>>,
     life: Life,
+    /// The disk refuses, or does not say what it did.
+    is_failing: bool,
     rng: Rng,
     oracle: Oracle,
 }
@@ -91,6 +93,19 @@ fn gone() -> io::Error {
     io::Error::other("this process has crashed")
 }
 
+fn failing() -> io::Error {
+    io::Error::other("the disk fails")
+}
+
+fn store_failing() -> StoreError {
+    StoreError::Io { doing: "use", place: "the disk".to_owned(), source: failing() }
+}
+
+/// What a failing disk makes of an append.
+const REFUSED: u64 = 0;
+const NOT_KEPT: u64 = 1;
+const KEPT: u64 = 2;
+
 fn store_gone() -> StoreError {
     StoreError::Io { doing: "use", place: "the disk".to_owned(), source: gone() }
 }
@@ -102,6 +117,7 @@ impl ServerDisk {
             segments: BTreeMap::new(),
             keys: BTreeMap::new(),
             life: Life::new(on_death),
+            is_failing: false,
             rng,
             oracle,
         })))
@@ -121,6 +137,15 @@ impl ServerDisk {
     /// The process dies over one of its next operations.
     pub(crate) fn die_in(&self, operations: u32) {
         self.lock().life.dies_in = Some(operations);
+    }
+
+    /// From now on the disk refuses, or does not say what it did; or it works again.
+    pub(crate) fn fail(&self, is_failing: bool) {
+        self.lock().is_failing = is_failing;
+    }
+
+    pub(crate) fn is_failing(&self) -> bool {
+        self.lock().is_failing
     }
 
     /// Counts the processes that have ended.
@@ -155,6 +180,11 @@ impl Platter {
     /// What the next process finds.
     fn settle(&mut self) {
         self.store = self.store.image();
+        self.settle_segments();
+    }
+
+    /// Of what was not synced, some may be there.
+    fn settle_segments(&mut self) {
         for segment in self.segments.values_mut() {
             let loose = segment.bytes.len() - segment.synced;
             let kept = segment.synced + self.rng.index(loose + 1);
@@ -207,11 +237,16 @@ impl Store for Journal {
     fn append(&mut self, after: Revision, commits: &[Commit]) -> Result<(), AppendError> {
         let store = &mut self.store;
         let appended = self.handle.operate(|platter| {
-            let appended = store.append(after, commits);
-            if appended.is_ok() {
-                platter.oracle.committed(after, commits);
+            let fate = if platter.is_failing { platter.rng.below(3) } else { KEPT };
+            if fate == REFUSED {
+                return Err(AppendError::Failed(store_failing()));
             }
-            appended
+            if fate == NOT_KEPT {
+                return Err(AppendError::Unknown(store_failing()));
+            }
+            store.append(after, commits)?;
+            platter.oracle.committed(after, commits);
+            if platter.is_failing { Err(AppendError::Unknown(store_failing())) } else { Ok(()) }
         });
         appended.unwrap_or_else(|| Err(AppendError::Failed(store_gone())))
     }
@@ -222,6 +257,11 @@ impl Store for Journal {
 
     fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
         self.store.compact(upto)
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        let is_failing = self.handle.operate(|platter| platter.is_failing).ok_or_else(store_gone)?;
+        if is_failing { Err(store_failing()) } else { self.store.reopen() }
     }
 
     fn is_instant(&self) -> bool {
@@ -259,18 +299,42 @@ impl Segments for Handle {
     }
 
     fn append(&mut self, number: u32, bytes: &[u8]) -> io::Result<()> {
-        self.segment(number, |segment| segment.bytes.extend_from_slice(bytes))
+        let appended = self.operate(|platter| {
+            let Platter { segments, rng, .. } = platter;
+            let segment = segments.get_mut(&number).ok_or(io::ErrorKind::NotFound)?;
+            if platter.is_failing {
+                segment.bytes.extend_from_slice(&bytes[..rng.index(bytes.len() + 1)]);
+                return Err(failing());
+            }
+            segment.bytes.extend_from_slice(bytes);
+            Ok(())
+        });
+        appended.unwrap_or_else(|| Err(gone()))
     }
 
     fn sync(&mut self, number: u32) -> io::Result<()> {
         let synced = self.operate(|platter| {
+            if platter.is_failing {
+                return Err(failing());
+            }
             let Platter { segments, oracle, .. } = platter;
-            let segment = segments.get_mut(&number)?;
+            let segment = segments.get_mut(&number).ok_or(io::ErrorKind::NotFound)?;
             oracle.recorded(&segment.bytes[segment.synced..]);
             segment.synced = segment.bytes.len();
-            Some(())
+            Ok(())
         });
-        synced.ok_or_else(gone)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+        synced.unwrap_or_else(|| Err(gone()))
+    }
+
+    fn reopen(&mut self, _: u32) -> io::Result<()> {
+        let opened = self.operate(|platter| {
+            if platter.is_failing {
+                return Err(failing());
+            }
+            platter.settle_segments();
+            Ok(())
+        });
+        opened.unwrap_or_else(|| Err(gone()))
     }
 
     fn truncate(&mut self, number: u32, len: u64) -> io::Result<()> {

@@ -16,19 +16,78 @@ mod workload;
 mod world;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::log::Outcome;
 
-/// How many seeds a plain `cargo test` runs.
-const FEW: u64 = 4;
+/// How many seeds a plain `cargo test` runs, and how long their faults go on, in seconds.
+const FEW: u64 = 2;
+const SHORT: u64 = 120;
+
+/// So many seeds are many: everything that may happen has happened.
+const MANY: u64 = 200;
+
+/// What must have happened in many seeds, or they prove nothing: every fault there is.
+const FAULTS: &[&str] = &[
+    "agent banned",
+    "agent crashed",
+    "agent died over its disk",
+    "agent evicted",
+    "agent's clock skewed",
+    "agent's clock stepped",
+    "attestor failing",
+    "attestors slow",
+    "attestors slow with old facts",
+    "connections broken",
+    "delay",
+    "entry changed",
+    "entry created",
+    "entry deleted",
+    "partition",
+    "partition from the server",
+    "partition to the server",
+    "pid used again",
+    "process moved",
+    "reply lost",
+    "server crashed",
+    "server died over its disk",
+    "server restarted",
+    "server's clock skewed",
+    "server's clock stepped",
+    "server's disk failing",
+    "stolen token tried",
+];
+
+/// And everything that checks depend on.
+const COUNTS: &[&str] = &[
+    "JWT-SVIDs judged",
+    "X509-SVIDs judged",
+    "acknowledged bans audited",
+    "acknowledged writes audited",
+    "authorities pruned",
+    "convergences",
+    "join tokens spent again by their holder",
+    "nodes rescued by an operator",
+    "pairs of SVID and bundle judged",
+    "refusals for want of an entry",
+    "rotations of the JWT authority",
+    "rotations of the X.509 authority",
+    "spent tokens refused",
+    "tokens validated by the agent",
+];
 
 struct Arguments {
     from: u64,
     seeds: u64,
     jobs: usize,
+    /// How long faults go on in each run, in seconds.
+    troubled: u64,
+    /// Runs each seed twice, and compares.
+    twice: bool,
     trace: bool,
     /// Runs nothing: somebody asked for another test.
     is_idle: bool,
@@ -37,7 +96,15 @@ struct Arguments {
 impl Arguments {
     /// Of the command line; what a test runner is told besides is passed over.
     fn read() -> Result<Self, String> {
-        let mut read = Self { from: 1, seeds: FEW, jobs: 1, trace: false, is_idle: false };
+        let mut read = Self {
+            from: 1,
+            seeds: 0,
+            jobs: 1,
+            troubled: settings::TROUBLED.as_secs(),
+            twice: false,
+            trace: false,
+            is_idle: false,
+        };
         let mut given = std::env::args().skip(1);
         while let Some(name) = given.next() {
             let mut number = || -> Result<u64, String> {
@@ -49,11 +116,16 @@ impl Arguments {
                 "--from" => read.from = number()?,
                 "--seed" => (read.from, read.seeds) = (number()?, 1),
                 "--jobs" => read.jobs = usize::try_from(number()?).map_err(|error| error.to_string())?,
+                "--seconds" => read.troubled = number()?,
+                "--twice" => read.twice = true,
                 "--trace" => read.trace = true,
                 "--list" => read.is_idle = true,
                 name if !name.starts_with('-') && !"sim".contains(name) => read.is_idle = true,
                 _ => {}
             }
+        }
+        if read.seeds == 0 {
+            (read.seeds, read.troubled, read.twice) = (FEW, SHORT, true);
         }
         Ok(read)
     }
@@ -76,7 +148,19 @@ fn main() -> ExitCode {
     }
     // The product never panics; if it does, a task of it has silently gone.
     std::panic::set_hook(Box::new(|panic| PANICS.with(|panics| panics.borrow_mut().push(panic.to_string()))));
-    let total = run_all(&arguments);
+    let mut total = run_all(&arguments);
+    if arguments.seeds >= MANY && std::env::var_os("PASSANT_ABLATION").is_none() {
+        let lacks = |had: &BTreeMap<String, u64>, names: &[&str]| {
+            names
+                .iter()
+                .filter(|&&name| !had.contains_key(name))
+                .map(|name| format!("never: {name}"))
+                .collect::<Vec<_>>()
+        };
+        let never = [lacks(&total.faults, FAULTS), lacks(&total.counts, COUNTS)].concat();
+        never.iter().for_each(|never| say(&format!("FAIL {never}")));
+        total.violations.extend(never);
+    }
     for (name, times) in &total.faults {
         say(&format!("fault {name}: {times}"));
     }
@@ -100,7 +184,7 @@ fn run_all(arguments: &Arguments) -> Outcome {
             if seed >= arguments.from + arguments.seeds || is_found.load(Ordering::SeqCst) {
                 return;
             }
-            let outcome = run(seed, arguments.trace);
+            let outcome = run(seed, arguments);
             if !outcome.violations.is_empty() && planted.is_some() {
                 is_found.store(true, Ordering::SeqCst);
             }
@@ -119,12 +203,19 @@ fn run_all(arguments: &Arguments) -> Outcome {
 }
 
 /// Runs one seed, and tells what was wrong and how to see it again.
-fn run(seed: u64, trace: bool) -> Outcome {
-    let (mut outcome, lines) = world::run(seed, trace);
+fn run(seed: u64, arguments: &Arguments) -> Outcome {
+    let troubled = Duration::from_secs(arguments.troubled);
+    let (mut outcome, lines) = world::run(seed, troubled, arguments.trace);
     outcome.violations.extend(PANICS.with(|panics| std::mem::take(&mut *panics.borrow_mut())));
-    if trace {
+    if arguments.trace {
         lines.iter().for_each(|line| say(line));
         say(&format!("seed {seed} has trace {:016x}", outcome.hash));
+    }
+    if arguments.twice {
+        let (again, _) = world::run(seed, troubled, false);
+        if again.hash != outcome.hash {
+            outcome.violations.push("two runs of it differ".to_owned());
+        }
     }
     for violation in &outcome.violations {
         say(&format!("FAIL seed {seed}: {violation}"));
@@ -132,7 +223,10 @@ fn run(seed: u64, trace: bool) -> Outcome {
     if outcome.violations.is_empty() {
         outcome.counts.insert("seeds that held".to_owned(), 1);
     } else {
-        say(&format!("replay: cargo test -p passant-tests --test sim -- --seed {seed} --trace"));
+        let seconds = arguments.troubled;
+        say(&format!(
+            "replay: cargo test -p passant-tests --test sim -- --seed {seed} --seconds {seconds} --trace"
+        ));
     }
     outcome
 }

@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 use crate::host::KeyShare;
 use crate::log::Log;
 use crate::net::Road;
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, Told};
 use crate::workload::over;
 
 /// Works on the server's own socket, one call after the other, each on a connection of its own.
@@ -70,6 +70,10 @@ fn is_refused(status: Option<&types::Status>) -> bool {
     status.is_none_or(|status| status.code != 0)
 }
 
+fn stands(entry: &types::Entry) -> Told {
+    u64::try_from(entry.revision_number).map_or(Told::Nothing, Told::Stands)
+}
+
 impl Operator {
     async fn channel(&self) -> Result<Channel, Status> {
         let end = self.road.operate().await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -85,7 +89,7 @@ impl Operator {
             return self.log.count("changes not acknowledged");
         };
         for entry in answer.into_inner().results.into_iter().filter_map(|result| result.entry) {
-            self.oracle.acknowledge(&entry.id, u64::try_from(entry.revision_number).ok());
+            self.oracle.tell(&entry.id, stands(&entry));
             self.log.count("entries created");
         }
     }
@@ -94,12 +98,12 @@ impl Operator {
         let id = entry.id.as_str();
         let entries = vec![wish.wire(id.to_owned())];
         let Ok(channel) = self.channel().await else { return };
-        self.oracle.unacknowledged(id);
+        self.oracle.tell(id, Told::Nothing);
         let request = BatchUpdateEntryRequest { entries, input_mask: None, output_mask: None };
         match EntryClient::new(channel).batch_update_entry(request).await {
             Ok(answer) => {
                 for entry in answer.into_inner().results.into_iter().filter_map(|result| result.entry) {
-                    self.oracle.acknowledge(&entry.id, u64::try_from(entry.revision_number).ok());
+                    self.oracle.tell(&entry.id, stands(&entry));
                     self.log.count("entries updated");
                 }
             }
@@ -110,13 +114,13 @@ impl Operator {
     pub(crate) async fn delete(&self, entry: &Entry) {
         let id = entry.id.as_str();
         let Ok(channel) = self.channel().await else { return };
-        self.oracle.unacknowledged(id);
+        self.oracle.tell(id, Told::Nothing);
         let request = BatchDeleteEntryRequest { ids: vec![id.to_owned()] };
         match EntryClient::new(channel).batch_delete_entry(request).await {
             Ok(answer) => {
                 for result in answer.into_inner().results {
                     if !is_refused(result.status.as_ref()) {
-                        self.oracle.acknowledge(&result.id, None);
+                        self.oracle.tell(&result.id, Told::Gone);
                         self.log.count("entries deleted");
                     }
                 }

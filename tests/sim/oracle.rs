@@ -59,8 +59,19 @@ struct Book {
     spent: BTreeSet<TokenHash>,
     places: Vec<Place>,
     workloads: BTreeMap<u32, Workload>,
-    /// Entries whose state was acknowledged: the revision, or that it is gone. `None`: nobody was told.
-    acknowledged: BTreeMap<EntryId, Option<Option<u64>>>,
+    /// What operators were last told of each entry.
+    told: BTreeMap<EntryId, Told>,
+}
+
+/// What operators know of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// A change was asked for, and not answered.
+    Nothing,
+    /// It is deleted.
+    Gone,
+    /// It stands in this revision.
+    Stands(u64),
 }
 
 /// One revision of an entry while it stood.
@@ -142,7 +153,7 @@ impl Oracle {
             spent: BTreeSet::new(),
             places: Vec::new(),
             workloads: BTreeMap::new(),
-            acknowledged: BTreeMap::new(),
+            told: BTreeMap::new(),
         })))
     }
 
@@ -227,17 +238,10 @@ impl Oracle {
         self.lock().deliver_token(process, token);
     }
 
-    /// An operator was told how an entry stands: its revision, or that it is gone.
-    pub(crate) fn acknowledge(&self, id: &str, stands: Option<u64>) {
+    /// An operator was told how an entry stands, or asks for a change of it.
+    pub(crate) fn tell(&self, id: &str, told: Told) {
         if let Ok(id) = EntryId::parse(id) {
-            self.lock().acknowledged.insert(id, Some(stands));
-        }
-    }
-
-    /// An operator was not told what became of a change.
-    pub(crate) fn unacknowledged(&self, id: &str) {
-        if let Ok(id) = EntryId::parse(id) {
-            self.lock().acknowledged.insert(id, None);
+            self.lock().told.insert(id, told);
         }
     }
 
@@ -593,8 +597,12 @@ impl Book {
 
     fn audit(&mut self, entries: &BTreeMap<String, u64>, banned: &BTreeSet<String>) {
         let now = self.truth();
-        for (id, acknowledged) in &self.acknowledged {
-            let Some(acknowledged) = acknowledged else { continue };
+        for (id, told) in &self.told {
+            let wanted = match told {
+                Told::Nothing => continue,
+                Told::Gone => None,
+                Told::Stands(revision) => Some(*revision),
+            };
             self.log.count("acknowledged writes audited");
             let ends = self.entries.get(id).and_then(|versions| versions.last()?.entry.expires_at);
             // Cleared away, or about to be: clocks may be off.
@@ -602,9 +610,8 @@ impl Book {
                 continue;
             }
             let found = entries.get(id.as_str()).copied();
-            if found != *acknowledged {
-                let said =
-                    format!("(6) entry {id} was acknowledged as {acknowledged:?} and is now {found:?}");
+            if found != wanted {
+                let said = format!("(6) entry {id} was acknowledged as {told:?} and is now {found:?}");
                 self.log.violation(&said);
             }
         }

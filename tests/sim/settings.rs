@@ -23,7 +23,7 @@ pub(crate) const BOUND: Duration = Duration::from_secs(90);
 /// What clocks are off by at most, and a bit.
 pub(crate) const CLOCKS_OFF: Duration = Duration::from_secs(300);
 
-/// How long faults occur.
+/// How long faults occur, unless said otherwise.
 pub(crate) const TROUBLED: Duration = Duration::from_secs(480);
 
 /// How long it may take until all is as it should be again: the longest wait between two attempts after a refusal, and a

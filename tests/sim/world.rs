@@ -22,8 +22,8 @@ use crate::process::Mood;
 use crate::rng::Rng;
 use crate::settings;
 
-/// Runs `seed`; what came of it, and what happened, line by line, if that is to be kept.
-pub(crate) fn run(seed: u64, keeps_lines: bool) -> (Outcome, Vec<String>) {
+/// Runs `seed`, with faults until `troubled` is over; what came of it, and what happened, line by line, if that is to be kept.
+pub(crate) fn run(seed: u64, troubled: Duration, keeps_lines: bool) -> (Outcome, Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without threads and sockets needs nothing of the machine");
     runtime.block_on(Box::pin(async move {
@@ -31,7 +31,7 @@ pub(crate) fn run(seed: u64, keeps_lines: bool) -> (Outcome, Vec<String>) {
         let log = Log::new(since, keeps_lines);
         let mut world = World::new(seed, since, log.clone());
         Box::pin(world.begin()).await;
-        Box::pin(world.trouble()).await;
+        Box::pin(world.trouble(troubled)).await;
         Box::pin(world.heal()).await;
         log.end()
     }))
@@ -76,6 +76,7 @@ enum Fault {
     ServerCrash,
     ServerDies,
     ServerRestart,
+    ServerDisk,
     AgentCrash,
     AgentDies,
     AgentClock,
@@ -102,6 +103,7 @@ const APPETITE: &[(Fault, u64)] = &[
     (Fault::ServerCrash, 3),
     (Fault::ServerDies, 4),
     (Fault::ServerRestart, 1),
+    (Fault::ServerDisk, 3),
     (Fault::AgentCrash, 4),
     (Fault::AgentDies, 4),
     (Fault::AgentClock, 4),
@@ -118,6 +120,9 @@ const APPETITE: &[(Fault, u64)] = &[
     (Fault::Thief, 5),
 ];
 
+/// What a server may take to stop, calls in progress included.
+const STOPPED_WITHIN: Duration = Duration::from_secs(30);
+
 /// What ends a fault.
 #[derive(Clone, Copy, Debug)]
 enum Cure {
@@ -126,6 +131,7 @@ enum Cure {
     Spare(usize),
     Well(usize),
     SetRight(Option<usize>),
+    DiskWell,
     StartServer,
     StartAgent(usize),
     Rejoin(usize),
@@ -209,8 +215,8 @@ impl World {
     }
 
     /// Faults come and go.
-    async fn trouble(&mut self) {
-        while self.since.elapsed() < settings::TROUBLED && !self.log.is_violated() {
+    async fn trouble(&mut self, troubled: Duration) {
+        while self.since.elapsed() < troubled && !self.log.is_violated() {
             let pause = self.rng.millis(200, 1800);
             self.pass(pause).await;
             for (fault, times) in self.appetite.clone() {
@@ -240,6 +246,10 @@ impl World {
             }
         }
         Box::pin(self.cure(Cure::SetRight(None))).await;
+        Box::pin(self.cure(Cure::DiskWell)).await;
+        if !self.is_server_up() {
+            Box::pin(self.cure(Cure::StartServer)).await;
+        }
         let end = Instant::now() + settings::CONVERGED_WITHIN;
         let mut behind = vec!["nobody has looked yet".to_owned()];
         while Instant::now() < end && !behind.is_empty() && !self.log.is_violated() {
@@ -332,6 +342,7 @@ impl World {
         let is_right = |wall: &Wall| wall.off_by_millis().abs() <= 2_000;
         for node in &self.nodes {
             let is_reachable = self.is_server_up()
+                && !self.server.disk.is_failing()
                 && node.is_up()
                 && !node.is_cut
                 && !node.road.link.is_blocked()
@@ -428,6 +439,11 @@ impl World {
                 self.log.fault("server died over its disk");
                 self.down();
             }
+            Err(_) if self.server.disk.is_failing() => {
+                self.log.fault("start of the server on a failing disk");
+                self.server.disk.crash();
+                self.down();
+            }
             Err(error) => self.log.violation(&format!("(6) the server does not start: {error:?}")),
         }
     }
@@ -498,10 +514,18 @@ impl World {
                 self.log.fault("server restarted");
                 self.server.port.close();
                 if let Some(running) = self.server.running.take() {
-                    Box::pin(running.shutdown()).await;
+                    let stopped = Box::pin(tokio::time::timeout(STOPPED_WITHIN, running.shutdown())).await;
+                    if stopped.is_err() && !self.server.disk.is_failing() {
+                        self.log.violation("the server does not stop in time");
+                    }
                 }
                 self.server.disk.crash();
                 self.later(200, 3_000, Cure::StartServer);
+            }
+            Fault::ServerDisk => {
+                self.log.fault("server's disk failing");
+                self.server.disk.fail(true);
+                self.later(100, 15_000, Cure::DiskWell);
             }
             Fault::AgentCrash if self.nodes[place].is_up() => {
                 self.log.fault("agent crashed");
@@ -638,6 +662,7 @@ impl World {
             Cure::Well(place) => self.nodes[place].set_mood(Mood::Well),
             Cure::SetRight(Some(place)) => self.nodes[place].wall.set_off(0),
             Cure::SetRight(None) => self.server.wall.set_off(0),
+            Cure::DiskWell => self.server.disk.fail(false),
             Cure::StartServer if !self.is_server_up() => Box::pin(self.start_server()).await,
             Cure::StartAgent(place) if !self.nodes[place].is_up() => {
                 Box::pin(self.nodes[place].start()).await;
