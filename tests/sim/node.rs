@@ -225,7 +225,7 @@ impl Node {
 
     /// Ends one of the workloads, and says which pid it had.
     pub(crate) fn end_one(&mut self) -> Option<u32> {
-        let process = self.rng.pick(&self.table.all())?.clone();
+        let process = Arc::clone(self.rng.pick(&self.table.all())?);
         self.table.end(process.pid);
         self.log.trace(format!("workload {} exits", process.number));
         Some(process.pid)

@@ -28,7 +28,10 @@ use crate::settings;
 const STALE: Duration = Duration::from_secs(15);
 
 /// From the rotation point of an SVID to its end, and what a failed attempt to mint costs.
-const RENEWED_WITHIN: Duration = Duration::from_secs(85);
+const RENEWED_WITHIN: Duration = Duration::from_secs(60);
+
+/// An agent looks at the clock this often, and tells its workloads of what has ended meanwhile, as with its entry.
+const NOTICED_WITHIN: Duration = Duration::from_secs(7);
 
 /// A banned agent in contact has told its workloads by then.
 const BANNED_WITHIN: Duration = Duration::from_secs(30);
@@ -637,7 +640,7 @@ impl Book {
             };
             let steady = since.max(contact).max(attestors).max(workload.process.steady_since());
             for held in &workload.svids {
-                if now - steady > RENEWED_WITHIN && held.not_after < truth {
+                if now - steady > RENEWED_WITHIN && held.not_after.plus(NOTICED_WITHIN) < truth {
                     self.violation(&format!(
                         "(3) workload {} on node {} holds {}, which ended {} s ago",
                         workload.process.number,

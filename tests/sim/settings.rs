@@ -18,13 +18,13 @@ pub(crate) const AUDIENCE: &str = "spiffe://example.org/audience";
 
 /// An authority has less than this left when its successor signs whoever lacks it: half of the half of its life in which
 /// a successor is prepared.
-pub(crate) const BOUND: Duration = Duration::from_secs(90);
+pub(crate) const BOUND: Duration = Duration::from_secs(60);
 
 /// What clocks are off by at most, and a bit.
 pub(crate) const CLOCKS_OFF: Duration = Duration::from_secs(300);
 
 /// How long faults occur, unless said otherwise.
-pub(crate) const TROUBLED: Duration = Duration::from_secs(480);
+pub(crate) const TROUBLED: Duration = Duration::from_secs(260);
 
 /// How long it may take until all is as it should be again: the longest wait between two attempts after a refusal, and a
 /// few rounds more.
@@ -35,9 +35,9 @@ pub(crate) const SERVER: &str = r#"
 trust_domain = "example.org"
 store = "memory"
 keys = "memory"
-ca_ttl = "6m"
-default_x509_svid_ttl = "100s"
-default_jwt_svid_ttl = "60s"
+ca_ttl = "4m"
+default_x509_svid_ttl = "80s"
+default_jwt_svid_ttl = "1m"
 agent_ttl = "2m"
 "#;
 

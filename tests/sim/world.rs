@@ -207,7 +207,7 @@ impl World {
                 self.create(place);
             }
             Box::pin(self.rejoin(place)).await;
-            for _ in 0..6 {
+            for _ in 0..5 {
                 self.spawn(place, None);
             }
         }
@@ -479,7 +479,7 @@ impl World {
                 self.log.fault("partition");
                 link.block(Way::Up, true);
                 link.block(Way::Down, true);
-                self.later(2_000, 50_000, Cure::Pass(place));
+                self.later(2_000, 40_000, Cure::Pass(place));
             }
             Fault::OneWay => {
                 let way = if self.rng.permille(500) { Way::Up } else { Way::Down };
@@ -489,7 +489,7 @@ impl World {
                     "partition from the server"
                 });
                 link.block(way, true);
-                self.later(2_000, 50_000, Cure::Pass(place));
+                self.later(2_000, 40_000, Cure::Pass(place));
             }
             Fault::Delay => {
                 self.log.fault("delay");

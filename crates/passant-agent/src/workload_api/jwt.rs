@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use passant_core::jwt_svid::JwtSvid;
-use passant_core::{Reason, SpiffeId};
+use passant_core::{Reason, SpiffeId, UnixTime};
 use passant_proto::convert::workload::{jwt_bundles, jwt_svid, validated};
 use passant_proto::status::to_status;
 use passant_proto::workload::{
@@ -63,10 +63,20 @@ pub(super) async fn svids(call: Call, request: SvidRequest) -> Result<JwtsvidRes
     if issued.is_empty() {
         return Err(no_identity(&call.caller, &evidence));
     }
+    all_stand(issued.iter().map(|(_, svid)| svid.expires_at()), call.shared.host.now())?;
     let entries = cache.entries(&evidence.selectors);
     let owners = hint_owners(entries.iter().map(|entry| &**entry));
     let svids = issued.iter().map(|(entry, svid)| jwt_svid(svid, served_hint(entry, &owners))).collect();
     Ok(JwtsvidResponse { svids })
+}
+
+/// Some tokens come from the cache at once, others are waited for, and so is the attestor: what has ended meanwhile is not
+/// handed out.
+fn all_stand(ends: impl IntoIterator<Item = UnixTime>, now: UnixTime) -> Result<(), Status> {
+    match ends.into_iter().all(|end| now < end) {
+        true => Ok(()),
+        false => Err(Status::unavailable("a JWT-SVID has ended while the others were issued; ask again")),
+    }
 }
 
 /// Whether a token is valid for an audience, by the bundles that the caller may see.
@@ -117,4 +127,17 @@ pub(super) fn bundles() -> impl FnMut(&Arc<Identities>) -> Option<JwtBundlesResp
 /// Another trust domain says what it likes in its tokens; a workload that believed a claim `role` would let it decide.
 fn is_told_of_foreign(claim: &str, allowed: &BTreeSet<String>) -> bool {
     ALWAYS_TOLD.contains(&claim) || allowed.contains(claim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the simulation: one token ended while the server was slow with another.
+    #[test]
+    fn a_token_that_ends_while_others_are_waited_for_is_not_handed_out() {
+        let at = UnixTime::from_secs;
+        assert!(all_stand([at(61), at(70)], at(60)).is_ok());
+        assert!(all_stand([at(70), at(60)], at(60)).is_err());
+    }
 }
