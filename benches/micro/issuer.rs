@@ -16,6 +16,7 @@ use passant_server::caller::{AgentCaller, Callers, ConnPeer, PeerSvid};
 use passant_server::issue::{IssueConfig, Issuer, SigningPool};
 use passant_server::journal::Journal;
 use passant_server::keystore::MemoryKeys;
+use passant_server::metrics::Metrics;
 use passant_server::record::segments::MemorySegments;
 use passant_server::record::{DecisionLog, Retention};
 use passant_server::state::{Change, JoinToken};
@@ -75,7 +76,9 @@ async fn assemble(record: Option<&Path>, host: &Host) -> Result<(Issuer, AgentCa
         pool: pool.clone(),
     };
     let authorities = Arc::new(Authorities::open(parts, authority_config()).await?);
-    let issuer = Issuer::new(journal.clone(), authorities, record, host.clone(), pool, issue_config());
+    let metrics = Arc::new(Metrics::default());
+    let issuer =
+        Issuer::new(journal.clone(), authorities, record, host.clone(), pool, issue_config(), metrics);
     let agent = attested(&journal, &issuer, host).await?;
     let entry_ids = registered(&journal, &agent, host).await?;
     Ok((issuer, agent, entry_ids))
