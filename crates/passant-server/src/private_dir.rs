@@ -1,6 +1,6 @@
 //! How is a directory kept from other users?
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -9,6 +9,7 @@ use nix::unistd::Uid;
 
 /// Creates the data directory `dir`, with those above it, for its owner only (mode 0700). One that is there keeps its mode:
 /// what the server puts in it is private by itself, and a slip such as `/var/lib` is not to be closed to everybody else.
+/// That it is there lasts, when this returns.
 ///
 /// # Errors
 /// When it belongs to another user, or others may write to it: what is in it may be theirs. Otherwise what the file
@@ -18,6 +19,21 @@ pub(crate) fn make_data_dir(dir: &Path) -> io::Result<()> {
     if mode & 0o077 != 0 {
         let mode = format!("{mode:o}");
         tracing::warn!(dir = %dir.display(), mode, "others can list the data directory; chmod 700 would keep them out");
+    }
+    sync_above(dir)
+}
+
+/// Makes the names of `dir` and of the directories above it last. Each time: whoever made them may have been killed
+/// before this.
+fn sync_above(dir: &Path) -> io::Result<()> {
+    for (nth, above) in dir.ancestors().skip(1).enumerate() {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match File::open(above).and_then(|above| above.sync_all()) {
+            Ok(()) => {}
+            Err(error) if nth == 0 && error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            // Not ours to read, so not made by us.
+            Err(_) => break,
+        }
     }
     Ok(())
 }

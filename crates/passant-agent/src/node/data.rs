@@ -221,6 +221,7 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(DataError::InUse(dir.to_owned())),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
+        sync_above(dir).map_err(failed)?;
         let place = Place::Directory { dir: dir.to_owned(), _lock: lock };
         Ok(Self { place, trust_domain: trust_domain.clone() })
     }
@@ -430,6 +431,21 @@ fn replace(dir: &Path, text: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&beside, dir.join(FILE))?;
     File::open(dir)?.sync_all()
+}
+
+/// Makes the names of `dir` and of the directories above it last: a file in it lasts only where they do. Each time, since
+/// whoever made them may have been killed before this.
+fn sync_above(dir: &Path) -> io::Result<()> {
+    for (nth, above) in dir.ancestors().skip(1).enumerate() {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match File::open(above).and_then(|above| above.sync_all()) {
+            Ok(()) => {}
+            Err(error) if nth == 0 && error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            // Not ours to read, so not made by us.
+            Err(_) => break,
+        }
+    }
+    Ok(())
 }
 
 fn open_private(path: &Path) -> io::Result<File> {

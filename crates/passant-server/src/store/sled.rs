@@ -128,6 +128,8 @@ impl SledStore {
         let place = data_dir.join("state");
         make_private_dir(&place).map_err(io_error("create directory", &place))?;
         let opened = Opened::at(data_dir, &place)?;
+        // Each time: whoever made what is in it may have been killed before this.
+        sync(data_dir)?;
         let mut store = Self {
             db: Some(opened.db),
             file: opened.file,
@@ -150,7 +152,7 @@ impl SledStore {
             if data_dir.join(KEY_FILE).exists() {
                 return Err(StoreError::StateGone { dir: data_dir.to_owned() });
             }
-            store.create(data_dir)?;
+            store.create()?;
         } else {
             store.recognize(trust_domain)?;
         }
@@ -170,16 +172,12 @@ impl SledStore {
         }
     }
 
-    /// Writes the first records, and makes sure that the directories that lead to them last.
-    fn create(&mut self, data_dir: &Path) -> Result<(), StoreError> {
+    /// Writes the first records.
+    fn create(&mut self) -> Result<(), StoreError> {
         let mut batch = Batch::default();
         batch.insert(META, envelope(META, &self.meta));
         batch.insert(HEAD, envelope(HEAD, &self.head));
         self.write(batch)?;
-        let above = data_dir.parent().filter(|dir| !dir.as_os_str().is_empty());
-        for dir in [Some(self.place.as_path()), Some(data_dir), above].into_iter().flatten() {
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync directory", dir))?;
-        }
         tracing::info!(place = %self.place.display(), lineage = %self.meta.lineage, "created a new datastore");
         Ok(())
     }
