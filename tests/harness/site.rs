@@ -129,7 +129,11 @@ impl Site {
         Daemon::start(command, &self.path("server.log"))
     }
 
-    async fn write_bundle(&self) -> anyhow::Result<()> {
+    /// Writes the server's bundle for agents.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn write_bundle(&self) -> anyhow::Result<()> {
         let operator = Operator::connect(&self.server_socket()).await?;
         let bundle =
             operator.bundles().get_bundle(GetBundleRequest { output_mask: None }).await?.into_inner();

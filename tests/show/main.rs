@@ -6,12 +6,13 @@
 //! | `rotation` | many foreign clients with short-lived SVIDs; the server crashes in the middle |
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
+//! | `power-loss` | the power fails under a server again and again, and its disk fails for a while (needs root and /dev/fuse) |
 //! | `dev` | what `passant dev` prints, judged by openssl and go-spiffe |
 //! | `fuzz` | every parser of outside bytes under libFuzzer |
 //! | `sim` | thousands of seeds of the simulation, and the bugs planted for it |
 //!
 //! Each starts real daemons in a folder of its own, prints one line for each fact (`ok` or `FAIL`) and closes with
-//! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Nothing needs root.
+//! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Only `power-loss` needs root.
 
 mod decisions;
 mod dev;
@@ -22,6 +23,7 @@ mod judge;
 mod moment;
 mod outage;
 mod peers;
+mod power_loss;
 mod report;
 mod rotation;
 mod sim;
@@ -59,6 +61,8 @@ enum Show {
     Fuzz(FuzzArgs),
     /// Run seeds of the simulation, and look for planted bugs.
     Sim(SimArgs),
+    /// Cut the power under a server, on a disk that loses what was not synced.
+    PowerLoss(PowerLossArgs),
 }
 
 #[derive(Args)]
@@ -72,6 +76,16 @@ struct SimArgs {
     /// Seeds that run at the same time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+}
+
+#[derive(Args)]
+struct PowerLossArgs {
+    /// How often the power fails.
+    #[arg(long, default_value_t = 200)]
+    cuts: usize,
+    /// What chooses the moments and what is left.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 #[derive(Args)]
@@ -129,6 +143,7 @@ async fn main() -> ExitCode {
             fuzz::run(&report, &fuzz::Plan { seconds, target, jobs })
         }
         Show::Sim(args) => sim::run(&report, args.seeds, args.within, args.jobs),
+        Show::PowerLoss(args) => power_loss::run(&report, args.cuts, args.seed).await,
     };
     if let Err(error) = ran {
         report.fact("the show runs to its end", Err(error));
