@@ -14,7 +14,6 @@ const PLANTED: &[&str] = &[
     "skip_intent",
     "forget_clamp",
     "serve_before_sync",
-    "ban_not_checked",
     "token_twice",
     "serve_expired",
 ];
