@@ -4,9 +4,17 @@
 //! |---|---|
 //! | what is counted and timed, and how is it told to Prometheus? | [`metrics`], [`label`] |
 //! | how many calls come in, and how do they end? | [`calls`] |
+//! | what may one caller have under way, and who is next? | [`under_way`], [`turns`] |
+//! | how fast may one caller go, and what is the log told of it? | [`buckets`], [`log_rate`] |
+//! | what does a client read for whom there is no room? | [`goaway`] |
 //! | what does the process itself use? | [`process`] |
 
+pub mod buckets;
 pub mod calls;
+pub mod goaway;
 pub mod label;
+pub mod log_rate;
 pub mod metrics;
 pub mod process;
+pub mod turns;
+pub mod under_way;
