@@ -12,9 +12,12 @@ mod svid;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use passant_core::{Host, Refusal};
+use passant_daemon::buckets::Buckets;
+use passant_daemon::log_rate::LogRate;
 use passant_proto::agent::agent_server::AgentServer;
 use passant_proto::bundle::bundle_server::BundleServer;
 use passant_proto::entry::entry_server::EntryServer;
@@ -49,6 +52,10 @@ pub(crate) struct Api {
     pub(crate) backups: Arc<Semaphore>,
     pub(crate) host: Host,
     pub(crate) metrics: Arc<Metrics>,
+    /// How fast one address may attest nodes.
+    pub(crate) attempts: Arc<Buckets<IpAddr>>,
+    /// What the log is told of attestations that were refused, by address.
+    pub(crate) attest_refusals: Arc<LogRate<Option<IpAddr>>>,
 }
 
 impl Api {

@@ -13,7 +13,7 @@ use passant_core::{AgentFault, EntryDraft, EntryId, Host, Refusal, Selector, Sel
 use passant_daemon::label::Outcome;
 
 use crate::caller::{AgentCaller, at_fault};
-use crate::issue::{IssuedX509, Issuer, NodeSvidFacts};
+use crate::issue::{Asker, IssuedX509, Issuer, NodeSvidFacts};
 use crate::journal::Journal;
 use crate::metrics::Method;
 use crate::state::State;
@@ -97,7 +97,7 @@ impl NodeAttestation {
         dialog: &mut dyn Dialog,
         caller: String,
     ) -> Result<AttestedSvid, Refusal> {
-        let csr = self.issuer.csr(csr).await?;
+        let csr = self.issuer.csr(Asker::Nodes, csr).await?;
         let proof = match self.methods.iter().find(|enabled| enabled.name() == method) {
             Some(NodeMethod::JoinToken) => self.prove_by_token(payload, caller)?,
             Some(NodeMethod::Verified(verifier)) => self.prove(&**verifier, payload, dialog, caller).await?,

@@ -36,7 +36,7 @@ use crate::state::State;
 pub(crate) use mint::NodeSvidFacts;
 use mint::{Approved, Minted};
 use order::{JwtOrder, Ordered, X509Order};
-pub use pool::{PoolError, SigningPool};
+pub use pool::{Asker, PoolError, SigningPool};
 
 /// The lifetimes and names that entries leave open.
 #[derive(Clone, Debug)]
@@ -135,12 +135,13 @@ impl Issuer {
             let entry = asked_for(&entries, &entry_id, &der)?;
             X509Order::workload(&scene, &who, entry, read_csr(&der)?, ttl)
         };
-        let orders = self.pool.map(requests, order).await;
+        let pool = self.pool_of(caller);
+        let orders = pool.map(requests, order).await;
         let orders = orders.unwrap_or_else(|lost| each(wanted, || Refusal::internal(lost.to_string())));
         let grounds: Vec<_> =
             orders.iter().map(|order| order.as_ref().ok().and_then(|o| o.decision().entry.clone())).collect();
         let approved = self.approve(orders).await;
-        let minted = self.mint(approved).await;
+        let minted = self.mint(&pool, approved).await;
         let state = self.journal.state();
         let release = |minted: Minted<X509Svid>, ground: Option<(EntryId, u64)>| {
             still_stands(&state, caller, ground.as_ref())?;
@@ -170,7 +171,7 @@ impl Issuer {
             let order =
                 JwtOrder::workload(&self.tokens(now), caller, entry, audience, self.config.jwt_svid_ttl)?;
             let ground = order.decision().entry.clone();
-            let minted = self.mint_one(order).await?;
+            let minted = self.mint_one(&self.pool_of(caller), order).await?;
             still_stands(&self.journal.state(), caller, ground.as_ref())?;
             Ok(IssuedJwt { svid: minted.release() })
         };
@@ -187,7 +188,7 @@ impl Issuer {
         let issued = async {
             proof.check(&self.journal.state(), &csr.key_hash(), self.host.now())?;
             let order = X509Order::node(&self.scene(), &proof, csr, self.config.agent_ttl)?;
-            let minted = self.mint_one(order).await?;
+            let minted = self.mint_one(&self.pool.on_behalf_of(Asker::Nodes), order).await?;
             let (host, node) = (self.host.clone(), minted.about());
             self.journal.submit(move |state| proof.admit(state, &node, &host)).await?;
             Ok(IssuedX509 { svid: minted.release() })
@@ -206,9 +207,9 @@ impl Issuer {
             if self.journal.state().node(caller.id()).is_some_and(|node| node.can_reattest) {
                 return Err(at_fault(caller.id(), AgentFault::MustReattest));
             }
-            let csr = self.csr(csr).await?;
+            let csr = self.csr(Asker::Agent(caller.id().clone()), csr).await?;
             let order = X509Order::renewal(&self.scene(), caller, csr, self.config.agent_ttl)?;
-            let minted = self.mint_one(order).await?;
+            let minted = self.mint_one(&self.pool_of(caller), order).await?;
             let (caller, node) = (caller.clone(), minted.about());
             self.journal.submit(move |state| attest_node::renewed(state, &caller, &node)).await?;
             Ok(IssuedX509 { svid: minted.release() })
@@ -228,11 +229,12 @@ impl Issuer {
         ttl: Option<Duration>,
     ) -> Result<IssuedX509, Refusal> {
         let issued = async {
-            let csr = self.csr(csr).await?;
+            let csr = self.csr(Asker::Operators, csr).await?;
             let ttl = ttl.unwrap_or(self.config.x509_svid_ttl);
             let trust_domain = self.journal.state().trust_domain().clone();
             let order = X509Order::operator(&self.scene(), caller, csr, ttl, &trust_domain)?;
-            Ok(IssuedX509 { svid: self.mint_one(order).await?.release() })
+            let pool = self.pool.on_behalf_of(Asker::Operators);
+            Ok(IssuedX509 { svid: self.mint_one(&pool, order).await?.release() })
         };
         self.metrics.issuing(Kind::Minted, issued).await
     }
@@ -254,7 +256,8 @@ impl Issuer {
             let trust_domain = self.journal.state().trust_domain().clone();
             let tokens = self.tokens(self.host.now());
             let order = JwtOrder::operator(&tokens, caller, spiffe_id, audience, ttl, &trust_domain)?;
-            Ok(IssuedJwt { svid: self.mint_one(order).await?.release() })
+            let pool = self.pool.on_behalf_of(Asker::Operators);
+            Ok(IssuedJwt { svid: self.mint_one(&pool, order).await?.release() })
         };
         self.metrics.issuing(Kind::Minted, issued).await
     }
@@ -271,19 +274,23 @@ impl Issuer {
             let csr = csr::make(&*key, None).and_then(|der| Csr::parse(&der)).map_err(Refusal::internal)?;
             let server_id = self.journal.state().trust_domain().server_id();
             let order = X509Order::server(&self.scene(), server_id, csr, self.config.server_ttl)?;
-            let svid = IssuedX509 { svid: self.mint_one(order).await?.release() };
+            let svid = IssuedX509 { svid: self.mint_one(&self.pool, order).await?.release() };
             Ok(ServerSvid { svid, key })
         };
         self.metrics.issuing(Kind::ServerSvid, issued).await
     }
 
-    /// Reads one CSR off the I/O threads.
+    /// Reads one CSR off the I/O threads, in the turn of `asker`.
     ///
     /// # Errors
     /// Invalid when it is empty, malformed, wrongly signed or of an unfit key.
-    pub(crate) async fn csr(&self, der: &[u8]) -> Result<Csr, Refusal> {
+    pub(crate) async fn csr(&self, asker: Asker, der: &[u8]) -> Result<Csr, Refusal> {
         let der = der.to_vec();
-        self.pool.run(move || read_csr(&der)).await.map_err(Refusal::internal)?
+        self.pool.on_behalf_of(asker).run(move || read_csr(&der)).await.map_err(Refusal::internal)?
+    }
+
+    fn pool_of(&self, caller: &AgentCaller) -> SigningPool {
+        self.pool.on_behalf_of(Asker::Agent(caller.id().clone()))
     }
 
     fn scene(&self) -> Scene {
@@ -326,6 +333,7 @@ impl Issuer {
     /// Signs all that was approved, and tells the record how it went.
     async fn mint<O: Ordered>(
         &self,
+        pool: &SigningPool,
         approved: Vec<Result<Approved<O>, Refusal>>,
     ) -> Vec<Result<Minted<O::Svid>, Refusal>> {
         let wanted = approved.len();
@@ -337,13 +345,13 @@ impl Issuer {
             record.outcome(receipt, outcome);
             minted.map_err(Refusal::internal)
         };
-        let minted = self.pool.map(approved, mint).await;
+        let minted = pool.map(approved, mint).await;
         minted.unwrap_or_else(|lost| each(wanted, || Refusal::internal(lost.to_string())))
     }
 
-    async fn mint_one<O: Ordered>(&self, order: O) -> Result<Minted<O::Svid>, Refusal> {
+    async fn mint_one<O: Ordered>(&self, pool: &SigningPool, order: O) -> Result<Minted<O::Svid>, Refusal> {
         let approved = self.approve(vec![Ok(order)]).await;
-        let minted = self.mint(approved).await.pop();
+        let minted = self.mint(pool, approved).await.pop();
         minted.unwrap_or_else(|| Err(Refusal::internal("one order made no result")))
     }
 }

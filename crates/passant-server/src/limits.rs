@@ -38,12 +38,16 @@ pub const STRANGERS: usize = 1_024;
 pub const STRANGER_LEASE: Duration = Duration::from_secs(60);
 /// Handshakes in progress. Each costs a signature, so this bounds the burst after a restart.
 pub const HANDSHAKES: usize = 256;
+/// The part of them that one address may have: who begins handshakes and does not go on keeps a quarter.
+pub const HANDSHAKES_PART: usize = 4;
 /// From accept to the end of the handshake, waiting for a handshake slot included.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// From the end of the handshake to the client's first 24 bytes.
 pub const PREFACE_WITHIN: Duration = Duration::from_secs(10);
 /// Connections on the operator socket.
 pub const LOCAL_CONNECTIONS: usize = 256;
+/// The part of them that one user may have who is neither root nor the server's.
+pub const LOCAL_CONNECTIONS_PART: usize = 4;
 /// Accepted connections waiting for HTTP/2 to take them.
 pub const ACCEPTED: usize = 64;
 /// A TLS connection is asked to go away after this, as SPIRE does, so that agents follow a changed address. Streams in
@@ -58,6 +62,35 @@ pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 pub const KEEPALIVE_WITHIN: Duration = Duration::from_secs(20);
 /// RPCs in progress on one connection. An agent has a handful.
 pub const STREAMS: u32 = 128;
+/// HTTP/2 windows of an agent's connection, in bytes. What calls hold that wait for their turn is bounded by this and the
+/// number of connections; a megabyte takes a few round trips.
+pub const AGENTS_WINDOW: u32 = 256 * 1024;
+/// Calls of agents that are worked on, of all together: each holds a request and an answer in memory.
+pub const CALLS: usize = 2_048;
+/// Those of one agent, over all its connections; its others wait. One call takes milliseconds, so that this is no brake; it
+/// is what an agent can make the server hold that asks for lists and does not read them.
+pub const CALLS_PER_AGENT: usize = 16;
+/// Bytes of requests that the calls of one agent hold together: a batch of a thousand CSRs with RSA keys takes two million,
+/// and one agent has one batch under way.
+pub const BYTES_PER_AGENT: usize = 16 * 1024 * 1024;
+/// Calls of all others over the network that are worked on.
+pub const STRANGERS_CALLS: usize = 256;
+/// Those from one address, or of one other X509-SVID. Attestations are such calls: of a fleet behind one address the others
+/// wait, and each takes milliseconds.
+pub const CALLS_PER_ADDRESS: usize = 16;
+/// Bytes of requests that these hold together: the largest evidence for each.
+pub const BYTES_PER_ADDRESS: usize = 4 * 1024 * 1024;
+/// Calls of one user of the operator socket that are worked on.
+pub const CALLS_PER_OPERATOR: usize = 128;
+/// Bytes of requests that these hold together: sixteen of the largest batches.
+pub const BYTES_PER_OPERATOR: usize = 64 * 1024 * 1024;
+/// How long a call waits for its turn before it is refused. Agents give up after 30 seconds.
+pub const CALL_WAITS: Duration = Duration::from_secs(10);
+/// Streams that a client has opened and reset before they were looked at; the one more ends the connection. An honest
+/// client resets a few when it stops.
+pub const RESET_BEFORE_ACCEPT: usize = 20;
+/// Streams of one connection that were reset for breaking the protocol; the one more ends the connection.
+pub const RESET_FOR_ERRORS: usize = 64;
 /// The same on a connection that is not an agent's: an attestation and a bundle. A request in progress is held in memory as
 /// far as it came, so that this, with the bound on connections, bounds what strangers can make the server hold.
 pub const STRANGERS_STREAMS: u32 = 4;
@@ -85,6 +118,13 @@ pub const BATCH_ITEM: usize = 320;
 pub const SYNC_PAGE: usize = 500;
 /// How long one SyncAuthorizedEntries may take. SPIRE's agents give up after 30 seconds.
 pub const SYNC_WITHIN: Duration = Duration::from_secs(120);
+/// Attestations that one address may begin at once, and in each second after: a fleet behind one address comes in within
+/// minutes, and who guesses join tokens is slowed down.
+pub const ATTESTATIONS_AT_ONCE: u32 = 500;
+/// See [`ATTESTATIONS_AT_ONCE`].
+pub const ATTESTATIONS_PER_SECOND: u32 = 50;
+/// From the beginning of AttestAgent to its first message. Evidence is at hand before the call is made.
+pub const EVIDENCE_WITHIN: Duration = Duration::from_secs(10);
 /// A whole AttestAgent, from the first message to the last. Stays below the lease of a stranger's connection.
 pub const ATTEST_STREAM_WITHIN: Duration = Duration::from_secs(50);
 /// Evidence of a node, or its answer to a challenge, in bytes. Certificate chains and signed documents have some thousands.

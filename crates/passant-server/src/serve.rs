@@ -5,6 +5,7 @@ mod bounds;
 mod conn;
 mod local;
 mod tcp;
+mod under_way;
 
 use std::convert::Infallible;
 use std::io;
@@ -28,10 +29,12 @@ use crate::metrics::{Calls, Metrics};
 use crate::{config, limits, tls};
 pub use arrivals::{Arrival, Shown};
 use bounds::Bounds;
+pub(crate) use bounds::origin;
 pub use conn::Io;
 use conn::{Conn, Ends};
 use local::OperatorSocket;
 pub use local::SocketError;
+use under_way::UnderWay;
 
 /// Both ports, bound and not yet answering.
 #[derive(Debug)]
@@ -195,11 +198,20 @@ async fn answer(
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(limits::KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(limits::KEEPALIVE_WITHIN))
-        .http2_max_header_list_size(limits::HEADER_LIST);
+        .http2_max_header_list_size(limits::HEADER_LIST)
+        .http2_max_pending_accept_reset_streams(Some(limits::RESET_BEFORE_ACCEPT))
+        .http2_max_local_error_reset_streams(Some(limits::RESET_FOR_ERRORS));
+    let under_way = UnderWay::new(match from {
+        Arriving::Agents => under_way::AGENTS,
+        Arriving::Others => under_way::OTHERS,
+        Arriving::Operators => under_way::OPERATORS,
+    });
     server = match from {
-        Arriving::Agents => {
-            server.max_concurrent_streams(limits::STREAMS).max_connection_age(limits::CONNECTION_AGE)
-        }
+        Arriving::Agents => server
+            .max_concurrent_streams(limits::STREAMS)
+            .initial_stream_window_size(limits::AGENTS_WINDOW)
+            .initial_connection_window_size(2 * limits::AGENTS_WINDOW)
+            .max_connection_age(limits::CONNECTION_AGE),
         Arriving::Others => server
             .max_concurrent_streams(limits::STRANGERS_STREAMS)
             .initial_stream_window_size(limits::STRANGERS_WINDOW)
@@ -211,6 +223,7 @@ async fn answer(
     let served = server
         .layer(count)
         .layer(authorize)
+        .layer(under_way)
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await;

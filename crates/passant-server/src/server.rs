@@ -9,6 +9,7 @@ use std::time::Duration;
 use passant_attest::node::x509pop::X509PopVerifier;
 use passant_core::bundle::Bundle;
 use passant_core::{Host, TrustDomain};
+use passant_daemon::buckets::Buckets;
 use passant_daemon::metrics::{Registry, encode};
 use passant_daemon::process;
 use tokio::sync::{Semaphore, mpsc};
@@ -24,7 +25,7 @@ use crate::config::{Config, ConfigError, KeysMethod, NodeAttestor, StoreMethod};
 use crate::issue::{IssueConfig, Issuer, SigningPool};
 use crate::journal::Journal;
 use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
-use crate::limits::BACKUPS;
+use crate::limits;
 use crate::metrics::Metrics;
 use crate::record::segments::{FileSegments, MemorySegments, Segments};
 use crate::record::{self, DecisionLog, RecordError, Retention};
@@ -226,9 +227,11 @@ async fn assemble(
         attestation,
         join_tokens: config.node_attestors.contains(&NodeAttestor::JoinToken),
         callers: callers.clone(),
-        backups: Arc::new(Semaphore::new(BACKUPS)),
+        backups: Arc::new(Semaphore::new(limits::BACKUPS)),
         host: host.clone(),
         metrics: Arc::clone(&metrics),
+        attempts: Arc::new(Buckets::new(limits::ATTESTATIONS_AT_ONCE, limits::ATTESTATIONS_PER_SECOND)),
+        attest_refusals: Arc::default(),
     };
     let registries =
         [metrics.registry(&journal, &record, &authorities, &host), process::registry(host.now())];

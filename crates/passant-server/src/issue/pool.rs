@@ -1,28 +1,46 @@
 //! On which threads is signed?
 //!
 //! Signatures, and the checks of signatures in CSRs, take a tenth of a millisecond each and come in batches: they are made
-//! on the blocking threads, as many at a time as there are cores, so that the I/O threads stay free to answer.
+//! on the blocking threads, as many at a time as there are cores, so that the I/O threads stay free to answer. Those for
+//! whom is signed take turns: an agent with a hundred large batches delays its own requests, and each other's by one part.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use passant_core::SpiffeId;
+use passant_daemon::turns::Turns;
 use thiserror::Error;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// How many items one turn on a thread takes at most, so that a lone request gets in between the parts of a large batch.
 const PART: usize = 16;
 
-/// Where signing work is done. Clones share the threads.
+/// Where signing work is done, and for whom. Clones share the threads.
 #[derive(Clone, Debug)]
-pub struct SigningPool(Place);
+pub struct SigningPool {
+    place: Place,
+    asker: Asker,
+}
 
 #[derive(Clone, Debug)]
 enum Place {
     /// At the caller, at once: for simulation and tests, where order must not depend on threads.
     Inline,
-    /// On tokio's blocking threads, so many at a time as there are permits.
-    Threads(Arc<Semaphore>),
+    /// On tokio's blocking threads, so many at a time as there are turns.
+    Threads(Turns<Asker>),
+}
+
+/// For whom is signed. Each takes its turn after the others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Asker {
+    /// The server itself: authorities and its own SVID.
+    Server,
+    /// Operators, all together.
+    Operators,
+    /// Nodes that attest, all together; who they are is not known yet, and how many there may be at a time is bounded.
+    Nodes,
+    /// One agent.
+    Agent(SpiffeId),
 }
 
 /// Work was lost because it panicked, or the runtime is going down.
@@ -33,17 +51,24 @@ pub struct PoolError(#[from] tokio::task::JoinError);
 impl SigningPool {
     /// Does all work at the caller, in order.
     pub const fn inline() -> Self {
-        Self(Place::Inline)
+        Self { place: Place::Inline, asker: Asker::Server }
     }
 
     /// Does work on `width` threads at a time.
     pub fn threads(width: NonZeroUsize) -> Self {
-        Self(Place::Threads(Arc::new(Semaphore::new(width.get()))))
+        // One asker may have all threads while nobody else wants them.
+        Self { place: Place::Threads(Turns::new(width.get(), width.get())), asker: Asker::Server }
     }
 
     /// One thread for each core of the machine.
     pub fn of_machine() -> Self {
         Self::threads(std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
+    }
+
+    /// The same threads, for `asker` in its turn.
+    #[must_use]
+    pub fn on_behalf_of(&self, asker: Asker) -> Self {
+        Self { place: self.place.clone(), asker }
     }
 
     /// Does `work` on every item; results are in the order of the items.
@@ -56,9 +81,9 @@ impl SigningPool {
         O: Send + 'static,
         F: Fn(I) -> O + Send + Sync + 'static,
     {
-        let permits = match &self.0 {
+        let turns = match &self.place {
             Place::Inline => return Ok(items.into_iter().map(work).collect()),
-            Place::Threads(permits) => permits,
+            Place::Threads(turns) => turns,
         };
         let work = Arc::new(work);
         let mut parts: Vec<JoinHandle<Vec<O>>> = Vec::with_capacity(items.len().div_ceil(PART));
@@ -69,10 +94,10 @@ impl SigningPool {
             if part.is_empty() {
                 break;
             }
-            let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
+            let turn = turns.take(self.asker.clone()).await;
             let work = Arc::clone(&work);
             parts.push(tokio::task::spawn_blocking(move || {
-                let _permit = permit;
+                let _turn = turn;
                 part.into_iter().map(&*work).collect()
             }));
         }
@@ -91,13 +116,13 @@ impl SigningPool {
         O: Send + 'static,
         F: FnOnce() -> O + Send + 'static,
     {
-        let permits = match &self.0 {
+        let turns = match &self.place {
             Place::Inline => return Ok(work()),
-            Place::Threads(permits) => permits,
+            Place::Threads(turns) => turns,
         };
-        let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
+        let turn = turns.take(self.asker.clone()).await;
         let done = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _turn = turn;
             work()
         });
         Ok(done.await?)
@@ -138,6 +163,31 @@ mod tests {
         };
         pool.map(vec![(); 40 * PART], work).await.unwrap();
         assert!((1..=2).contains(&most.load(Ordering::SeqCst)));
+    }
+
+    #[tokio::test]
+    async fn a_lone_request_gets_in_between_the_parts_of_anothers_batches() {
+        let pool = SigningPool::threads(NonZeroUsize::MIN);
+        let agent = |name: &str| {
+            pool.on_behalf_of(Asker::Agent(
+                SpiffeId::parse(&format!("spiffe://example.org/spire/agent/{name}")).unwrap(),
+            ))
+        };
+        let done = Arc::new(AtomicUsize::new(0));
+        let mut batches = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let (greedy, done) = (agent("greedy"), Arc::clone(&done));
+            batches.spawn(async move {
+                greedy.map(vec![(); 4 * PART], move |()| done.fetch_add(1, Ordering::SeqCst)).await
+            });
+        }
+        // On this one thread, all of them have begun to wait once this task runs again.
+        tokio::task::yield_now().await;
+        let seen = Arc::clone(&done);
+        let before = agent("modest").run(move || seen.load(Ordering::SeqCst)).await.unwrap();
+        assert!(before <= 3 * PART, "{before} signatures of another agent came first");
+        batches.join_all().await.into_iter().for_each(|batch| drop(batch.unwrap()));
+        assert_eq!(done.load(Ordering::SeqCst), 50 * 4 * PART);
     }
 
     #[tokio::test]

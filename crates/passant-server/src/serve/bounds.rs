@@ -111,7 +111,7 @@ impl<K: Ord> Drop for Share<K> {
 }
 
 /// Whom an address counts for: an IPv6 network of 64 bits is one peer, since whoever has one address there has all.
-pub(super) fn origin(address: SocketAddr) -> IpAddr {
+pub(crate) fn origin(address: SocketAddr) -> IpAddr {
     match address.ip().to_canonical() {
         IpAddr::V6(ip) => {
             let [a, b, c, d, ..] = ip.segments();

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::unistd::{Gid, Group, Uid, User};
+use passant_daemon::goaway::Farewells;
+use passant_daemon::log_rate::LogRate;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
+use super::bounds::Shares;
 use super::conn::{Conn, Ends};
 use crate::caller::{ConnPeer, LocalPeer};
 use crate::metrics::{Metrics, Peer};
@@ -105,6 +108,9 @@ impl OperatorSocket {
     /// Accepts until the stop. The file is removed when this returns.
     pub(super) async fn accept(self, to: mpsc::Sender<Conn>, most: usize, ends: Ends, metrics: Arc<Metrics>) {
         let slots = Arc::new(Semaphore::new(most));
+        let of_user = Shares::new(most.div_ceil(limits::LOCAL_CONNECTIONS_PART));
+        let (failures, refusals) = (LogRate::default(), Arc::new(LogRate::default()));
+        let farewells = Farewells::default();
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -114,23 +120,48 @@ impl OperatorSocket {
             let (stream, _) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "failed to accept on the operator socket");
+                    if let Some(left_out) = failures.line(()) {
+                        tracing::warn!(%error, left_out, "failed to accept on the operator socket");
+                    }
                     tokio::time::sleep(limits::ACCEPT_RETRY).await;
                     continue;
                 }
             };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                tracing::warn!("operator socket: turned away, too many connections");
+            let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else {
+                tracing::debug!("operator socket: a connection has gone");
                 continue;
             };
-            let slot = (slot, metrics.connections.of(Peer::Operator).hold());
+            let share =
+                if uid == 0 || uid == self.guests.own { Some(None) } else { of_user.take(&uid).map(Some) };
+            let (Some(share), Ok(slot)) = (share, Arc::clone(&slots).try_acquire_owned()) else {
+                if let Some(left_out) = refusals.line(uid) {
+                    tracing::warn!(uid, left_out, "operator socket: turned away, too many connections");
+                }
+                farewells.bid(stream, "too many connections; close others first");
+                continue;
+            };
+            let slot = (slot, share, metrics.connections.of(Peer::Operator).hold());
             let (guests, to, ends) = (self.guests.clone(), to.clone(), ends.clone());
+            let refusals = Arc::clone(&refusals);
             tokio::spawn(async move {
                 // Not on the I/O threads, and nobody waits behind it: the user database may ask the network.
                 let received =
                     tokio::task::spawn_blocking(move || guests.receive(&stream).map(|peer| (stream, peer)));
                 let (stream, peer) = match received.await {
-                    Ok(Ok(received)) => received,
+                    Ok(Ok((stream, peer))) => {
+                        if let ConnPeer::Uninvited(LocalPeer { uid, gid, pid }) = peer
+                            && let Some(left_out) = refusals.line(uid)
+                        {
+                            tracing::warn!(
+                                uid,
+                                gid,
+                                pid,
+                                left_out,
+                                "operator socket: refused a user it is not for"
+                            );
+                        }
+                        (stream, peer)
+                    }
                     Ok(Err(error)) => {
                         tracing::warn!(%error, "operator socket: turned away, the kernel did not name the peer");
                         return;
@@ -168,12 +199,6 @@ impl Guests {
         if self.invites(peer, belongs) {
             return Ok(ConnPeer::Local(peer));
         }
-        tracing::warn!(
-            uid = peer.uid,
-            gid = peer.gid,
-            pid = peer.pid,
-            "operator socket: refused a user it is not for"
-        );
         Ok(ConnPeer::Uninvited(peer))
     }
 

@@ -2,9 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use passant_core::SpiffeId;
 use passant_core::x509_svid::X509Svid;
+use passant_daemon::goaway;
+use passant_daemon::log_rate::LogRate;
+use passant_daemon::turns::Turns;
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -31,11 +35,13 @@ pub(super) struct Doors {
 /// Slots that bound the port, for each kind of peer apart: strangers cannot keep agents out, and none can keep out all
 /// others of its kind.
 struct Slots {
-    handshakes: Arc<Semaphore>,
+    /// By address, which take turns: those that are slow on purpose are slow for themselves.
+    handshakes: Turns<IpAddr>,
     agents: Arc<Semaphore>,
     workloads: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
     of_agent: Shares<SpiffeId>,
+    of_workload: Shares<SpiffeId>,
     of_stranger: Shares<IpAddr>,
 }
 
@@ -48,16 +54,19 @@ pub(super) async fn accept(
     ends: Ends,
     metrics: Arc<Metrics>,
 ) {
+    let each = bounds.handshakes.div_ceil(limits::HANDSHAKES_PART);
     let slots = Arc::new(Slots {
-        handshakes: Arc::new(Semaphore::new(bounds.handshakes)),
+        handshakes: Turns::new(bounds.handshakes, each),
         agents: Arc::new(Semaphore::new(bounds.agents)),
         workloads: Arc::new(Semaphore::new(bounds.workloads)),
         strangers: Arc::new(Semaphore::new(bounds.strangers)),
         of_agent: Shares::new(limits::CONNECTIONS_PER_AGENT),
+        of_workload: Shares::new(limits::CONNECTIONS_PER_AGENT),
         of_stranger: Shares::new(bounds.strangers.div_ceil(2)),
     });
     // Half of those that may wait in all: who is slow on purpose, from one place, leaves room for the others.
     let greeted_at_once = Shares::new(bounds.handshakes);
+    let (failures, refusals) = (LogRate::default(), Arc::new(LogRate::default()));
     // Handshakes end with the acceptor, not after it: a stopping server answers nobody new.
     let handshakes = TaskTracker::new();
     loop {
@@ -69,24 +78,30 @@ pub(super) async fn accept(
         let (tcp, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "failed to accept a connection");
+                if let Some(left_out) = failures.line(()) {
+                    tracing::warn!(%error, left_out, "failed to accept a connection");
+                }
                 tokio::time::sleep(limits::ACCEPT_RETRY).await;
                 continue;
             }
         };
+        let refuse = |why: &str| {
+            metrics.handshakes.of(Handshake::Bound).inc();
+            if let Some(left_out) = refusals.line(origin(address)) {
+                tracing::info!(%address, left_out, "connection refused: {why}");
+            }
+        };
         // Waiting for handshakes is bounded too: twice the slots, then the newest are turned away.
         if handshakes.len() >= 2 * bounds.handshakes {
-            metrics.handshakes.of(Handshake::Bound).inc();
-            tracing::debug!(%address, "turned away: too many handshakes at once");
+            refuse("too many handshakes at once");
             continue;
         }
         let Some(share) = greeted_at_once.take(&origin(address)) else {
-            metrics.handshakes.of(Handshake::Bound).inc();
-            tracing::debug!(%address, "turned away: too many handshakes at once from this address");
+            refuse("too many handshakes at once from this address");
             continue;
         };
         let (acceptor, doors, ends) = (acceptor.clone(), doors.clone(), ends.clone());
-        let (slots, metrics) = (Arc::clone(&slots), Arc::clone(&metrics));
+        let (slots, metrics, refusals) = (Arc::clone(&slots), Arc::clone(&metrics), Arc::clone(&refusals));
         handshakes.spawn(async move {
             let _share = share;
             let began = Instant::now();
@@ -101,30 +116,34 @@ pub(super) async fn accept(
                 Err(_) => Handshake::Timeout,
             };
             metrics.handshakes.of(counts).inc();
-            match greeted {
+            let why = match greeted {
                 Ok(Ok((conn, is_agent))) => {
                     metrics.handshake.since(began);
                     let door = if is_agent { doors.agents } else { doors.others };
                     if door.send(conn).await.is_err() {
                         tracing::debug!(%address, "closed: the server is stopping");
                     }
+                    return;
                 }
-                Ok(Err(why)) => tracing::info!(%address, "connection refused: {why}"),
-                Err(_) => tracing::debug!(%address, "connection refused: the handshake took too long"),
+                Ok(Err(why)) => why.to_string(),
+                Err(_) => "the handshake took too long".to_owned(),
+            };
+            if let Some(left_out) = refusals.line(origin(address)) {
+                tracing::info!(%address, left_out, "connection refused: {why}");
             }
         });
     }
     handshakes.close();
 }
 
-/// Why a connection is not taken, for the log.
+/// Why a connection is not taken, for the log, and as far as it can be told for the peer.
 #[derive(Debug, thiserror::Error)]
 enum Unwelcome {
     #[error("{0}")]
     Tls(String),
-    #[error("too many connections")]
+    #[error("too many connections; try again later")]
     Full,
-    #[error("too many connections of {0}")]
+    #[error("too many connections of {0}; close others first")]
     FullFor(SpiffeId),
 }
 
@@ -146,32 +165,56 @@ async fn greet(
     ends: &Ends,
     metrics: &Metrics,
 ) -> Result<(Conn, bool), Unwelcome> {
-    let _turn = slots.handshakes.acquire().await.expect("the semaphore is never closed");
+    let turn = slots.handshakes.take(origin(address)).await;
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%address, %error, "failed to set TCP_NODELAY");
     }
     let tls = acceptor.accept(tcp).await.map_err(|error| Unwelcome::Tls(error.to_string()))?;
     let svid = shown(&tls)?;
-    let slot_of = |slots: &Arc<Semaphore>| Arc::clone(slots).try_acquire_owned().map_err(|_| Unwelcome::Full);
-    let counted = |peer| metrics.connections.of(peer).hold();
-    let agent = svid.as_ref().map(|svid| svid.id()).filter(|id| id.is_agent());
-    let is_agent = agent.is_some();
-    let (slot, lease): (Box<dyn Send>, _) = match (agent, &svid) {
-        (Some(agent), _) => {
-            let share = slots.of_agent.take(agent);
-            let share = share.ok_or_else(|| Unwelcome::FullFor(agent.clone()))?;
-            (Box::new((slot_of(&slots.agents)?, share, counted(Peer::Agent))), limits::CONNECTION_LEASE)
-        }
-        (None, Some(_)) => {
-            (Box::new((slot_of(&slots.workloads)?, counted(Peer::Workload))), limits::CONNECTION_LEASE)
-        }
-        (None, None) => {
-            let share = slots.of_stranger.take(&origin(address)).ok_or(Unwelcome::Full)?;
-            (Box::new((slot_of(&slots.strangers)?, share, counted(Peer::Stranger))), limits::STRANGER_LEASE)
+    let is_agent = svid.as_ref().is_some_and(|svid| svid.id().is_agent());
+    let (slot, lease) = match slots.of(svid.as_deref(), address, metrics) {
+        Ok(slot) => slot,
+        Err(why) => {
+            drop(turn);
+            goaway::say(tls, &why.to_string()).await;
+            return Err(why);
         }
     };
     let peer = ConnPeer::Remote { address, svid };
     Ok((Conn::new(tls, peer, ends, slot, limits::PREFACE_WITHIN, Some(lease)), is_agent))
+}
+
+impl Slots {
+    /// What a connection holds that showed `svid`, and how long it may stay.
+    fn of(
+        &self,
+        svid: Option<&PeerSvid>,
+        address: SocketAddr,
+        metrics: &Metrics,
+    ) -> Result<(Box<dyn Send>, Duration), Unwelcome> {
+        let slot_of =
+            |slots: &Arc<Semaphore>| Arc::clone(slots).try_acquire_owned().map_err(|_| Unwelcome::Full);
+        let counted = |peer| metrics.connections.of(peer).hold();
+        let share_of = |shares: &Shares<SpiffeId>, id: &SpiffeId| {
+            shares.take(id).ok_or_else(|| Unwelcome::FullFor(id.clone()))
+        };
+        Ok(match svid.map(PeerSvid::id) {
+            Some(agent) if agent.is_agent() => {
+                let held = (share_of(&self.of_agent, agent)?, slot_of(&self.agents)?, counted(Peer::Agent));
+                (Box::new(held), limits::CONNECTION_LEASE)
+            }
+            Some(other) => {
+                let held =
+                    (share_of(&self.of_workload, other)?, slot_of(&self.workloads)?, counted(Peer::Workload));
+                (Box::new(held), limits::CONNECTION_LEASE)
+            }
+            None => {
+                let share = self.of_stranger.take(&origin(address)).ok_or(Unwelcome::Full)?;
+                let held = (share, slot_of(&self.strangers)?, counted(Peer::Stranger));
+                (Box::new(held), limits::STRANGER_LEASE)
+            }
+        })
+    }
 }
 
 /// The X509-SVID that the handshake verified. Parsing cannot fail here, since verifying parsed it too; if it does, the

@@ -2,6 +2,7 @@
 //!
 //! The caller is a stranger until the end, so everything is bounded: the time, the evidence, the number of challenges.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 
 use passant_attest::node::{Dialog, DialogError};
@@ -16,7 +17,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::api::{Api, refuse};
 use crate::caller::ConnPeer;
-use crate::limits::{ATTEST_STREAM_WITHIN, CHALLENGES, EVIDENCE, STREAM_WAITING};
+use crate::limits::{ATTEST_STREAM_WITHIN, CHALLENGES, EVIDENCE, EVIDENCE_WITHIN, STREAM_WAITING};
+use crate::serve::origin;
 
 type Out = mpsc::Sender<Result<AttestAgentResponse, Status>>;
 
@@ -30,12 +32,21 @@ pub(super) fn answer(
         Some(ConnPeer::Local(local) | ConnPeer::Uninvited(local)) => format!("local uid={}", local.uid),
         None => return Err(Status::internal("no peer")),
     };
+    let address = request.extensions().get().and_then(ConnPeer::address);
+    if let Some(address) = address {
+        api.attempts.take(origin(address), 1).map_err(|wait| {
+            Status::resource_exhausted(format!(
+                "too many attestations from this address; try again in {} s",
+                wait.as_secs() + 1
+            ))
+        })?;
+    }
     let (out, stream) = mpsc::channel(STREAM_WAITING);
     tokio::spawn(async move {
         let attested = tokio::select! {
             biased;
             () = out.closed() => return,
-            done = tokio::time::timeout(ATTEST_STREAM_WITHIN, attest(&api, request.into_inner(), &out, caller)) => {
+            done = tokio::time::timeout(ATTEST_STREAM_WITHIN, attest(&api, request.into_inner(), &out, caller, address)) => {
                 done.unwrap_or_else(|_| Err(Status::deadline_exceeded("node attestation took too long")))
             }
         };
@@ -51,8 +62,10 @@ async fn attest(
     mut requests: Streaming<AttestAgentRequest>,
     out: &Out,
     caller: String,
+    address: Option<SocketAddr>,
 ) -> Result<AttestAgentResponse, Status> {
-    let first = requests.message().await?;
+    let first = tokio::time::timeout(EVIDENCE_WITHIN, requests.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no evidence came in time"))??;
     let (data, csr) = opening(first)?;
     let mut dialog = GrpcDialog { requests, out: out.clone(), left: CHALLENGES };
     let attested = api
@@ -60,7 +73,10 @@ async fn attest(
         .attest(&data.r#type, &data.payload, &csr, &mut dialog, caller.clone())
         .await
         .map_err(|refusal| {
-            tracing::info!(method = %data.r#type.escape_default(), caller, "node attestation refused: {refusal}");
+            if let Some(left_out) = api.attest_refusals.line(address.map(origin)) {
+                let method = data.r#type.escape_default();
+                tracing::info!(%method, caller, left_out, "node attestation refused: {refusal}");
+            }
             refuse(refusal)
         })?;
     let svid = attested.svid.svid();
