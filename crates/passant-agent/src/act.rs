@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::cache::{Cache, MintFailure, Minted};
-use crate::connect::{CallError, Link};
+use crate::connect::{CallError, Link, told_to_workloads};
 use crate::health::{Health, Part};
 use crate::jwt_cache::JwtIssuer;
 use crate::limits;
@@ -125,7 +125,7 @@ impl Minter {
                     self.batch = (self.batch / 2).max(1);
                     self.paused_until = Some(Instant::now() + self.backoff.failed(&self.host));
                     self.health.bad(Part::Mint, &error.to_string());
-                    self.cache.mint_trouble(Some(&error.refusal.public));
+                    self.cache.mint_trouble(Some(&told_to_workloads(&error.refusal)));
                     return;
                 }
             }
@@ -274,9 +274,10 @@ impl JwtIssuer for ServerJwt {
     ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>> {
         let link = self.link.clone();
         Box::pin(async move {
-            fetch_jwt(&link, &entry, &audience).await.map_err(|refusal| Refusal {
-                public: format!("could not fetch JWT-SVID: {}", refusal.public),
-                ..refusal
+            fetch_jwt(&link, &entry, &audience).await.map_err(|refusal| {
+                debug!(entry = %entry.id, error = %refusal, "failed to fetch a JWT-SVID");
+                let public = format!("could not fetch JWT-SVID: {}", told_to_workloads(&refusal));
+                Refusal { public, ..refusal }
             })
         })
     }

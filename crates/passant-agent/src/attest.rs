@@ -7,6 +7,7 @@ use std::time::Duration;
 use passant_attest::peer::{Peer, PeerError, PeerIdentity};
 use passant_attest::workload::{AttestError, WorkloadAttestor};
 use passant_core::Selectors;
+use passant_daemon::log_rate::LogRate;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -25,6 +26,10 @@ pub(crate) struct Attestation {
     /// How long what an attestor found is kept while it cannot be asked.
     max_age: Duration,
     metrics: Arc<Metrics>,
+    /// What the log is told of peers of which nothing could be found out, by user.
+    pub(crate) failures: LogRate<u32>,
+    /// What it is told of attestors that failed, by attestor and user.
+    attestor_failures: LogRate<(&'static str, u32)>,
 }
 
 /// What is known of a peer.
@@ -73,7 +78,15 @@ impl Attestation {
         max_age: Duration,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { attestors, slots: Semaphore::new(ATTESTATIONS), slots_of: Mutex::default(), max_age, metrics }
+        Self {
+            attestors,
+            slots: Semaphore::new(ATTESTATIONS),
+            slots_of: Mutex::default(),
+            max_age,
+            metrics,
+            failures: LogRate::default(),
+            attestor_failures: LogRate::default(),
+        }
     }
 
     /// What is known of `peer` now, having asked less than `reuse` ago.
@@ -144,11 +157,15 @@ impl Attestation {
                 }
                 Ok((_, Ok(Err(AttestError::Peer(PeerError::Gone))))) => {}
                 Ok((method, Ok(Err(error)))) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    warn!(method, pid = peer.pid(), %error, cause, "workload attestor failed");
+                    if let Some(left_out) = self.attestor_failures.line((method, peer.uid())) {
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        warn!(method, pid = peer.pid(), %error, cause, left_out, "workload attestor failed");
+                    }
                 }
                 Ok((method, Err(_))) => {
-                    warn!(method, pid = peer.pid(), "workload attestor did not answer in time")
+                    if let Some(left_out) = self.attestor_failures.line((method, peer.uid())) {
+                        warn!(method, pid = peer.pid(), left_out, "workload attestor did not answer in time");
+                    }
                 }
                 Err(error) => warn!(pid = peer.pid(), %error, "workload attestor broke"),
             }

@@ -230,6 +230,18 @@ impl Cache {
         self.shared.book().state.is_confirmed(now)
     }
 
+    /// For how many entries [`Cache::jwt_svids`] would have to ask the server.
+    pub fn jwt_svids_lacking(
+        &self,
+        selectors: &Selectors,
+        audience: &[String],
+        spiffe_id: Option<&SpiffeId>,
+    ) -> usize {
+        let mut entries = self.shared.book().state.matching(selectors);
+        entries.retain(|entry| spiffe_id.is_none_or(|wanted| entry.spiffe_id == *wanted));
+        self.shared.jwt.lacking(&entries, audience)
+    }
+
     /// One JWT-SVID for each entry that matches `selectors`, or for those with `spiffe_id` if given, in entry-id order.
     ///
     /// # Errors

@@ -456,6 +456,25 @@ pub(crate) fn told(status: &Status) -> Refusal {
     refusal
 }
 
+/// What a workload may read of `refusal`: what is wrong, and neither where the server is nor who this agent is.
+pub(crate) fn told_to_workloads(refusal: &Refusal) -> String {
+    match refusal.reason {
+        // The way to the server failed, and the text tells of addresses; what the server itself says has no cause here.
+        Reason::Unavailable | Reason::Internal if refusal.source().is_some() => {
+            "the server cannot be reached".to_owned()
+        }
+        Reason::Denied | Reason::Unauthenticated => "the server refuses this agent".to_owned(),
+        Reason::Unavailable
+        | Reason::Internal
+        | Reason::Exhausted
+        | Reason::NotFound
+        | Reason::Invalid
+        | Reason::AlreadyExists
+        | Reason::Precondition
+        | Reason::Unimplemented => refusal.public.clone(),
+    }
+}
+
 /// Whether no answer came because the connection ended, as opposed to a refusal by the server.
 fn connection_died(status: &Status) -> bool {
     let mut cause = status.source();

@@ -106,6 +106,19 @@ impl JwtCache {
         Ok(entries.into_iter().zip(done.into_values()).collect())
     }
 
+    /// For how many of `entries` the server would have to be asked now.
+    pub(crate) fn lacking(&self, entries: &[Arc<AuthorizedEntry>], audience: &[String]) -> usize {
+        let now = self.inner.host.now();
+        let audience: BTreeSet<String> = audience.iter().cloned().collect();
+        let table = self.inner.table();
+        let is_held = |entry: &&Arc<AuthorizedEntry>| {
+            let key = Key { entry: entry.id.clone(), audience: audience.clone() };
+            !entry.jwt_svid_include_jti
+                && table.cells.get(&key).is_some_and(|used| used.cell.fresh(entry, now).is_some())
+        };
+        entries.len() - entries.iter().filter(is_held).count()
+    }
+
     /// Drops the tokens whose key is tainted in `bundle` or not in it any more.
     pub(crate) fn purge(&self, bundle: &Arc<Bundle>) {
         let mut table = self.inner.table();

@@ -10,6 +10,7 @@
 //! | how do clients get through that send the socket's path as `:authority`? | `filter` |
 //! | does a request say that it is meant for this API? | `header` |
 //! | who is on this connection? | `caller` |
+//! | how much may one user have under way, and how fast may it ask? | `under_way`, `pace` |
 //! | what does an open stream hear, and when does it end? | `follow` |
 //! | what do the messages say? | `x509`, `jwt` |
 
@@ -20,7 +21,9 @@ mod header;
 mod jwt;
 pub(crate) mod limits;
 mod listen;
+mod pace;
 mod share;
+mod under_way;
 mod x509;
 
 use std::collections::BTreeSet;
@@ -31,6 +34,7 @@ use std::time::Duration;
 use passant_attest::workload::WorkloadAttestor;
 use passant_core::Host;
 use passant_daemon::calls::Count;
+use passant_daemon::log_rate::LogRate;
 use passant_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use passant_proto::workload::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
@@ -48,7 +52,8 @@ use self::follow::Call;
 use self::header::SecurityHeader;
 use self::listen::Listener;
 pub use self::listen::{Arrival, ListenError};
-use self::share::Shares;
+use self::pace::Pace;
+use self::under_way::UnderWay;
 use crate::attest::Attestation;
 use crate::cache::Cache;
 use crate::metrics::{Calls, Metrics};
@@ -84,7 +89,11 @@ struct Shared {
     cache: Cache,
     attestation: Attestation,
     allowed_foreign_claims: BTreeSet<String>,
-    calls: Shares,
+    pace: Pace,
+    /// What the log is told of callers without identity, by user.
+    no_identity: LogRate<u32>,
+    /// The same of tokens that are not valid.
+    invalid_jwt: LogRate<u32>,
     host: Host,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -118,7 +127,9 @@ impl Endpoint {
                 Arc::clone(&settings.metrics),
             ),
             allowed_foreign_claims: settings.allowed_foreign_claims,
-            calls: Shares::new(limits::CALLS_PER_USER, limits::CALLS),
+            pace: Pace::new(),
+            no_identity: LogRate::default(),
+            invalid_jwt: LogRate::default(),
             host,
             metrics: settings.metrics,
             stop: CancellationToken::new(),
@@ -146,9 +157,14 @@ impl Endpoint {
         };
         let served = Server::builder()
             .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
+            .initial_stream_window_size(limits::WINDOW)
+            .initial_connection_window_size(2 * limits::WINDOW)
             .http2_max_header_list_size(limits::HEADER_LIST_BYTES)
+            .http2_max_pending_accept_reset_streams(Some(limits::RESET_BEFORE_ACCEPT))
+            .http2_max_local_error_reset_streams(Some(limits::RESET_FOR_ERRORS))
             .layer(count)
             .layer(SecurityHeader)
+            .layer(UnderWay::new())
             .add_service(service)
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
                 stop.cancelled().await;
@@ -162,11 +178,11 @@ impl Endpoint {
 }
 
 impl Service {
-    /// Admits the call of `request`, and hands out its message.
+    /// The call of `request`, and its message.
     fn admit<T>(&self, request: Request<T>) -> Result<(Call, T), Status> {
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::internal("connection does not say who opened it"))?;
-        Ok((Call::admit(&self.shared, caller)?, request.into_inner()))
+        Ok((Call { shared: Arc::clone(&self.shared), caller }, request.into_inner()))
     }
 }
 

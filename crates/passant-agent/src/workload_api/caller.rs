@@ -7,14 +7,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use passant_attest::peer::{Peer, PeerError};
+use passant_daemon::log_rate::LogRate;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use super::filter::MendedStream;
+use super::limits::PREFACE;
 use super::share::Share;
 use crate::attest::{Attestation, AttestationError, Evidence, Known};
 use crate::connect::Wire;
@@ -32,10 +35,23 @@ struct Accepted {
 
 impl Caller {
     /// To be called at once when `stream` was accepted. `uid` is the user that the socket names.
-    pub(super) fn of(stream: &UnixStream, uid: u32) -> Self {
-        let peer =
-            Peer::of(stream).inspect_err(|error| warn!(uid, %error, "failed to find out who connected"));
-        Self::known_as(uid, peer)
+    ///
+    /// `None` when the process has exited already: nobody is there to be answered, and nothing to be watched.
+    pub(super) fn of(stream: &UnixStream, uid: u32, unknown: &LogRate<u32>) -> Option<Self> {
+        let peer = Peer::of(stream);
+        match &peer {
+            Ok(_) => {}
+            Err(PeerError::Gone) => {
+                debug!(uid, "workload has exited before it was looked at");
+                return None;
+            }
+            Err(error) => {
+                if let Some(left_out) = unknown.line(uid) {
+                    warn!(uid, %error, left_out, "failed to find out who connected");
+                }
+            }
+        }
+        Some(Self::known_as(uid, peer))
     }
 
     /// Whoever `peer` is, of the user `uid`.
@@ -45,6 +61,11 @@ impl Caller {
 
     pub(super) fn uid(&self) -> u32 {
         self.0.uid
+    }
+
+    /// Pid and start time; `None` when it could not be found out who connected.
+    pub(super) fn process(&self) -> Option<(u32, u64)> {
+        self.0.peer.as_ref().ok().map(|peer| (peer.pid(), peer.start_time()))
     }
 
     /// The process itself.
@@ -79,7 +100,9 @@ impl Caller {
             match &error {
                 AttestationError::Peer(PeerError::Gone) => debug!(?peer, "workload has exited"),
                 AttestationError::Peer(_) | AttestationError::Unsteady | AttestationError::NothingFound => {
-                    warn!(?peer, %error, "workload attestation failed");
+                    if let Some(left_out) = attestation.failures.line(self.uid()) {
+                        warn!(?peer, %error, left_out, "workload attestation failed");
+                    }
                 }
             }
             attestation_failed()
@@ -101,20 +124,41 @@ pub(super) fn attestation_failed() -> Status {
 }
 
 /// An accepted connection. It reads as ended once the process that opened it has exited, also if another process still
-/// holds the socket.
+/// holds the socket; and when the client has not sent the first bytes of HTTP/2 in time.
 pub(super) struct Connection {
     stream: MendedStream<Box<dyn Wire>>,
     caller: Caller,
     exited: Pin<Box<dyn Future<Output = ()> + Send>>,
-    has_exited: bool,
+    has_ended: bool,
+    /// When to stop waiting for the client's preface; absent once it has come.
+    silent_until: Option<Pin<Box<Sleep>>>,
+    preface_left: usize,
     _share: Share,
 }
+
+/// The length of what every HTTP/2 client sends first.
+const PREFACE_LENGTH: usize = 24;
 
 impl Connection {
     pub(super) fn new(stream: Box<dyn Wire>, caller: Caller, share: Share) -> Self {
         let watched = caller.clone();
         let exited = Box::pin(async move { watched.exited().await });
-        Self { stream: MendedStream::new(stream), caller, exited, has_exited: false, _share: share }
+        Self {
+            stream: MendedStream::new(stream),
+            caller,
+            exited,
+            has_ended: false,
+            silent_until: Some(Box::pin(sleep(PREFACE))),
+            preface_left: PREFACE_LENGTH,
+            _share: share,
+        }
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        self.has_ended = self.has_ended
+            || self.exited.as_mut().poll(cx).is_ready()
+            || self.silent_until.as_mut().is_some_and(|silent| silent.as_mut().poll(cx).is_ready());
+        self.has_ended
     }
 }
 
@@ -129,11 +173,16 @@ impl Connected for Connection {
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.has_exited = this.has_exited || this.exited.as_mut().poll(cx).is_ready();
-        if this.has_exited {
+        if this.poll_ended(cx) {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut this.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        this.preface_left = this.preface_left.saturating_sub(buf.filled().len() - before);
+        if this.preface_left == 0 {
+            this.silent_until = None;
+        }
+        polled
     }
 }
 
@@ -171,7 +220,7 @@ mod tests {
     use std::os::unix::net::UnixStream as StdUnixStream;
     use std::process::{Command, Stdio};
 
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
     use super::super::share::Shares;
@@ -206,7 +255,7 @@ mod tests {
         let (stream, _) = listener.accept().await.unwrap();
         let mut same_socket = StdUnixStream::from(stream.as_fd().try_clone_to_owned().unwrap());
         let uid = stream.peer_cred().unwrap().uid();
-        let caller = Caller::of(&stream, uid);
+        let caller = Caller::of(&stream, uid, &LogRate::default()).unwrap();
         assert_eq!(caller.peer().unwrap().pid(), child.id());
         let shares = Shares::new(1, 1);
         let mut connection = Connection::new(Box::new(stream), caller, shares.take(uid).unwrap());
@@ -219,5 +268,23 @@ mod tests {
         drop(connection);
         assert!(shares.take(uid).is_some());
         child.wait().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_begin_to_speak_http2_is_not_waited_for() {
+        for (sent, ends) in [(&[b' '; 23][..], true), (&[b' '; 24], false)] {
+            let (near, mut far) = UnixStream::pair().unwrap();
+            let shares = Shares::new(1, 1);
+            let caller = Caller::of(&near, 0, &LogRate::default()).unwrap();
+            let mut connection = Connection::new(Box::new(near), caller, shares.take(0).unwrap());
+            far.write_all(sent).await.unwrap();
+            let mut read = [0; 64];
+            let mut got = 0;
+            while got < sent.len() {
+                got += connection.read(&mut read).await.unwrap();
+            }
+            let more = tokio::time::timeout(2 * PREFACE, connection.read(&mut read)).await;
+            assert_eq!(more.is_ok_and(|more| more.unwrap() == 0), ends);
+        }
     }
 }

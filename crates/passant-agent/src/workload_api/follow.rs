@@ -17,7 +17,6 @@ use tracing::{debug, info};
 use super::Shared;
 use super::caller::{Caller, attestation_failed};
 use super::limits::{FIRST_ANSWER, LOOK_AGAIN, SAME_LOOK};
-use super::share::Share;
 use crate::attest::Evidence;
 use crate::cache::{Identities, Subscription, Update};
 
@@ -25,22 +24,9 @@ use crate::cache::{Identities, Subscription, Update};
 pub(super) struct Call {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
-    _share: Share,
 }
 
 impl Call {
-    /// Admits a call of `caller`.
-    ///
-    /// # Errors
-    /// Unavailable when its user has too many calls under way.
-    pub(super) fn admit(shared: &Arc<Shared>, caller: Caller) -> Result<Self, Status> {
-        let share = shared
-            .calls
-            .take(caller.uid())
-            .ok_or_else(|| Status::unavailable("too many calls of this user are under way"))?;
-        Ok(Self { shared: Arc::clone(shared), caller, _share: share })
-    }
-
     /// See [`Caller::evidence`].
     pub(super) async fn evidence(&self, reuse: Duration) -> Result<Arc<Evidence>, Status> {
         self.caller.evidence(&self.shared.attestation, reuse).await
@@ -48,13 +34,15 @@ impl Call {
 }
 
 /// The refusal of a caller for which nothing matched.
-pub(super) fn no_identity(caller: &Caller, evidence: &Evidence) -> Status {
+pub(super) fn no_identity(call: &Call, evidence: &Evidence) -> Status {
     if evidence.is_partial {
         // An attestor that failed might have found what an entry asks for.
         return attestation_failed();
     }
-    if let Ok(peer) = caller.peer() {
-        info!(pid = peer.pid(), uid = peer.uid(), "no identity issued");
+    if let Ok(peer) = call.caller.peer() {
+        if let Some(left_out) = call.shared.no_identity.line(peer.uid()) {
+            info!(pid = peer.pid(), uid = peer.uid(), left_out, "no identity issued");
+        }
         debug!(pid = peer.pid(), selectors = ?evidence.selectors, "no entry has only these selectors");
     }
     Status::permission_denied("no identity issued")
@@ -146,7 +134,7 @@ impl Watch {
         loop {
             match self.subscription.current() {
                 Update::Ready(identities) => return Ok(identities),
-                Update::NoIdentity => return Err(no_identity(&self.call.caller, &self.evidence)),
+                Update::NoIdentity => return Err(no_identity(&self.call, &self.evidence)),
                 Update::NotReady(why) => {
                     if timeout_at(deadline, self.subscription.changed()).await.is_err() {
                         return Err(Status::unavailable(why));

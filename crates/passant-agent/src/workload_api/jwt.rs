@@ -48,20 +48,18 @@ impl SvidRequest {
 pub(super) async fn svids(call: Call, request: SvidRequest) -> Result<JwtsvidResponse, Status> {
     let evidence = call.evidence(SAME_LOOK).await?;
     let cache = &call.shared.cache;
+    let lacking = cache.jwt_svids_lacking(&evidence.selectors, &request.audience, request.spiffe_id.as_ref());
+    call.shared.pace.take(&call.caller, lacking)?;
     let issued = cache.jwt_svids(&evidence.selectors, request.audience, request.spiffe_id).await;
     let issued = issued.map_err(|refusal| {
-        if refusal.reason == Reason::Denied {
-            no_identity(&call.caller, &evidence)
-        } else {
-            to_status(&refusal)
-        }
+        if refusal.reason == Reason::Denied { no_identity(&call, &evidence) } else { to_status(&refusal) }
     })?;
     // The server was asked meanwhile: the tokens are for the process that asked, if it still has these identities.
     if call.evidence(LOOK_AGAIN).await?.selectors != evidence.selectors {
         return Err(Status::unavailable("workload has changed while its JWT-SVIDs were issued"));
     }
     if issued.is_empty() {
-        return Err(no_identity(&call.caller, &evidence));
+        return Err(no_identity(&call, &evidence));
     }
     all_stand(issued.iter().map(|(_, svid)| svid.expires_at()), call.shared.host.now())?;
     let entries = cache.entries(&evidence.selectors);
@@ -100,7 +98,9 @@ pub(super) async fn validate(
     let svid =
         JwtSvid::verify(&request.svid, &request.audience, &|trust_domain| bundles.of(trust_domain), now)
             .map_err(|error| {
-                warn!(%error, "JWT-SVID is not valid");
+                if let Some(left_out) = shared.invalid_jwt.line(call.caller.uid()) {
+                    warn!(%error, left_out, "JWT-SVID is not valid");
+                }
                 Status::invalid_argument(error.to_string())
             })?;
     if svid.id().is_member_of(shared.cache.trust_domain()) {

@@ -12,11 +12,43 @@ pub(crate) const HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// One request message: the largest holds a JWT-SVID to be validated.
 pub(crate) const REQUEST_BYTES: usize = 128 * 1024;
 
+/// HTTP/2 windows of a connection, in bytes: what of a request is held before anybody reads it. Most requests are empty; the
+/// largest, a token to be validated, comes in two parts.
+pub(crate) const WINDOW: u32 = 64 * 1024;
+
+/// Bytes of requests that the calls of one user hold together: the largest request, for sixty processes at the same moment.
+pub(crate) const REQUEST_BYTES_PER_USER: usize = 8 * 1024 * 1024;
+
 /// Connections of one user. On Kubernetes a node's hundred pods may all run as one user, with a few connections each.
 pub(crate) const CONNECTIONS_PER_USER: usize = 1024;
 
-/// All connections. No four users can use up what the others need; each one costs a socket and a pidfd.
-pub(crate) const CONNECTIONS: usize = 4 * CONNECTIONS_PER_USER + 1024;
+/// All connections. No four users can use up what the others need; each one costs a socket and a pidfd. Where the system
+/// allows fewer descriptors, there are fewer connections, of each user and in all.
+pub(crate) const CONNECTIONS: usize = (USERS - 1) * CONNECTIONS_PER_USER + 1024;
+
+/// Users that it takes to use up all connections.
+pub(crate) const USERS: usize = 5;
+
+/// Descriptors for everything but connections of workloads: attestations under way, which read files, the connection to the
+/// server, the data directory, the runtime.
+pub(crate) const FILES: u64 = 256;
+
+/// From the accept to the client's first 24 bytes. A process that says nothing keeps no place.
+pub(crate) const PREFACE: Duration = Duration::from_secs(10);
+
+/// Streams that a client has opened and reset before they were looked at; the one more ends the connection. An honest
+/// client resets a few when it stops.
+pub(crate) const RESET_BEFORE_ACCEPT: usize = 20;
+
+/// Streams of one connection that were reset for breaking the protocol; the one more ends the connection.
+pub(crate) const RESET_FOR_ERRORS: usize = 64;
+
+/// JWT-SVIDs that the server is asked for by one process, at once and then in each second: those that are cached are not
+/// counted. Whoever asks for ever new audiences would make agent and server sign without end.
+pub(crate) const NEW_JWTS: (u32, u32) = (500, 100);
+
+/// The same of all processes of one user.
+pub(crate) const NEW_JWTS_PER_USER: (u32, u32) = (1000, 200);
 
 /// Calls of one user under way, streams included: four for each connection.
 pub(crate) const CALLS_PER_USER: usize = 4 * CONNECTIONS_PER_USER;

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 
 use passant_attest::peer::Peer;
+use passant_daemon::goaway::Farewells;
+use passant_daemon::log_rate::LogRate;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::net::UnixListener;
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::caller::{Caller, Connection};
-use super::limits::{ACCEPT_AGAIN, CONNECTIONS, CONNECTIONS_PER_USER};
+use super::limits::{ACCEPT_AGAIN, CONNECTIONS, CONNECTIONS_PER_USER, FILES, USERS};
 use super::share::Shares;
 use crate::connect::Wire;
 
@@ -107,8 +109,10 @@ impl Listener {
         accepted: mpsc::Sender<io::Result<Connection>>,
         stop: CancellationToken,
     ) {
-        make_room();
-        let shares = Shares::new(CONNECTIONS_PER_USER, CONNECTIONS);
+        let (each, all) = bounds_within(open_files());
+        let shares = Shares::new(each, all);
+        let (failures, unknown, turned_away) = (LogRate::default(), LogRate::default(), LogRate::default());
+        let farewells = Farewells::default();
         loop {
             let stream = tokio::select! {
                 biased;
@@ -119,7 +123,9 @@ impl Listener {
             let stream = match stream {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    warn!(%error, "failed to accept a connection of a workload");
+                    if let Some(left_out) = failures.line(()) {
+                        warn!(%error, left_out, "failed to accept a connection of a workload");
+                    }
                     sleep(ACCEPT_AGAIN).await;
                     continue;
                 }
@@ -132,10 +138,16 @@ impl Listener {
                 }
             };
             let Some(share) = shares.take(uid) else {
-                warn!(uid, "too many connections of one user, or altogether; the newest was closed");
+                if let Some(left_out) = turned_away.line(uid) {
+                    warn!(
+                        uid,
+                        left_out, "too many connections of one user, or altogether; the newest was closed"
+                    );
+                }
+                farewells.bid(stream, "too many connections of this user; close others first");
                 continue;
             };
-            let caller = Caller::of(&stream, uid);
+            let Some(caller) = Caller::of(&stream, uid, &unknown) else { continue };
             if accepted.send(Ok(Connection::new(Box::new(stream), caller, share))).await.is_err() {
                 return;
             }
@@ -180,20 +192,37 @@ impl Drop for SocketFile {
     }
 }
 
-/// Lets the process open as many descriptors as the system allows it, up to what the bounds on connections need: a socket
-/// and a pidfd each, and as many again for everything else. Else one user's connections could use up what is needed to
-/// accept those of others. Shells and service managers start processes with a low soft limit for programs of old.
-fn make_room() {
-    let wanted = 4 * CONNECTIONS as u64;
+/// Connections of one user, and of all, where `files` descriptors may be open: a socket and a pidfd for each, and what the
+/// agent needs beside. Else one user's connections could use up what is needed to accept and attest others.
+fn bounds_within(files: u64) -> (usize, usize) {
+    let rest = FILES.min(files / 2);
+    let room = usize::try_from((files - rest) / 2).unwrap_or(usize::MAX);
+    let all = CONNECTIONS.min(room).max(1);
+    (CONNECTIONS_PER_USER.min(all.div_ceil(USERS)), all)
+}
+
+/// How many files this process may open, after raising that as far as is allowed and of use. Shells and service managers
+/// start processes with a low limit that they may raise themselves.
+fn open_files() -> u64 {
+    let wanted = FILES + 2 * CONNECTIONS as u64;
     let limit = getrlimit(Resource::Nofile);
-    let soft = limit.maximum.map_or(wanted, |hard| hard.min(wanted));
-    if limit.current.is_none_or(|current| current >= soft) {
-        return;
+    let current = limit.current.unwrap_or(u64::MAX);
+    let most = limit.maximum.map_or(wanted, |hard| hard.min(wanted));
+    if most < wanted && current < wanted {
+        warn!(
+            limit = most,
+            wanted, "the limit of open files is low: fewer connections of workloads are held"
+        );
     }
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: limit.maximum }) {
-        warn!(%error, "failed to raise the limit of open files; few connections of workloads can be held");
-    } else if soft < wanted {
-        warn!(limit = soft, wanted, "the hard limit of open files is low for many connections of workloads");
+    if current >= most {
+        return current;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum }) {
+        Ok(()) => most,
+        Err(error) => {
+            warn!(%error, limit = current, "failed to raise the limit of open files");
+            current
+        }
     }
 }
 
@@ -224,6 +253,16 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn connections_leave_descriptors_for_the_rest_and_for_other_users() {
+        for files in [16, 64, 256, 1024, 4096, 10_240, 1 << 20] {
+            let (each, all) = bounds_within(files);
+            assert!(2 * all as u64 + FILES.min(files / 2) <= files, "{files}: {all}");
+            assert!((USERS - 1) * each <= all, "{files}: {each} of {all}");
+        }
+        assert_eq!(bounds_within(u64::MAX), (CONNECTIONS_PER_USER, CONNECTIONS));
     }
 
     #[tokio::test]
