@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod command_line;
+mod hostile_agent;
+mod hostile_server;
 mod lifetimes;
 mod main_job;
 mod outage;

@@ -13,6 +13,8 @@ pub struct Binaries {
     pub agent: PathBuf,
     /// `passant`
     pub passant: PathBuf,
+    /// `passant-show`, which can be a workload.
+    pub show: PathBuf,
 }
 
 /// The binaries of this tree, built in the profile of the test that asks; built at most once in a process.
@@ -44,6 +46,7 @@ pub fn binaries() -> &'static Binaries {
             server: dir.join("passant-server"),
             agent: dir.join("passant-agent"),
             passant: dir.join("passant"),
+            show: dir.join("passant-show"),
         }
     })
 }

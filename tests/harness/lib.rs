@@ -8,6 +8,9 @@
 //! | [`api`] | clients of the operators' socket and of the Workload API |
 //! | [`node_ca`] | certificates for the x509pop attestor |
 //! | [`conformance`] | which requirements of the specifications a test meets |
+//! | [`node`] | a node that attests and calls the server, as an agent does |
+//! | [`hostile`] | a client that keeps no rule of HTTP/2 |
+//! | [`usage`] | what a process uses of the machine |
 //! | [`tls`] | a client of the TLS port that shows whatever it likes |
 //! | [`wait`] | waiting for a condition, with a bound |
 
@@ -15,7 +18,10 @@ pub mod api;
 pub mod binaries;
 pub mod conformance;
 pub mod daemon;
+pub mod hostile;
+pub mod node;
 pub mod node_ca;
 pub mod site;
 pub mod tls;
+pub mod usage;
 pub mod wait;

@@ -111,7 +111,14 @@ impl Site {
     /// # Errors
     /// When it does not answer in time.
     pub async fn start_server(&self) -> anyhow::Result<Daemon> {
-        let mut daemon = self.spawn_server()?;
+        self.started(self.spawn_server()?).await
+    }
+
+    /// As [`Site::start_server`], for a server that was started otherwise.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub async fn started(&self, mut daemon: Daemon) -> anyhow::Result<Daemon> {
         let ready = eventually("the server to answer", READY_WITHIN, || self.write_bundle()).await;
         if let Err(error) = ready {
             bail!("{error:#}; ended: {:?}; its log:\n{}", daemon.ended()?, daemon.log());

@@ -28,6 +28,15 @@ pub struct Shown {
 /// # Errors
 /// When the handshake fails as far as the client can tell: with TLS 1.3 a refused certificate shows at the first read.
 pub async fn connect(address: &str, shown: Option<&Shown>) -> anyhow::Result<TlsStream<TcpStream>> {
+    let address: SocketAddr = address.parse()?;
+    connect_over(TcpStream::connect(address).await?, shown).await
+}
+
+/// The same over a TCP connection that is there.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_over(stream: TcpStream, shown: Option<&Shown>) -> anyhow::Result<TlsStream<TcpStream>> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?
@@ -44,9 +53,7 @@ pub async fn connect(address: &str, shown: Option<&Shown>) -> anyhow::Result<Tls
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let address: SocketAddr = address.parse()?;
-    let stream = TcpStream::connect(address).await?;
-    let name = ServerName::IpAddress(address.ip().into());
+    let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
     Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
 }
 
