@@ -7,6 +7,7 @@
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
 //! | `power-loss` | the power fails under a server again and again, and its disk fails for a while (needs root and /dev/fuse) |
+//! | `storm` | thousands of short-lived processes; the agent stays small and quick |
 //! | `dev` | what `passant dev` prints, judged by openssl and go-spiffe |
 //! | `fuzz` | every parser of outside bytes under libFuzzer |
 //! | `sim` | thousands of seeds of the simulation, and the bugs planted for it |
@@ -14,6 +15,7 @@
 //! Each starts real daemons in a folder of its own, prints one line for each fact (`ok` or `FAIL`) and closes with
 //! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Only `power-loss` needs root.
 
+mod caller;
 mod decisions;
 mod dev;
 mod entry_end;
@@ -28,6 +30,7 @@ mod report;
 mod rotation;
 mod sim;
 mod spread;
+mod storm;
 mod watch_log;
 mod watcher;
 
@@ -55,6 +58,8 @@ enum Show {
     Outage(OutageArgs),
     /// Let an entry end.
     EntryEnd,
+    /// Start short-lived workloads without end.
+    Storm(StormArgs),
     /// Judge what `passant dev` prints.
     Dev,
     /// Fuzz every parser of outside bytes.
@@ -63,6 +68,9 @@ enum Show {
     Sim(SimArgs),
     /// Cut the power under a server, on a disk that loses what was not synced.
     PowerLoss(PowerLossArgs),
+    /// Be one short-lived workload; for `storm` and tests.
+    #[command(hide = true)]
+    Caller(caller::CallerArgs),
 }
 
 #[derive(Args)]
@@ -86,6 +94,19 @@ struct PowerLossArgs {
     /// What chooses the moments and what is left.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(Args)]
+struct StormArgs {
+    /// Processes that start in each minute.
+    #[arg(long, default_value_t = 2000)]
+    starts_per_minute: u32,
+    /// For how long.
+    #[arg(long, default_value_t = 10, conflicts_with = "seconds")]
+    minutes: u64,
+    /// For how long, in seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
 }
 
 #[derive(Args)]
@@ -138,12 +159,17 @@ async fn main() -> ExitCode {
             outage::run(&report, Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60))).await
         }
         Show::EntryEnd => entry_end::run(&report).await,
+        Show::Storm(args) => {
+            let length = Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60));
+            storm::run(&report, args.starts_per_minute, length).await
+        }
         Show::Dev => dev::run(&report).await,
         Show::Fuzz(FuzzArgs { seconds, target, jobs }) => {
             fuzz::run(&report, &fuzz::Plan { seconds, target, jobs })
         }
         Show::Sim(args) => sim::run(&report, args.seeds, args.within, args.jobs),
         Show::PowerLoss(args) => power_loss::run(&report, args.cuts, args.seed).await,
+        Show::Caller(args) => return caller::run(args).await,
     };
     if let Err(error) = ran {
         report.fact("the show runs to its end", Err(error));

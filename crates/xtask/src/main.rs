@@ -41,7 +41,7 @@ enum Task {
     Tidy,
     /// Judge server and agent with programs nobody here wrote; builds those first.
     Interop,
-    /// Run a long show: `rotation`, `outage`, `entry-end`, `dev`, `sim`; `show help` tells their flags.
+    /// Run a long show: `rotation`, `outage`, `entry-end`, `storm`, `dev`, `sim`; `show help` tells their flags.
     Show {
         /// Name and flags of the show.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
