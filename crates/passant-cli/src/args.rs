@@ -78,7 +78,7 @@ pub(crate) enum Command {
     /// JWT-SVIDs minted by the server for an operator
     #[command(subcommand)]
     Jwt(Jwt),
-    /// The server's state: back it up
+    /// The server's state: back it up, restore it, check it
     #[command(subcommand)]
     Store(Store),
     /// This process's own identity, from the Workload API
@@ -353,6 +353,34 @@ pub(crate) enum Store {
         #[arg(long)]
         force: bool,
     },
+    /// Bring the state back from a backup, into a data directory without state, while no server runs there
+    ///
+    /// What keys.json and the decision record in the directory hold stays; bans, evictions and deletions that the record
+    /// tells of are done again. Prints what cannot be brought back. Run it as the server's user.
+    Restore(Restore),
+    /// Check a backup, or the data directory of a server that does not run; exits with 1 when there is a fault
+    Check {
+        /// The backup or the directory
+        path: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Restore {
+    /// The backup
+    pub(crate) backup: PathBuf,
+    /// The server's configuration, which names directory and trust domain
+    #[arg(long, value_name = "FILE", required_unless_present = "data_dir", conflicts_with_all = ["data_dir", "trust_domain"])]
+    pub(crate) config: Option<PathBuf>,
+    /// The server's data directory
+    #[arg(long, value_name = "DIR", requires = "trust_domain")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The trust domain that the backup must be of
+    #[arg(long, requires = "data_dir", value_parser = TrustDomain::parse)]
+    pub(crate) trust_domain: Option<TrustDomain>,
+    /// Restore unspent join tokens too; only when it is sure that none was spent after the backup
+    #[arg(long)]
+    pub(crate) keep_tokens: bool,
 }
 
 #[derive(Subcommand)]

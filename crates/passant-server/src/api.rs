@@ -36,6 +36,7 @@ use crate::issue::Issuer;
 use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
 use crate::metrics::Metrics;
+use crate::record::{Act, DecisionLog};
 use authorize::Admitted;
 
 /// What the methods work with. Clones share it.
@@ -48,6 +49,7 @@ pub(crate) struct Api {
     /// Whether nodes may attest by join token.
     pub(crate) join_tokens: bool,
     pub(crate) callers: Callers,
+    pub(crate) record: DecisionLog,
     /// For each backup that may be sent now.
     pub(crate) backups: Arc<Semaphore>,
     pub(crate) host: Host,
@@ -122,6 +124,14 @@ impl Api {
         match (call.get(), call.get::<ConnPeer>()) {
             (Some(Admitted::Operator), Some(peer)) => self.callers.operator(peer).map_err(refuse),
             _ => Err(misrouted()),
+        }
+    }
+
+    /// Puts on record what was done for `caller`. It is done, and lasts: a record that fails does not undo it.
+    async fn note(&self, act: Act, caller: &OperatorCaller) {
+        if let Err(error) = self.record.note(act, caller.to_string()).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, %caller, "what was done is not on record: a restored backup would not know of it");
         }
     }
 

@@ -345,4 +345,4 @@ pub fn verify(path: &Path) -> Result<Header, BackupError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,7 @@
 //! | how is it configured? | [`config`] |
 //! | what does the server know, and how does that change? | [`state`], `command`, `query` |
 //! | how does a change become durable and visible? | [`journal`], [`store`] |
-//! | how is the state carried away? | [`backup`] |
+//! | how is the state carried away, brought back, and looked at? | [`backup`], [`restore`], [`inspect`] |
 //! | what was signed, for whom and why? | [`record`] |
 //! | who is calling, and may they? | [`caller`], `api/authorize.rs` |
 //! | how is an SVID issued? | [`issue`] |
@@ -24,6 +24,7 @@ pub mod caller;
 mod command;
 pub mod config;
 mod encoding;
+pub mod inspect;
 pub mod issue;
 pub mod journal;
 pub mod keystore;
@@ -32,6 +33,7 @@ pub mod metrics;
 mod private_dir;
 mod query;
 pub mod record;
+pub mod restore;
 #[cfg(test)]
 mod rig;
 mod rotate;

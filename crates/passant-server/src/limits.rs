@@ -143,3 +143,5 @@ pub const BACKUP_PIECE_WITHIN: Duration = Duration::from_secs(60);
 pub const BACKUPS: usize = 2;
 /// One line of a backup, in bytes: a bundle at its bounds, in base64.
 pub const BACKUP_LINE: u64 = 128 << 20;
+/// Objects written with one sync while state is restored.
+pub const RESTORE_BATCH: usize = 1_000;

@@ -26,16 +26,40 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::encoding;
 use crate::state::authority::AuthorityId;
+use crate::state::change::{Lineage, Revision};
 use crate::writer::{self, Next, Pauses, Place, with_causes};
 
 pub mod chain;
 #[cfg(test)]
 mod contract;
+pub(crate) mod history;
 pub(crate) mod metered;
 pub mod segments;
 
 use chain::{Body, Chain};
 use segments::{FileSegments, Segments};
+
+/// What was done that only state remembers, so that a state restored from before can be told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Act {
+    /// The agent of a node was banned.
+    BanAgent(SpiffeId),
+    /// A node was evicted, with the join token it spent and that token's alias entry.
+    EvictAgent(SpiffeId),
+    /// Registration entries were deleted.
+    DeleteEntries(Vec<EntryId>),
+    /// State was restored from a backup: what was done before it and after the backup is in the state only as far as
+    /// this record tells of it.
+    Restore {
+        /// The second from which on the backup knows of nothing.
+        made_at: UnixTime,
+        /// The revision at which the restored store began.
+        revision: Revision,
+        /// Its lineage.
+        lineage: Lineage,
+    },
+}
 
 /// One thing that is about to be signed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -235,6 +259,11 @@ enum Message {
         /// `None` when the intent was dropped.
         outcome: Option<Outcome>,
     },
+    Act {
+        act: Act,
+        caller: String,
+        reply: oneshot::Sender<Result<(), RecordError>>,
+    },
     Close(oneshot::Sender<()>),
 }
 
@@ -327,6 +356,16 @@ impl DecisionLog {
         RECORD_QUEUE.saturating_sub(self.room.available_permits())
     }
 
+    /// Puts on record what `caller` has done, durably. After a failure it is written as soon as the record works again.
+    ///
+    /// # Errors
+    /// [`RecordError::Stopped`] when the record cannot be written at present; [`RecordError::Closed`].
+    pub async fn note(&self, act: Act, caller: String) -> Result<(), RecordError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(Message::Act { act, caller, reply }).map_err(|_| RecordError::Closed)?;
+        answer.await.map_err(|_| RecordError::Closed)?
+    }
+
     /// Why nothing can be put on record at present; `None` in health.
     pub fn fault(&self) -> Option<Arc<String>> {
         self.fault.load_full()
@@ -363,6 +402,7 @@ impl Writer {
         let mut closer = None;
         let mut bodies = Vec::new();
         let mut groups = Vec::new();
+        let mut acts = Vec::new();
         for message in batch {
             match message {
                 // Nobody waits for it: nothing will be signed.
@@ -373,10 +413,14 @@ impl Writer {
                 }
                 Message::Outcome { of, outcome: Some(outcome) } => bodies.push(Body::Outcome { of, outcome }),
                 Message::Outcome { of, outcome: None } => bodies.extend(self.chain.unknown(of)),
+                Message::Act { act, caller, reply } => {
+                    bodies.push(Body::Act { act, caller });
+                    acts.push(reply);
+                }
                 Message::Close(done) => closer = Some(done),
             }
         }
-        let must_last = !groups.is_empty() || closer.is_some();
+        let must_last = !groups.is_empty() || !acts.is_empty() || closer.is_some();
         let written = self.write(bodies, must_last);
         let mut numbers = written.as_ref().map_or(&[][..], Vec::as_slice).iter().copied();
         for (len, reply, _room) in groups {
@@ -385,6 +429,12 @@ impl Writer {
                 Err(why) => Err(RecordError::Stopped { why: Arc::clone(why) }),
             };
             // When the caller has gone, the receipts are dropped, and so become unknown.
+            drop(reply.send(answer));
+        }
+        for reply in acts {
+            let answer =
+                written.as_ref().map(drop).map_err(|why| RecordError::Stopped { why: Arc::clone(why) });
+            // Whoever went away does not care.
             drop(reply.send(answer));
         }
         let next = match (was_well, &written) {

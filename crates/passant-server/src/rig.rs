@@ -267,7 +267,7 @@ impl Rig {
                     Body::Outcome { of, outcome } => {
                         by_line.get_mut(&of).unwrap().1 = Some(outcome);
                     }
-                    Body::Start { .. } | Body::Unknown { .. } => {}
+                    Body::Start { .. } | Body::Unknown { .. } | Body::Act { .. } => {}
                 }
             }
         }

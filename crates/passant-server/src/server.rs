@@ -227,6 +227,7 @@ async fn assemble(
         attestation,
         join_tokens: config.node_attestors.contains(&NodeAttestor::JoinToken),
         callers: callers.clone(),
+        record: record.clone(),
         backups: Arc::new(Semaphore::new(limits::BACKUPS)),
         host: host.clone(),
         metrics: Arc::clone(&metrics),

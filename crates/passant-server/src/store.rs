@@ -12,7 +12,7 @@ mod contract;
 pub mod memory;
 pub(crate) mod metered;
 pub mod sled;
-mod witness;
+pub(crate) mod witness;
 
 /// A journal of commits, together with the objects that the commits made.
 ///
@@ -108,6 +108,30 @@ pub enum StoreError {
     StateGone {
         /// The data directory.
         dir: PathBuf,
+    },
+    /// State is to be restored where there is some.
+    #[error(
+        "{place} holds state already: restore into a data directory without state; if this one is damaged or to be \
+         given up, move {place} away first, and leave keys.json and decisions where they are"
+    )]
+    StateThere {
+        /// The directory that holds it.
+        place: PathBuf,
+    },
+    /// There is nothing to look at.
+    #[error("data directory {dir} has no state")]
+    NoState {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// A restoration did not come to its end.
+    #[error(
+        "{place} was left by a restoration that was interrupted: run passant store restore again, or remove it to \
+         start without what was to be restored"
+    )]
+    RestoreUnfinished {
+        /// What it left.
+        place: PathBuf,
     },
     /// The store belongs to another trust domain.
     #[error(

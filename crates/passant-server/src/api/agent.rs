@@ -24,6 +24,7 @@ use super::{Api, refuse};
 use crate::command;
 use crate::limits::{AGENT_VERSION, RESPONSE};
 use crate::query::{self, Paging};
+use crate::record::Act;
 use crate::state::AttestedNode;
 
 #[async_trait]
@@ -70,6 +71,7 @@ impl Agent for Api {
         let evicted = id.clone();
         self.journal.submit(move |state| command::node::evict(state, &evicted)).await.map_err(refuse)?;
         tracing::info!(agent = %id, caller = %operator, "agent evicted");
+        self.note(Act::EvictAgent(id), &operator).await;
         Ok(Response::new(()))
     }
 
@@ -79,6 +81,7 @@ impl Agent for Api {
         let banned = id.clone();
         self.journal.submit(move |state| command::node::ban(state, &banned)).await.map_err(refuse)?;
         tracing::info!(agent = %id, caller = %operator, "agent banned");
+        self.note(Act::BanAgent(id), &operator).await;
         Ok(Response::new(()))
     }
 

@@ -25,6 +25,7 @@ use crate::command;
 use crate::command::entry::Edit;
 use crate::limits::{BATCH, RESPONSE};
 use crate::query::{self, Paging};
+use crate::record::Act;
 
 #[async_trait]
 impl entry_server::Entry for Api {
@@ -148,7 +149,7 @@ impl entry_server::Entry for Api {
     ) -> Result<Response<BatchDeleteEntryResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let texts = request.ids;
-        self.operator(&call)?;
+        let operator = self.operator(&call)?;
         bounded(texts.len(), BATCH)?;
         let (ids, places) = sorted_out(texts.iter().map(|text| match text.as_str() {
             "" => Err(Refusal::invalid("missing entry ID")),
@@ -157,7 +158,12 @@ impl entry_server::Entry for Api {
         let deleted = if ids.is_empty() {
             Vec::new()
         } else {
-            self.journal.submit(move |state| Ok(command::entry::delete(state, ids))).await.map_err(refuse)?
+            let asked = ids.clone();
+            let delete = move |state: &_| Ok(command::entry::delete(state, ids));
+            let deleted = self.journal.submit(delete).await.map_err(refuse)?;
+            let gone = asked.into_iter().zip(&deleted).filter(|(_, outcome)| outcome.is_ok());
+            self.note(Act::DeleteEntries(gone.map(|(id, _)| id).collect()), &operator).await;
+            deleted
         };
         let results = merged(places, deleted).zip(texts).map(|(outcome, id)| {
             let status = outcome.map_or_else(refuse_item, |()| status::ok());

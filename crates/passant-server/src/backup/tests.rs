@@ -13,7 +13,7 @@ use crate::state::samples::{
 use crate::state::{Authority, AuthorityKind, Cursor, Phase};
 
 /// A state that a server could have: a JWT authority in its bundle, a foreign bundle, tokens, nodes and entries.
-fn state() -> State {
+pub(crate) fn state() -> State {
     let key = Host::system().keys.generate(KeyType::EcP256).unwrap();
     let id = authority_id(key.public_key());
     let jwt = Authority {
@@ -47,7 +47,7 @@ fn state() -> State {
     state
 }
 
-fn text_of(state: &State) -> Vec<u8> {
+pub(crate) fn text_of(state: &State) -> Vec<u8> {
     pieces(state, at(1_000)).flatten().collect()
 }
 

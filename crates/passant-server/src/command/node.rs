@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use passant_core::{AgentFault, Refusal, Selector, SpiffeId};
+use passant_core::{AgentFault, Entry, Refusal, Selector, SpiffeId};
 
 use crate::state::change::Change;
 use crate::state::{AttestedNode, State};
@@ -14,19 +14,21 @@ use crate::state::{AttestedNode, State};
 /// Not found.
 pub(crate) fn evict(state: &State, id: &SpiffeId) -> Result<(Vec<Change>, ()), Refusal> {
     state.node(id).ok_or_else(no_agent)?;
-    let alias = |entry: &passant_core::Entry| {
-        let mut selectors = entry.selectors.iter();
-        let only = selectors.next().filter(|_| entry.selectors.len() == 1);
-        only.is_some_and(|only: &Selector| only.kind() == "spiffe_id" && only.value() == id.as_str())
-    };
-    let entries =
-        state.children(id).filter(|entry| alias(entry)).map(|entry| Change::DeleteEntry(entry.id.clone()));
+    let entries = state.children(id).filter(|entry| is_token_alias(entry));
+    let entries = entries.map(|entry| Change::DeleteEntry(entry.id.clone()));
     let tokens = state
         .tokens()
         .filter(|token| token.spent.as_ref().is_some_and(|spent| spent.agent_id == *id))
         .map(|token| Change::DeleteToken(token.hash));
     let changes = std::iter::once(Change::DeleteNode(id.clone())).chain(entries).chain(tokens).collect();
     Ok((changes, ()))
+}
+
+/// Whether the entry stands for a join token's alias: it is its parent's, for nobody else.
+pub(crate) fn is_token_alias(entry: &Entry) -> bool {
+    let mut selectors = entry.selectors.iter();
+    let only = selectors.next().filter(|_| entry.selectors.len() == 1);
+    only.is_some_and(|only: &Selector| only.kind() == "spiffe_id" && only.value() == entry.parent_id.as_str())
 }
 
 /// Bans the node: nothing its agent shows is accepted, and it cannot attest, until it is evicted.

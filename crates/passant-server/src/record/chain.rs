@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoding;
 use crate::record::segments::Segments;
-use crate::record::{ChainReport, Decision, Outcome, RecordError, Retention};
+use crate::record::{Act, ChainReport, Decision, Outcome, RecordError, Retention};
 
 /// The format of the lines, in each `start`.
 const FORMAT: u32 = 1;
@@ -58,6 +58,13 @@ pub enum Body {
         of: u64,
         /// What became of it.
         outcome: Outcome,
+    },
+    /// Something was done that only state remembers.
+    Act {
+        /// What.
+        act: Act,
+        /// By whom.
+        caller: String,
     },
     /// What became of an intent will never be known: it counts as issued.
     Unknown {
@@ -148,10 +155,12 @@ impl Checked {
             Body::Start { open, .. } => {
                 self.open = open.iter().map(|open| (open.seq, open.serial.clone())).collect();
             }
-            Body::Intent { .. } | Body::Outcome { .. } | Body::Unknown { .. } if self.lines == 0 => {
+            Body::Intent { .. } | Body::Outcome { .. } | Body::Unknown { .. } | Body::Act { .. }
+                if self.lines == 0 =>
+            {
                 return Err("a segment must begin with a start line");
             }
-            body @ (Body::Intent { .. } | Body::Outcome { .. } | Body::Unknown { .. }) => {
+            body @ (Body::Intent { .. } | Body::Outcome { .. } | Body::Unknown { .. } | Body::Act { .. }) => {
                 follow(&mut self.open, line.seq, body);
             }
         }
@@ -172,7 +181,7 @@ fn follow(open: &mut BTreeMap<u64, String>, seq: u64, body: &Body) {
         Body::Outcome { of, .. } | Body::Unknown { of, .. } => {
             open.remove(of);
         }
-        Body::Start { .. } => {}
+        Body::Start { .. } | Body::Act { .. } => {}
     }
 }
 
@@ -346,10 +355,10 @@ impl Chain {
         Ok(numbers)
     }
 
-    /// Keeps what became of an intent for when the chain can be written to again. All else is dropped.
+    /// Keeps what became of an intent, and what was done, for when the chain can be written to again. All else is dropped.
     pub(super) fn hold(&mut self, body: Body) {
         match body {
-            Body::Outcome { .. } | Body::Unknown { .. } => self.unsynced.push(body),
+            Body::Outcome { .. } | Body::Unknown { .. } | Body::Act { .. } => self.unsynced.push(body),
             Body::Start { .. } | Body::Intent { .. } => {}
         }
     }
@@ -386,6 +395,7 @@ impl Chain {
         let again = std::mem::take(&mut self.unsynced);
         let again = again.into_iter().filter(|body| match body {
             Body::Outcome { of, .. } | Body::Unknown { of, .. } => self.open.contains_key(of),
+            Body::Act { .. } => true,
             Body::Start { .. } | Body::Intent { .. } => false,
         });
         let lines = [start].into_iter().chain(again).collect();
@@ -406,7 +416,10 @@ impl Chain {
             text.push(b'\n');
             match line.body {
                 Body::Intent { .. } => intents.push(line.seq),
-                body @ (Body::Outcome { .. } | Body::Unknown { .. } | Body::Start { .. }) => self.hold(body),
+                body @ (Body::Outcome { .. }
+                | Body::Unknown { .. }
+                | Body::Act { .. }
+                | Body::Start { .. }) => self.hold(body),
             }
         }
         if !text.is_empty() {

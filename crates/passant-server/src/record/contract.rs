@@ -140,6 +140,7 @@ fn story(shelf: &dyn Shelf) -> Vec<String> {
         Body::Outcome { of, outcome: Outcome::Signed } => format!("signed {of}"),
         Body::Outcome { of, outcome: Outcome::NotSigned(_) } => format!("not signed {of}"),
         Body::Unknown { serial, .. } => format!("unknown {serial}"),
+        Body::Act { act, .. } => format!("act {act:?}"),
     };
     lines(shelf).into_iter().map(tell).collect()
 }

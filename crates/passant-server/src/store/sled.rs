@@ -48,6 +48,8 @@ use crate::state::change::{Change, Commit, Lineage, RequestId, Revision};
 use crate::store::witness::Witness;
 use crate::store::{AppendError, Loaded, Store, StoreError, check_trust_domain};
 
+pub(crate) mod restoring;
+
 /// The format of the store as a whole, in `meta`.
 const STORE_FORMAT: u64 = 1;
 /// The format of one record, its first byte.
@@ -125,6 +127,7 @@ impl SledStore {
     pub fn open(data_dir: &Path, trust_domain: &TrustDomain, host: &Host) -> Result<Self, StoreError> {
         make_data_dir(data_dir).map_err(io_error("create data directory", data_dir))?;
         let lock = hold(data_dir)?;
+        restoring::refuse_unfinished(data_dir)?;
         let place = data_dir.join("state");
         make_private_dir(&place).map_err(io_error("create directory", &place))?;
         let opened = Opened::at(data_dir, &place)?;

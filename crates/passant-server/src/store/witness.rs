@@ -61,6 +61,11 @@ impl Witness {
     }
 }
 
+/// The newest revision that was written down in `data_dir`, of whatever life of its store.
+pub(crate) fn noted(data_dir: &Path) -> Option<Revision> {
+    read_line(&std::fs::read(data_dir.join(FILE)).ok()?)
+}
+
 /// One line, always of the same length: the lineage, the revision and their checksum.
 fn line(lineage: Lineage, revision: Revision) -> String {
     let says = format!("{lineage} {:020}", revision.number());

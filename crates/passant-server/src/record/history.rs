@@ -1,0 +1,139 @@
+//! What does the record say was done since a moment, that a backup of that moment does not know?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use passant_core::serial::Serial;
+use passant_core::{EntryId, SpiffeId, UnixTime};
+
+use super::chain::{Body, Line};
+use super::segments::{FileSegments, Segments};
+use super::{Act, Decision, DecisionKind, RecordError};
+use crate::state::change::Revision;
+
+/// What was done since a moment.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// When the oldest line that is kept was written; the record says nothing of the time before.
+    pub(crate) begins: Option<UnixTime>,
+    /// When the newest line was written.
+    pub(crate) ends: Option<UnixTime>,
+    /// Nodes whose SVIDs were issued, and that were banned or evicted.
+    pub(crate) nodes: BTreeMap<SpiffeId, NodeHistory>,
+    /// Entries for which something was issued.
+    pub(crate) entries: BTreeMap<EntryId, EntryHistory>,
+    /// Entries that were deleted. What was issued for them before is not among `entries`.
+    pub(crate) deleted: BTreeSet<EntryId>,
+    /// Authorities that were made.
+    pub(crate) authorities: Vec<Arc<Decision>>,
+    /// The highest revision that is named anywhere.
+    pub(crate) revision: Revision,
+}
+
+/// What happened to one node.
+#[derive(Debug, Default)]
+pub(crate) struct NodeHistory {
+    /// It was evicted; what else is told here happened after that.
+    pub(crate) is_evicted: bool,
+    /// It was banned.
+    pub(crate) is_banned: bool,
+    /// The SVID issued last, and the one before it.
+    pub(crate) issued: (Option<IssuedNode>, Option<IssuedNode>),
+}
+
+/// An SVID of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IssuedNode {
+    pub(crate) serial: Serial,
+    pub(crate) not_after: UnixTime,
+}
+
+/// What was issued last for one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EntryHistory {
+    pub(crate) spiffe_id: SpiffeId,
+    pub(crate) revision: u64,
+}
+
+impl History {
+    /// Reads the record in `dir`, of which all lines from the second `since` on count. Whether its lines hold together is
+    /// for [`super::verify_chain`] to say.
+    ///
+    /// # Errors
+    /// When a segment cannot be read.
+    pub(crate) fn read(dir: &Path, since: UnixTime) -> Result<Self, RecordError> {
+        let mut segments = FileSegments::read_only(dir);
+        let failed = |place: String| move |source| RecordError::Io { doing: "read", place, source };
+        let numbers = segments.list().map_err(failed(dir.display().to_string()))?;
+        let mut history = Self::default();
+        for (at, number) in numbers.iter().enumerate() {
+            let place = segments.name(*number);
+            if at == 0 {
+                let (first, _) = segments.peek(*number).map_err(failed(place.clone()))?;
+                history.begins = line(&first).map(|line| line.at);
+            }
+            if let Some(next) = numbers.get(at + 1) {
+                let (first, _) = segments.peek(*next).map_err(failed(segments.name(*next)))?;
+                if line(&first).is_some_and(|line| line.at < since) {
+                    continue;
+                }
+            }
+            let bytes = segments.read(*number).map_err(failed(place))?;
+            for line in bytes.split_inclusive(|byte| *byte == b'\n').filter_map(line) {
+                history.ends = Some(line.at);
+                if line.at >= since {
+                    history.take(line);
+                }
+            }
+        }
+        Ok(history)
+    }
+
+    fn take(&mut self, line: Line) {
+        match line.body {
+            Body::Intent { decision } => self.take_decision(decision),
+            Body::Act { act, .. } => self.take_act(act),
+            Body::Start { .. } | Body::Outcome { .. } | Body::Unknown { .. } => {}
+        }
+    }
+
+    fn take_act(&mut self, act: Act) {
+        match act {
+            Act::BanAgent(id) => self.nodes.entry(id).or_default().is_banned = true,
+            Act::EvictAgent(id) => {
+                self.nodes.insert(id, NodeHistory { is_evicted: true, ..NodeHistory::default() });
+            }
+            Act::DeleteEntries(ids) => {
+                for id in ids {
+                    self.entries.remove(&id);
+                    self.deleted.insert(id);
+                }
+            }
+            Act::Restore { revision, .. } => self.revision = self.revision.max(revision),
+        }
+    }
+
+    /// An intent counts as issued, whatever became of it.
+    fn take_decision(&mut self, decision: Arc<Decision>) {
+        if let Some((id, revision)) = &decision.entry {
+            self.revision = self.revision.max(Revision::new(*revision));
+            let last = EntryHistory { spiffe_id: decision.spiffe_id.clone(), revision: *revision };
+            self.entries.insert(id.clone(), last);
+        }
+        match decision.kind {
+            DecisionKind::NodeSvid => {
+                let Ok(serial) = decision.serial.parse() else { return };
+                let node = self.nodes.entry(decision.spiffe_id.clone()).or_default();
+                let issued = IssuedNode { serial, not_after: decision.not_after };
+                node.issued = (Some(issued), node.issued.0.take());
+            }
+            DecisionKind::X509Authority | DecisionKind::JwtAuthority => self.authorities.push(decision),
+            DecisionKind::X509Svid | DecisionKind::JwtSvid | DecisionKind::ServerSvid => {}
+        }
+    }
+}
+
+fn line(text: &[u8]) -> Option<Line> {
+    serde_json::from_slice(text.strip_suffix(b"\n")?).ok()
+}

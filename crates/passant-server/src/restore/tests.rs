@@ -1,0 +1,286 @@
+//! Does a restored state hold what it should, and is what is missing named?
+
+use std::os::unix::fs::PermissionsExt;
+
+use passant_core::serial::Serial;
+
+use super::*;
+use crate::backup::tests::{state, text_of};
+use crate::record::{Decision, DecisionKind};
+use crate::state::samples::{
+    at, commit, entry, entry_id, host_at, id, node, other_trust_domain, token, trust_domain,
+};
+use crate::store::sled::SledStore;
+use crate::store::{Loaded, Store};
+
+const NOW: i64 = 2_000;
+
+/// A data directory, and a backup made in second 1000.
+struct Site {
+    dir: tempfile::TempDir,
+    host: Host,
+}
+
+impl Site {
+    fn new(changes: Vec<Change>) -> Self {
+        let site = Self { dir: tempfile::tempdir().unwrap(), host: host_at(NOW).0 };
+        let mut state = state();
+        state.apply(&commit(7, changes));
+        std::fs::write(site.backup(), text_of(&state)).unwrap();
+        site
+    }
+
+    fn backup(&self) -> PathBuf {
+        self.dir.path().join("backup")
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn order(&self) -> Order {
+        Order {
+            data_dir: self.data_dir(),
+            trust_domain: trust_domain(),
+            backup: self.backup(),
+            tokens: UnspentTokens::Void,
+        }
+    }
+
+    async fn restore(&self) -> Result<Restored, RestoreError> {
+        restore(self.order(), self.host.clone()).await
+    }
+
+    fn load(&self) -> Loaded {
+        SledStore::open(&self.data_dir(), &trust_domain(), &self.host).unwrap().load().unwrap()
+    }
+
+    /// A record that begins before the backup was made, with `said` in it since.
+    async fn record(&self, said: Vec<Said>) {
+        let (host, clock) = host_at(500);
+        std::fs::create_dir_all(self.data_dir()).unwrap();
+        std::fs::set_permissions(self.data_dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let log = DecisionLog::open(&self.data_dir().join("decisions"), Retention::default(), host).unwrap();
+        // Too early to count.
+        log.note(Act::DeleteEntries(vec![entry_id("plain")]), "operator".to_owned()).await.unwrap();
+        clock.set(at(1_500));
+        for said in said {
+            match said {
+                Said::Act(act) => log.note(act, "operator".to_owned()).await.unwrap(),
+                Said::Issued(decision) => drop(log.intend(vec![decision]).await.unwrap()),
+            }
+        }
+        log.close().await;
+    }
+}
+
+enum Said {
+    Act(Act),
+    Issued(Decision),
+}
+
+fn issued(kind: DecisionKind, path: &str, serial: &str, entry: Option<(&str, u64)>) -> Said {
+    Said::Issued(Decision {
+        kind,
+        serial: serial.to_owned(),
+        spiffe_id: id(path),
+        entry: entry.map(|(id, revision)| (entry_id(id), revision)),
+        key_hash: [7; 32],
+        not_after: at(9_000),
+        caller: "somebody".to_owned(),
+        reason: "test".to_owned(),
+        authority: None,
+        at: at(1_500),
+    })
+}
+
+fn serial(text: &str) -> Serial {
+    text.parse().unwrap()
+}
+
+fn node_of(loaded: &Loaded, path: &str) -> Option<Arc<AttestedNode>> {
+    loaded.objects.iter().find_map(|object| match object {
+        Change::PutNode(node) if node.id == id(path) => Some(Arc::clone(node)),
+        _ => None,
+    })
+}
+
+fn has_entry(loaded: &Loaded, name: &str) -> bool {
+    loaded.objects.iter().any(|object| object.key() == format!("entry/{name}"))
+}
+
+#[tokio::test]
+async fn a_restored_state_is_what_was_backed_up_in_a_life_of_its_own() {
+    let site = Site::new(vec![]);
+    let restored = site.restore().await.unwrap();
+    let loaded = site.load();
+    assert_eq!((loaded.lineage, loaded.revision), (restored.cursor.lineage, restored.cursor.revision));
+    assert_ne!(loaded.lineage, restored.backup.lineage);
+    let before: Vec<Change> = state().objects().collect();
+    // All but the two tokens, which are void.
+    assert_eq!(loaded.objects.len(), before.len() - 2);
+    assert_eq!(restored.lost.join_tokens, 0, "both have expired");
+    for object in &loaded.objects {
+        match object {
+            Change::PutEntry(entry) => assert_eq!(entry.revision, loaded.revision.number()),
+            Change::PutAuthority(authority) => assert!(authority.published > 9),
+            Change::PutBundle(bundle) if bundle.trust_domain == trust_domain() => {
+                assert!(bundle.sequence > 9)
+            }
+            other => assert!(before.contains(other), "{other:?}"),
+        }
+    }
+    assert_eq!(restored.record.trouble, ["there is no decision record in the data directory"]);
+    // The authority of the samples ended long ago.
+    assert_eq!(restored.keys_missing, []);
+    assert!(!site.data_dir().join("state.restoring").exists());
+}
+
+#[tokio::test]
+async fn what_the_record_tells_is_done_again() {
+    let agent = |name: &str| format!("/spire/agent/x509pop/{name}");
+    let known = ["banned", "evicted", "renewed", "renewed-twice", "idle"];
+    let mut changes: Vec<Change> =
+        known.iter().map(|name| Change::PutNode(node(&agent(name), &[]))).collect();
+    changes.push(Change::PutEntry(entry("doomed", "/w/d", "/p")));
+    let site = Site::new(changes);
+    site.record(vec![
+        Said::Act(Act::BanAgent(id(&agent("banned")))),
+        Said::Act(Act::EvictAgent(id(&agent("evicted")))),
+        issued(DecisionKind::NodeSvid, &agent("renewed"), "0a", None),
+        issued(DecisionKind::NodeSvid, &agent("renewed-twice"), "0b", None),
+        issued(DecisionKind::NodeSvid, &agent("renewed-twice"), "0c", None),
+        issued(DecisionKind::NodeSvid, &agent("new"), "0d", None),
+        issued(DecisionKind::NodeSvid, &agent("new-and-banned"), "0e", None),
+        Said::Act(Act::BanAgent(id(&agent("new-and-banned")))),
+        issued(DecisionKind::X509Svid, "/w/d", "0f", Some(("doomed", 3))),
+        Said::Act(Act::DeleteEntries(vec![entry_id("doomed")])),
+        issued(DecisionKind::X509Svid, "/w/new", "10", Some(("new", 50))),
+        issued(DecisionKind::X509Svid, "/w/1", "11", Some(("plain", 51))),
+        issued(DecisionKind::JwtAuthority, "/w/x", "12", None),
+    ])
+    .await;
+    let restored = site.restore().await.unwrap();
+    let loaded = site.load();
+    assert!(node_of(&loaded, &agent("banned")).unwrap().is_banned());
+    assert!(node_of(&loaded, &agent("new-and-banned")).unwrap().is_banned());
+    assert_eq!(node_of(&loaded, &agent("evicted")), None);
+    assert_eq!(node_of(&loaded, &agent("new")), None);
+    let old = Serial::from_magnitude(&[1, 2, 3]).unwrap();
+    for (name, active, pending) in [
+        ("idle", old.clone(), None),
+        ("renewed", old, Some(serial("0a"))),
+        ("renewed-twice", serial("0b"), Some(serial("0c"))),
+    ] {
+        let node = node_of(&loaded, &agent(name)).unwrap();
+        let found = (node.serial.clone(), node.pending.clone().map(|pending| pending.serial));
+        assert_eq!(found, (Some(active), pending), "{name}");
+    }
+    assert!(!has_entry(&loaded, "doomed") && has_entry(&loaded, "plain"));
+    let ids = |names: &[&str]| -> Vec<SpiffeId> { names.iter().map(|name| id(&agent(name))).collect() };
+    assert_eq!(
+        restored.again,
+        Again {
+            banned: ids(&["banned", "new-and-banned"]),
+            evicted: ids(&["evicted"]),
+            deleted_entries: vec![entry_id("doomed")],
+            renewed: ids(&["renewed", "renewed-twice"]),
+        }
+    );
+    assert_eq!(
+        restored.lost,
+        Lost {
+            agents: ids(&["new"]),
+            entries: vec![(entry_id("new"), id("/w/new"))],
+            changed_entries: vec![entry_id("plain")],
+            join_tokens: 0,
+            authorities: vec![AuthorityId::parse(&"07".repeat(20)).unwrap()],
+        }
+    );
+    assert_eq!((restored.record.ends, restored.record.trouble.len()), (Some(at(1_500)), 0));
+    // The restoration is on record itself, and the chain holds.
+    let history = History::read(&site.data_dir().join("decisions"), at(NOW)).unwrap();
+    assert_eq!(history.revision, restored.cursor.revision);
+    verify_chain(&site.data_dir().join("decisions")).unwrap();
+}
+
+#[tokio::test]
+async fn an_unspent_token_attests_nobody_unless_it_is_kept_and_was_not_spent_since() {
+    let site =
+        Site::new(vec![Change::PutToken(token("fresh", 5_000)), Change::PutToken(token("used", 5_000))]);
+    let said = vec![issued(DecisionKind::NodeSvid, "/spire/agent/join_token/used", "0a", None)];
+    site.record(said).await;
+    let tokens = |loaded: &Loaded| -> Vec<TokenHash> {
+        let tokens = loaded.objects.iter().filter_map(|object| match object {
+            Change::PutToken(token) => Some(token.hash),
+            _ => None,
+        });
+        tokens.collect()
+    };
+    let restored = site.restore().await.unwrap();
+    assert_eq!((tokens(&site.load()), restored.lost.join_tokens), (vec![], 2));
+    std::fs::remove_dir_all(site.data_dir().join("state")).unwrap();
+    let order = Order { tokens: UnspentTokens::Keep, ..site.order() };
+    let restored = restore(order, site.host.clone()).await.unwrap();
+    let kept = tokens(&site.load());
+    assert!(kept.contains(&TokenHash::of("fresh")) && !kept.contains(&TokenHash::of("used")));
+    assert_eq!(restored.lost.join_tokens, 1);
+}
+
+#[tokio::test]
+async fn state_that_stands_is_left_alone() {
+    let site = Site::new(vec![]);
+    let first = site.restore().await.unwrap();
+    let refused = site.restore().await.unwrap_err();
+    assert!(matches!(refused, RestoreError::Store(StoreError::StateThere { .. })), "{refused}");
+    assert_eq!(site.load().lineage, first.cursor.lineage);
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_restoration_that_was_refused() {
+    let site = Site::new(vec![]);
+    let foreign = Order { trust_domain: other_trust_domain(), ..site.order() };
+    let refused = restore(foreign, site.host.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains("example.org"), "{refused}");
+    let mut text = std::fs::read(site.backup()).unwrap();
+    let middle = text.len() / 2;
+    text[middle] ^= 4;
+    std::fs::write(site.backup(), text).unwrap();
+    let refused = site.restore().await.unwrap_err();
+    assert!(refused.to_string().contains("damaged at line"), "{refused}");
+    assert!(!site.data_dir().exists());
+}
+
+#[tokio::test]
+async fn where_a_restoration_was_interrupted_no_server_starts_and_it_can_be_made_again() {
+    let site = Site::new(vec![]);
+    std::fs::create_dir_all(site.data_dir().join("state.restoring/blobs")).unwrap();
+    let refused = SledStore::open(&site.data_dir(), &trust_domain(), &site.host).unwrap_err();
+    assert!(refused.to_string().contains("passant store restore"), "{refused}");
+    site.restore().await.unwrap();
+    assert_eq!(site.load().trust_domain, trust_domain());
+}
+
+#[tokio::test]
+async fn a_record_that_does_not_hold_together_is_not_believed() {
+    let site = Site::new(vec![Change::PutNode(node("/spire/agent/x509pop/a", &[]))]);
+    site.record(vec![Said::Act(Act::BanAgent(id("/spire/agent/x509pop/a")))]).await;
+    let segment = site.data_dir().join("decisions/00000001.log");
+    let text = std::fs::read_to_string(&segment).unwrap();
+    std::fs::write(&segment, text.replace("operator", "nobody")).unwrap();
+    let restored = site.restore().await.unwrap();
+    assert!(restored.record.trouble[0].contains("not believed"), "{:?}", restored.record);
+    assert_eq!(restored.again, Again::default());
+}
+
+#[test]
+fn revisions_begin_above_all_that_may_have_been_given() {
+    let first = raised(Revision::new(100), at(1_000), at(2_000)).unwrap();
+    // Lost again after a second of as many commits as can be, and restored from the same backup.
+    let second = raised(Revision::new(100), at(1_000), at(2_001)).unwrap();
+    assert!(second.number() >= first.number() + COMMITS_PER_SECOND);
+    // Restored on a machine whose clock is far behind.
+    assert!(raised(Revision::new(100), at(1_000), at(-20_000_000)).unwrap() > Revision::new(1 << 40));
+    assert_eq!(raised(Revision::new(u64::MAX - 5), at(0), at(0)), None);
+    assert_eq!(raised(Revision::ZERO, at(i64::MIN), at(i64::MAX)), None);
+}
