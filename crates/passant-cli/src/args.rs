@@ -361,7 +361,8 @@ pub(crate) enum Store {
     /// Check a backup, or the data directory of a server that does not run; exits with 1 when there is a fault
     Check {
         /// The backup or the directory
-        path: PathBuf,
+        #[arg(value_name = "PATH")]
+        what: PathBuf,
     },
 }
 

@@ -22,7 +22,7 @@ pub(crate) async fn run(command: Store, socket: &ServerSocket, out: &mut Output)
     match command {
         Store::Backup { file, force } => make_backup(&file, force, socket, out).await,
         Store::Restore(args) => bring_back(args, out).await,
-        Store::Check { path } => check(&path, out),
+        Store::Check { what } => check(&what, out),
     }
 }
 
