@@ -102,8 +102,8 @@ pub enum StoreError {
     },
     /// There are keys of authorities, but the state that says what they are for is not there.
     #[error(
-        "data directory {dir} has keys.json but no state: restore state from the backup of the same moment, or move \
-         keys.json and decisions away to start a new trust domain"
+        "data directory {dir} has keys.json but no state: bring it back with passant store restore, or move keys.json \
+         and decisions away to start a new trust domain"
     )]
     StateGone {
         /// The data directory.

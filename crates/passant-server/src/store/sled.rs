@@ -129,6 +129,10 @@ impl SledStore {
         let lock = hold(data_dir)?;
         restoring::refuse_unfinished(data_dir)?;
         let place = data_dir.join("state");
+        // Before sled makes its files there: they would stand in the way of a restoration.
+        if data_dir.join(KEY_FILE).exists() && !place.join("db").exists() {
+            return Err(StoreError::StateGone { dir: data_dir.to_owned() });
+        }
         make_private_dir(&place).map_err(io_error("create directory", &place))?;
         let opened = Opened::at(data_dir, &place)?;
         // Each time: whoever made what is in it may have been killed before this.
@@ -808,6 +812,10 @@ mod tests {
         fs::write(dir.path().join("keys.json"), "{}").unwrap();
         let refused = open(dir.path()).unwrap_err().to_string();
         assert!(refused.contains("keys.json but no state"), "{refused}");
+        assert!(
+            !dir.path().join("state").exists(),
+            "what sled makes would stand in the way of a restoration"
+        );
         fs::remove_file(dir.path().join("keys.json")).unwrap();
         drop(open(dir.path()).unwrap());
         // A store that is there may have keys beside it.
