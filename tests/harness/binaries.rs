@@ -51,6 +51,11 @@ pub fn binaries() -> &'static Binaries {
     })
 }
 
+/// The server with planted bugs, not optimised. `cargo xtask show` builds it for the shows that need it.
+pub fn ablated_server() -> PathBuf {
+    profile_dir().with_file_name("ablations").join("build/debug/passant-server")
+}
+
 /// `target/debug` or `target/release`: where the running executable was built.
 fn profile_dir() -> PathBuf {
     let exe = std::env::current_exe().expect("the path of the running test is known");

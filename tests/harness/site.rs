@@ -81,6 +81,11 @@ impl Site {
         self.dir.path()
     }
 
+    /// Leaves the folder where it is when the site goes, for somebody to look into.
+    pub fn keep(&mut self) {
+        self.dir.disable_cleanup(true);
+    }
+
     /// `host:port` of the server.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)

@@ -6,6 +6,7 @@
 //! | `rotation` | many foreign clients with short-lived SVIDs; the server crashes in the middle |
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
+//! | `kills` | the server is killed at random moments, hundreds of times; what it acknowledged is compared each time |
 //! | `power-loss` | the power fails under a server again and again, and its disk fails for a while (needs root and /dev/fuse) |
 //! | `storm` | thousands of short-lived processes; the agent stays small and quick |
 //! | `dev` | what `passant dev` prints, judged by openssl and go-spiffe |
@@ -22,6 +23,7 @@ mod entry_end;
 mod fuzz;
 mod interop;
 mod judge;
+mod kills;
 mod moment;
 mod outage;
 mod peers;
@@ -64,6 +66,8 @@ enum Show {
     Dev,
     /// Fuzz every parser of outside bytes.
     Fuzz(FuzzArgs),
+    /// Kill the server again and again, and compare.
+    Kills(KillsArgs),
     /// Run seeds of the simulation, and look for planted bugs.
     Sim(SimArgs),
     /// Cut the power under a server, on a disk that loses what was not synced.
@@ -123,6 +127,16 @@ struct RotationArgs {
 }
 
 #[derive(Args)]
+struct KillsArgs {
+    /// How often to kill.
+    #[arg(long, default_value_t = 200)]
+    kills: usize,
+    /// Registration entries.
+    #[arg(long, default_value_t = 100_000)]
+    entries: usize,
+}
+
+#[derive(Args)]
 struct OutageArgs {
     /// How long the server is away.
     #[arg(long, default_value_t = 5, conflicts_with = "seconds")]
@@ -167,6 +181,7 @@ async fn main() -> ExitCode {
         Show::Fuzz(FuzzArgs { seconds, target, jobs }) => {
             fuzz::run(&report, &fuzz::Plan { seconds, target, jobs })
         }
+        Show::Kills(args) => Box::pin(kills::run(&report, args.kills, args.entries)).await,
         Show::Sim(args) => sim::run(&report, args.seeds, args.within, args.jobs),
         Show::PowerLoss(args) => power_loss::run(&report, args.cuts, args.seed).await,
         Show::Caller(args) => return caller::run(args).await,

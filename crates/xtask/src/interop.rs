@@ -9,5 +9,5 @@ use anyhow::Result;
 /// # Errors
 /// When a peer cannot run, or a verdict is not good.
 pub(crate) fn run(root: &Path) -> Result<()> {
-    crate::show::run(root, &["interop".into()])
+    crate::show::run(root, &["interop".into()], false)
 }

@@ -41,8 +41,11 @@ enum Task {
     Tidy,
     /// Judge server and agent with programs nobody here wrote; builds those first.
     Interop,
-    /// Run a long show: `rotation`, `outage`, `entry-end`, `storm`, `dev`, `sim`; `show help` tells their flags.
+    /// Run a long show: `rotation`, `outage`, `entry-end`, `storm`, `dev`, `sim`, `kills`; `show help` tells their flags.
     Show {
+        /// Without optimisation, where a show has it otherwise.
+        #[arg(long)]
+        dev: bool,
         /// Name and flags of the show.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         show: Vec<OsString>,
@@ -58,7 +61,7 @@ fn main() -> anyhow::Result<()> {
         Task::Conformance(options) => conformance::run(&root, &options),
         Task::Tidy => tidy::run(&root),
         Task::Interop => interop::run(&root),
-        Task::Show { show } => show::run(&root, &show),
+        Task::Show { dev, show } => show::run(&root, &show, dev),
     }
 }
 
