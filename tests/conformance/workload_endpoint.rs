@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use passant_proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, WitBundlesRequest, WitsvidRequest,
     X509BundlesRequest, X509svidRequest,
@@ -15,6 +15,9 @@ use passant_tests::site::{READY_WITHIN, ServerOptions, Site};
 use passant_tests::wait::eventually;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 /// The definition that the agent's server is generated from.
 const PROTO: &str = include_str!("../../proto/spiffe/workload/workload.proto");
@@ -270,13 +273,10 @@ async fn the_endpoint_is_local_and_guarded_by_its_header() -> anyhow::Result<()>
 
     assert_eq!(call(&site, "/SpiffeWorkloadAPI/FetchFoo", true).await?, Code::Unimplemented);
     assert_eq!(call(&site, "/SpiffeWorkloadAPI/FetchFoo", false).await?, Code::InvalidArgument);
-    // Nothing else is served here, so nothing else can be reached without the header.
-    for other in [
-        "/grpc.health.v1.Health/Check",
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets",
-        "/spiffe.broker.API/FetchX509SVID",
-    ] {
+    // Of other services only health and reflection are served here, which tell nothing about identities.
+    for other in
+        ["/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets", "/spiffe.broker.API/FetchX509SVID"]
+    {
         assert_eq!(call(&site, other, false).await?, Code::Unimplemented, "{other}");
     }
     Ok(())
@@ -312,4 +312,46 @@ async fn a_caller_without_identity_is_denied_and_one_too_early_is_told_to_wait()
     assert_eq!(told[0].0, Code::PermissionDenied);
     assert_eq!(told[0], told[1]);
     Ok(())
+}
+
+#[tokio::test]
+async fn reflection_tells_what_the_socket_serves() -> anyhow::Result<()> {
+    let _met = meets(&["WEND-30"]);
+    let site = Site::new(&ServerOptions::default())?;
+    let _server = site.start_server().await?;
+    let _agent = site.start_agent("agent").await?;
+    let channel = channel(&site.agent_socket("agent")).await?;
+    // Without the security header: a tool that looks around does not send it.
+    for path in ["grpc.reflection.v1", "grpc.reflection.v1alpha"] {
+        let told = reflect(channel.clone(), path, MessageRequest::ListServices(String::new())).await?;
+        let MessageResponse::ListServicesResponse(services) = told else { bail!("{told:?}") };
+        let names: Vec<String> = services.service.into_iter().map(|service| service.name).collect();
+        for expected in ["SpiffeWorkloadAPI", "grpc.health.v1.Health"] {
+            assert!(names.iter().any(|name| name == expected), "{path}: {names:?}");
+        }
+        let symbol = MessageRequest::FileContainingSymbol("SpiffeWorkloadAPI".to_owned());
+        let told = reflect(channel.clone(), path, symbol).await?;
+        let MessageResponse::FileDescriptorResponse(files) = told else { bail!("{told:?}") };
+        assert!(!files.file_descriptor_proto.is_empty(), "{path}");
+        let unknown = MessageRequest::FileContainingSymbol("NoSuchAPI".to_owned());
+        assert!(reflect(channel.clone(), path, unknown).await.is_err(), "{path}");
+    }
+    Ok(())
+}
+
+/// One question to the reflection service of `package`; both versions have the same messages.
+async fn reflect(
+    channel: tonic::transport::Channel,
+    package: &str,
+    question: MessageRequest,
+) -> anyhow::Result<MessageResponse> {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await?;
+    let codec = tonic_prost::ProstCodec::<ServerReflectionRequest, ServerReflectionResponse>::default();
+    let path = format!("/{package}.ServerReflection/ServerReflectionInfo").parse()?;
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+    let questions = Request::new(tokio_stream::iter([request]));
+    let mut answers = grpc.streaming(questions, path, codec).await?.into_inner();
+    let answer = answers.message().await?.and_then(|answer| answer.message_response);
+    answer.context("an answer")
 }

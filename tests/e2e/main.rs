@@ -6,6 +6,7 @@ mod hostile_agent;
 mod hostile_server;
 mod lifetimes;
 mod main_job;
+mod operations;
 mod outage;
 mod standing;
 mod store;

@@ -12,6 +12,7 @@ use passant_core::lifetime::renew_at;
 use passant_core::x509_svid::X509Svid;
 use passant_core::{AuthorizedEntry, EntryId, Host, Reason, Refusal, Secret};
 use passant_daemon::label::Outcome;
+use passant_daemon::vitals::Alive;
 use passant_proto::svid::svid_client::SvidClient;
 use passant_proto::svid::{
     BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams, batch_new_x509svid_response,
@@ -76,8 +77,9 @@ impl Minter {
 
     /// Runs until told to stop. Looks at the wall clock when the next SVID becomes due, so that renewals keep the spread
     /// that their jitter gave them, and at least every [`limits::LOOK_AGAIN`].
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken, alive: Alive) {
         loop {
+            alive.beat();
             let due = self.cache.next_due().map(|wait| Instant::now() + wait);
             let latest = Instant::now() + limits::LOOK_AGAIN;
             let look = [self.paused_until, due].into_iter().flatten().fold(latest, Instant::min);

@@ -2,23 +2,18 @@
 
 use std::fmt;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use passant_agent::config::{Config, Log, LogFormat, NodeAttestor, TokenSource};
+use passant_agent::config::{Config, NodeAttestor, TokenSource};
 use passant_agent::{Agent, Running, StartError};
 use passant_attest::node::join_token::Token;
 use passant_core::Host;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
-use tracing_subscriber::EnvFilter;
+use passant_daemon::exit::{EXIT_CODES, End, Signals, Told, with_causes};
+use passant_daemon::log::{self, Control};
+use tracing::{error, info};
 use zeroize::Zeroize;
-
-/// The command line or the configuration is wrong.
-const USAGE: u8 = 64;
-/// The machine or the program is.
-const SOFTWARE: u8 = 70;
 
 /// Serves SPIFFE identities to the workloads of this node.
 #[derive(Parser)]
@@ -30,7 +25,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the agent until it is told to stop (SIGTERM or SIGINT).
+    /// Run the agent until SIGTERM or SIGINT; SIGHUP makes it read log.level again.
+    ///
+    /// A second SIGTERM or SIGINT cuts what is still in progress.
+    #[command(after_help = EXIT_CODES)]
     Run(Run),
     /// Check the configuration, report every fault at once, and exit.
     Check(Check),
@@ -57,25 +55,29 @@ struct Check {
     config: PathBuf,
 }
 
-/// Does what the command line asks, and says how the process ends: 0 done, 64 wrong usage or configuration, 70 failed.
+/// Does what the command line asks.
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-            return if error.print().is_ok() { code } else { ExitCode::from(SOFTWARE) };
+            let end = if error.use_stderr() { End::Config } else { End::Clean };
+            return if error.print().is_ok() { end.into() } else { End::Internal.into() };
         }
     };
     match cli.command {
-        Command::Run(run) => match configure(run) {
-            Ok(config) => serve(config),
-            Err(fault) => complain(USAGE, &fault),
-        },
+        Command::Run(run) => {
+            let file = run.config.clone();
+            match configure(run) {
+                Ok(config) => serve(config, &file),
+                Err(fault) => complain(End::Config, &fault),
+            }
+        }
         Command::Check(check) => match Config::load(&check.config) {
-            Ok(_) => ExitCode::SUCCESS,
-            Err(fault) => complain(USAGE, &fault),
+            Ok(_) => End::Clean,
+            Err(fault) => complain(End::Config, &fault),
         },
     }
+    .into()
 }
 
 /// The configuration with what the command line adds. The token's text is wiped here; the process's argument list is out
@@ -101,70 +103,73 @@ fn configure(run: Run) -> Result<Config, String> {
     Ok(config)
 }
 
-fn serve(config: Config) -> ExitCode {
-    if let Err(error) = log(&config.log) {
-        return complain(SOFTWARE, &format!("failed to set up the log: {error}"));
-    }
+fn serve(config: Config, file: &Path) -> End {
+    let log = match log::init(&config.log) {
+        Ok(log) => log,
+        Err(error) => return complain(End::Internal, &format!("failed to set up the log: {error}")),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return complain(SOFTWARE, &format!("failed to start the runtime: {error}")),
+        Err(error) => return complain(End::Internal, &format!("failed to start the runtime: {error}")),
     };
-    runtime.block_on(async {
-        let running = match Agent::start(config, Host::system()).await {
-            Ok(running) => running,
-            Err(error) => return complain(code_of(&error), &with_causes(&error)),
+    let end = runtime.block_on(async {
+        // Listened for before anything is opened: a signal during the start must still end in a clean stop.
+        let Ok(signals) = Signals::listen() else {
+            return complain(End::Internal, &"failed to listen for signals");
         };
-        until_told(running).await
-    })
+        match Agent::start(config, Host::system()).await {
+            Ok(running) => until_told(running, signals, file, log).await,
+            Err(error) => complain(end_of(&error), &with_causes(&error)),
+        }
+    });
+    // What was cut may hang on a disk: it is not waited for.
+    runtime.shutdown_background();
+    end
 }
 
-async fn until_told(mut running: Running) -> ExitCode {
-    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-        return complain(SOFTWARE, &"failed to listen for signals");
-    };
-    let code = tokio::select! {
-        biased;
-        _ = terminate.recv() => ExitCode::SUCCESS,
-        _ = interrupt.recv() => ExitCode::SUCCESS,
-        () = running.failed() => ExitCode::from(SOFTWARE),
-    };
-    info!("stopping");
-    running.shutdown().await;
-    code
+async fn until_told(mut running: Running, mut signals: Signals, file: &Path, log: &Control) -> End {
+    loop {
+        let told = tokio::select! {
+            biased;
+            told = signals.next() => told,
+            () = running.failed() => {
+                running.shutdown().await;
+                return End::Internal;
+            }
+        };
+        match told {
+            Told::Stop(signal) => {
+                info!(signal = signal.name(), "stopping");
+                return signals.unless_forced(running.shutdown()).await;
+            }
+            Told::Reload => reload(file, log),
+        }
+    }
 }
 
-fn code_of(error: &StartError) -> u8 {
+/// Takes over the level of the log, if the file is sound. All else takes a restart.
+fn reload(file: &Path, log: &Control) {
+    match Config::load(file) {
+        Ok(config) => match log.configure(&config.log.level) {
+            Ok(()) => info!(level = config.log.level, "configuration read again: log level set"),
+            Err(error) => error!(%error, "configuration read again: log level not set"),
+        },
+        Err(error) => error!(%error, "configuration read again: it is at fault, nothing was changed"),
+    }
+}
+
+fn end_of(error: &StartError) -> End {
     match error {
-        StartError::Bootstrap(_) => USAGE,
-        StartError::Data(_) | StartError::Listen(_) => SOFTWARE,
+        StartError::Bootstrap(_) => End::Config,
+        StartError::Data(_) | StartError::Listen(_) | StartError::Probe(_) => End::Unavailable,
+        StartError::Internal(_) => End::Internal,
     }
-}
-
-fn log(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&log.level)?)
-        .with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Text => lines.with_ansi(false).try_init(),
-        LogFormat::Json => lines.json().try_init(),
-    }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Says what is wrong on standard error; where that is gone, the exit code has to do.
-fn complain(code: u8, fault: &dyn fmt::Display) -> ExitCode {
+fn complain(end: End, fault: &dyn fmt::Display) -> End {
     let said = writeln!(std::io::stderr(), "passant-agent: {fault}");
-    ExitCode::from(if said.is_ok() { code } else { SOFTWARE })
+    if said.is_ok() { end } else { End::Internal }
 }
 
 #[cfg(test)]

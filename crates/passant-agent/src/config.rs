@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +30,7 @@ use zeroize::Zeroize;
 use crate::limits;
 
 pub use fault::{ConfigError, Fault};
+pub use passant_daemon::log::{Log, LogFormat};
 use section::Section;
 
 /// Where the Workload API is served unless configured otherwise. Its directory holds nothing else, so that it can be
@@ -58,6 +60,8 @@ pub struct Config {
     pub evidence_max_age: Duration,
     /// The kind of key made for workloads and the node.
     pub x509_key_type: KeyType,
+    /// Where probes and metrics are answered, if at all.
+    pub probe: Option<SocketAddr>,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -106,24 +110,6 @@ pub struct WorkloadApi {
     pub socket: PathBuf,
     /// Claims, beside `sub`, `aud` and `exp`, that ValidateJWTSVID tells of tokens of other trust domains.
     pub allowed_foreign_jwt_claims: BTreeSet<String>,
-}
-
-/// What is logged, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// A level or a filter of `tracing`.
-    pub level: String,
-    /// The form of a line.
-    pub format: LogFormat,
-}
-
-/// The form of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object each.
-    Json,
 }
 
 /// Why a file that the configuration names cannot be used.
@@ -253,9 +239,20 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         Some(WorkloadApi { socket, allowed_foreign_jwt_claims })
     });
     let workload_attestors = root.section("workload_attestors", read_workload_attestors);
+    let probe = root.section("probe", |section| {
+        let allow_remote = section.boolean("allow_remote").unwrap_or(false);
+        let Some(listen) = section.string("listen") else { return Some(None) };
+        match passant_daemon::probe::address(&listen, allow_remote) {
+            Ok(address) => Some(Some(address)),
+            Err(error) => {
+                section.fault("listen", &format!("\"{listen}\" {error}"), error.remedy());
+                None
+            }
+        }
+    });
     let log = root.section("log", |section| {
         let level = section.string("level").unwrap_or_else(|| "info".to_owned());
-        if tracing_subscriber::EnvFilter::try_new(&level).is_err() {
+        if !passant_daemon::log::is_level(&level) {
             section.fault(
                 "level",
                 &format!("\"{level}\" is no log level"),
@@ -281,6 +278,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         sync_interval,
         evidence_max_age,
         x509_key_type,
+        probe: probe?,
         log: log?,
     })
 }
@@ -508,6 +506,7 @@ mod tests {
         assert_eq!(published.evidence_max_age, least.evidence_max_age);
         assert_eq!(published.x509_key_type, least.x509_key_type);
         assert_eq!(published.log, least.log);
+        assert_eq!((published.probe, least.probe), (None, None));
     }
 
     #[test]
@@ -563,6 +562,8 @@ mod tests {
             discover_workload_paths = true
             [log]
             format = "xml"
+            [probe]
+            listen = "0.0.0.0:9090"
             "#,
         )
         .unwrap_err();
@@ -579,6 +580,7 @@ mod tests {
             "node_attestor.private_key",
             "workload_attestors.unix.discover_workload_paths",
             "log.format",
+            "probe.listen",
         ] {
             assert!(keys.contains(&key), "{key} is not among {keys:?}");
         }

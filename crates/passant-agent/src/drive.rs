@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use passant_core::{AgentFault, Host, TrustDomain};
 use passant_daemon::label::Outcome;
+use passant_daemon::vitals::Alive;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ const SYNC_FLOOR: Duration = Duration::from_secs(1);
 
 impl Driver {
     /// Runs until told to stop; being stopped in the middle of anything loses nothing.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken, alive: Alive) {
         let mut faults = self.link.faults();
         let mut pace = Pace::new(self.sync_interval);
         // A stored SVID is announced once; a fresh one is announced by the attestation.
@@ -45,6 +46,7 @@ impl Driver {
             () = self.announce() => {}
         }
         loop {
+            alive.beat();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

@@ -14,6 +14,7 @@
 //! | how do workloads get their SVIDs? | [`workload_api`] |
 //! | what is bounded, and why? | [`limits`] |
 //! | what is counted and timed? | [`metrics`] |
+//! | can it be relied on? | `vitals` |
 //!
 //! Three tasks run: one drives (the node's own SVID and the sync), one mints, one serves the Workload API. They share the
 //! [`cache::Cache`] and the link to the server, and nothing else.
@@ -37,19 +38,25 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod trust;
+mod vitals;
 pub mod workload_api;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use passant_attest::workload::WorkloadAttestor;
 use passant_core::Host;
-use passant_daemon::metrics::{Registry, encode};
+use passant_daemon::grpc::{Health as GrpcHealth, ReflectionError, add_reflection};
+use passant_daemon::probe::{Probe, ProbeError, Probing};
 use passant_daemon::process;
+use passant_daemon::vitals::{Alive, Parts as LiveParts, Readiness, Vitals};
+use passant_proto::descriptors;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::service::Routes;
 use tracing::{error, info};
 
 use crate::act::{Minter, ServerJwt};
@@ -60,6 +67,7 @@ use crate::drive::Driver;
 use crate::health::{Health, HealthReport};
 use crate::metrics::Metrics;
 use crate::node::{DataDir, Node, OpenError};
+use crate::vitals::AgentVitals;
 use crate::workload_api::{Arrival, Endpoint};
 
 pub use crate::node::{DataError, Disk};
@@ -73,7 +81,9 @@ pub struct Agent;
 pub struct Running {
     socket: PathBuf,
     health: watch::Receiver<HealthReport>,
-    registries: Arc<[Registry]>,
+    vitals: Arc<AgentVitals>,
+    /// Until the process ends: who looks meanwhile reads that it stops.
+    probing: Option<Probing>,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
     tasks: JoinSet<()>,
@@ -88,6 +98,12 @@ pub enum StartError {
     /// The bundle to begin with cannot be read.
     #[error(transparent)]
     Bootstrap(FileError),
+    /// The port for probes cannot be listened on.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The program is at fault.
+    #[error("failed to describe the Workload API")]
+    Internal(#[from] ReflectionError),
     /// The socket cannot be listened on.
     #[error("failed to serve the Workload API")]
     Listen(#[from] ListenError),
@@ -99,8 +115,12 @@ impl Agent {
     ///
     /// # Errors
     /// When the data directory, the bootstrap bundle or the socket cannot be used.
-    #[expect(clippy::unused_async, reason = "starting is asynchronous by contract")]
     pub async fn start(config: Config, host: Host) -> Result<Running, StartError> {
+        // At once, so that it can be seen to live.
+        let probing = match config.probe {
+            Some(listen) => Some(Probe::bind(listen).await?.open()),
+            None => None,
+        };
         let data = DataDir::open(&config.data_dir, &config.trust_domain)?;
         let attestors = config.workload_attestors.iter();
         let attestors = attestors.map(|method| Arc::from(method.clone().attestor(&host))).collect();
@@ -108,21 +128,26 @@ impl Agent {
         let settings = settings(&config, attestors, &metrics);
         let parts = Parts::assemble(config, host.clone(), data, Route::Tls(Arc::new(Tcp)), metrics)?;
         let endpoint = Endpoint::bind(settings, parts.cache.clone(), host)?;
-        Ok(parts.run(endpoint))
+        let mut running = parts.run(endpoint).await?;
+        if let Some(probing) = &probing {
+            info!(address = %probing.address(), "probes and metrics are answered");
+            probing.watch(Arc::<AgentVitals>::clone(&running.vitals));
+        }
+        running.probing = probing;
+        Ok(running)
     }
 
     /// Starts an agent that touches nothing of the machine: all it would find there is in `stage`.
     ///
     /// # Errors
     /// When the bootstrap bundle or what is stored cannot be used.
-    #[expect(clippy::unused_async, reason = "starting is asynchronous by contract")]
     pub async fn start_on(stage: Stage, config: Config, host: Host) -> Result<Running, StartError> {
         let data = DataDir::on(stage.disk, &config.trust_domain);
         let metrics = Arc::new(Metrics::default());
         let settings = settings(&config, stage.attestors, &metrics);
         let parts = Parts::assemble(config, host.clone(), data, Route::Plain(stage.network), metrics)?;
         let endpoint = Endpoint::over(stage.workloads, settings, parts.cache.clone(), host);
-        Ok(parts.run(endpoint))
+        parts.run(endpoint).await
     }
 }
 
@@ -156,7 +181,7 @@ fn settings(
 struct Parts {
     socket: PathBuf,
     cache: Cache,
-    registries: Arc<[Registry]>,
+    vitals: Arc<AgentVitals>,
     driver: Driver,
     minter: Minter,
     health: watch::Receiver<HealthReport>,
@@ -205,33 +230,47 @@ impl Parts {
         );
         let watch = health.watch();
         let sync_interval = config.sync_interval;
-        let registries = [metrics.registry(&cache, &link, &host), process::registry(host.now())];
+        let vitals = Arc::new(AgentVitals {
+            health: health.watch(),
+            cache: cache.clone(),
+            link: link.clone(),
+            host: host.clone(),
+            parts: LiveParts::default(),
+            registries: vec![metrics.registry(&cache, &link, &host), process::registry(host.now())],
+        });
         let driver =
             Driver { trust_domain, host, link, cache: cache.clone(), health, node, sync_interval, resync };
         let socket = config.workload_api.socket;
-        Ok(Self { socket, cache, registries: Arc::from(registries), driver, minter, health: watch })
+        Ok(Self { socket, cache, vitals, driver, minter, health: watch })
     }
 
-    fn run(self, endpoint: Endpoint) -> Running {
+    async fn run(self, endpoint: Endpoint) -> Result<Running, StartError> {
+        let said = GrpcHealth::of(&[workload_api::SERVICE]).await;
+        let others = add_reflection(said.add_to(Routes::default()), descriptors::WORKLOAD)?;
+        let endpoint = endpoint.beside(others);
+        let part = |name| self.vitals.parts.begin(name);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(self.driver.run(stop.clone()));
-        tasks.spawn(self.minter.run(stop.clone()));
-        tasks.spawn(serve(endpoint, stop.clone()));
+        tasks.spawn(self.driver.run(stop.clone(), part("drive")));
+        tasks.spawn(self.minter.run(stop.clone(), part("mint")));
+        tasks.spawn(serve(endpoint, stop.clone(), part("workload_api")));
+        tasks.spawn(said.keep(Arc::<AgentVitals>::clone(&self.vitals), stop.clone()));
         info!(socket = %self.socket.display(), "agent started");
         let guard = stop.clone().drop_guard();
-        Running {
+        Ok(Running {
             socket: self.socket,
             health: self.health,
-            registries: self.registries,
+            vitals: self.vitals,
+            probing: None,
             stop,
             _stop_on_drop: guard,
             tasks,
-        }
+        })
     }
 }
 
-async fn serve(endpoint: Endpoint, stop: CancellationToken) {
+async fn serve(endpoint: Endpoint, stop: CancellationToken, alive: Alive) {
+    let _alive = alive;
     if let Err(error) = endpoint.serve(stop).await {
         error!(%error, "the Workload API failed");
     }
@@ -250,7 +289,17 @@ impl Running {
 
     /// All metrics in the text format of OpenMetrics, as of now.
     pub fn metrics(&self) -> String {
-        encode(&*self.registries).expect("writing text to memory succeeds")
+        self.vitals.metrics()
+    }
+
+    /// Whether the agent can be relied on, and what is wrong with it.
+    pub fn readiness(&self) -> Readiness {
+        self.vitals.readiness()
+    }
+
+    /// Where probes and metrics are answered, with the real port.
+    pub fn probe_address(&self) -> Option<SocketAddr> {
+        self.probing.as_ref().map(Probing::address)
     }
 
     /// Waits until a part of the agent ends by itself, which is a fault of the program.
@@ -264,6 +313,7 @@ impl Running {
 
     /// Ends streams, stops every task and waits for them, at most [`limits::SHUTDOWN`].
     pub async fn shutdown(mut self) {
+        self.vitals.parts.stop();
         self.stop.cancel();
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(limits::SHUTDOWN, ended).await.is_err() {

@@ -65,6 +65,7 @@ impl Rig {
             sync_interval: secs(5),
             evidence_max_age: secs(300),
             x509_key_type: KeyType::EcP256,
+            probe: None,
             log: Log { level: "info".to_owned(), format: LogFormat::Text },
         }
     }
@@ -88,8 +89,9 @@ impl Rig {
     fn start_with(&self, config: Config) -> Agent {
         let parts = self.assemble(config).unwrap();
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-        tasks.spawn(parts.driver.run(stop.clone()));
-        tasks.spawn(parts.minter.run(stop.clone()));
+        let live = &parts.vitals.parts;
+        tasks.spawn(parts.driver.run(stop.clone(), live.begin("drive")));
+        tasks.spawn(parts.minter.run(stop.clone(), live.begin("mint")));
         Agent { cache: parts.cache, health: parts.health, stop, tasks }
     }
 

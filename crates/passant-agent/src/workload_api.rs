@@ -44,6 +44,7 @@ use passant_proto::workload::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
@@ -57,6 +58,9 @@ use self::under_way::UnderWay;
 use crate::attest::Attestation;
 use crate::cache::Cache;
 use crate::metrics::{Calls, Metrics};
+
+/// The name of the service.
+pub const SERVICE: &str = "SpiffeWorkloadAPI";
 
 /// What the endpoint is told.
 pub struct Settings {
@@ -75,6 +79,8 @@ pub struct Settings {
 /// The Workload API, listening.
 pub struct Endpoint {
     door: Door,
+    /// Other services on the socket. They are not asked for the security header.
+    beside: Routes,
     shared: Arc<Shared>,
 }
 
@@ -134,7 +140,14 @@ impl Endpoint {
             metrics: settings.metrics,
             stop: CancellationToken::new(),
         };
-        Self { door, shared: Arc::new(shared) }
+        Self { door, beside: Routes::default(), shared: Arc::new(shared) }
+    }
+
+    /// Serves `others` on the same socket too.
+    #[must_use]
+    pub fn beside(mut self, others: Routes) -> Self {
+        self.beside = others;
+        self
     }
 
     /// Serves until `stop`; then ends the open streams with Unavailable and waits until the clients have taken note.
@@ -142,7 +155,7 @@ impl Endpoint {
     /// # Errors
     /// When the HTTP/2 server fails.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
-        let Self { door, shared } = self;
+        let Self { door, beside, shared } = self;
         let (accepted, incoming) = mpsc::channel(limits::ACCEPTED);
         let streams_stop = shared.stop.clone();
         let count = Count(Calls(Arc::clone(&shared.metrics)));
@@ -165,7 +178,7 @@ impl Endpoint {
             .layer(count)
             .layer(SecurityHeader)
             .layer(UnderWay::new())
-            .add_service(service)
+            .add_routes(beside.add_service(service).prepare())
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
                 stop.cancelled().await;
                 streams_stop.cancel();

@@ -84,12 +84,55 @@ pub(crate) enum Command {
     /// This process's own identity, from the Workload API
     #[command(subcommand)]
     Svid(Svid),
+    /// How much the server logs
+    #[command(subcommand)]
+    Logger(Logger),
+    /// Ask the server, or the agent, whether it can be relied on: exits with 0 if so, else with 1
+    Healthcheck(Healthcheck),
     /// Print a completion script for a shell
     Completion {
         /// The shell
         #[arg(value_enum)]
         shell: Shell,
     },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Logger {
+    /// Show the level that holds now, and the one that the configuration gives
+    Get,
+    /// Set the level until it is reset, set again, or the server restarts
+    Set {
+        /// The level
+        #[arg(value_enum)]
+        level: LogLevel,
+    },
+    /// Go back to the level that the configuration gives
+    Reset,
+}
+
+/// How much is logged; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// What needs somebody to act.
+    Error,
+    /// What may need somebody to act.
+    Warn,
+    /// What happens now and then.
+    Info,
+    /// What happens for each request.
+    Debug,
+    /// What happens within a request.
+    Trace,
+}
+
+#[derive(Args)]
+pub(crate) struct Healthcheck {
+    /// Ask the agent, on the Workload API's socket, instead of the server
+    #[arg(long)]
+    pub(crate) agent: bool,
+    #[command(flatten)]
+    pub(crate) socket: WorkloadSocket,
 }
 
 #[derive(Args)]

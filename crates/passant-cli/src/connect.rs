@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::entry::entry_client::EntryClient;
+use passant_proto::logger::logger_client::LoggerClient;
 use passant_proto::store::store_client::StoreClient;
 use passant_proto::svid::svid_client::SvidClient;
 use passant_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
@@ -67,6 +68,15 @@ impl Server {
         EntryClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
+    pub(crate) fn logger(&self) -> LoggerClient<Channel> {
+        LoggerClient::new(self.0.clone())
+    }
+
+    /// For services without a client here.
+    pub(crate) fn channel(&self) -> Channel {
+        self.0.clone()
+    }
+
     pub(crate) fn store(&self) -> StoreClient<Channel> {
         StoreClient::new(self.0.clone())
     }
@@ -78,15 +88,20 @@ impl Server {
 
 /// A client of the Workload API.
 pub(crate) async fn workload_api(socket: &WorkloadSocket) -> anyhow::Result<WorkloadApi> {
+    let channel = workload_channel(socket).await?;
+    Ok(SpiffeWorkloadApiClient::with_interceptor(channel, SecurityHeader)
+        .max_decoding_message_size(ANSWER_BYTES))
+}
+
+/// A channel to the Workload API's socket, for whatever is served there.
+pub(crate) async fn workload_channel(socket: &WorkloadSocket) -> anyhow::Result<Channel> {
     let path = endpoint_path(&socket.address)?;
-    let channel = channel(&path).await.with_context(|| {
+    channel(&path).await.with_context(|| {
         format!(
             "no agent answers at {}: is passant-agent running? name its socket with --socket or SPIFFE_ENDPOINT_SOCKET",
             socket.address
         )
-    })?;
-    Ok(SpiffeWorkloadApiClient::with_interceptor(channel, SecurityHeader)
-        .max_decoding_message_size(ANSWER_BYTES))
+    })
 }
 
 /// The path of a Workload Endpoint address of the form `unix:///path` (SPIFFE Workload Endpoint 4).

@@ -41,6 +41,8 @@ async fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         Command::Jwt(command) => commands::jwt::run(command, &server, out).await,
         Command::Store(command) => commands::store::run(command, &server, out).await,
         Command::Svid(command) => commands::svid::run(command, out).await,
+        Command::Logger(command) => commands::logger::run(command, &server, out).await,
+        Command::Healthcheck(args) => commands::healthcheck::run(args, &server, out).await,
         Command::Completion { shell } => out.completion(shell),
     }
 }

@@ -296,11 +296,10 @@ impl<L: Labels, F: Fn(L) -> Option<f64>> EncodeMetric for Watched<L, F> {
         for labels in &self.of {
             let Some(value) = (self.read)(*labels) else { continue };
             let pairs = Pairs(labels.pairs());
-            let mut one = encoder.encode_family(&pairs)?;
-            if self.grows {
-                one.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            if pairs.0.is_empty() {
+                self.tell(&mut encoder, value)?;
             } else {
-                one.encode_gauge(&value)?;
+                self.tell(&mut encoder.encode_family(&pairs)?, value)?;
             }
         }
         Ok(())
@@ -308,6 +307,16 @@ impl<L: Labels, F: Fn(L) -> Option<f64>> EncodeMetric for Watched<L, F> {
 
     fn metric_type(&self) -> MetricType {
         if self.grows { MetricType::Counter } else { MetricType::Gauge }
+    }
+}
+
+impl<L, F> Watched<L, F> {
+    fn tell(&self, encoder: &mut MetricEncoder<'_>, value: f64) -> fmt::Result {
+        if self.grows {
+            encoder.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        } else {
+            encoder.encode_gauge(&value)
+        }
     }
 }
 

@@ -16,6 +16,9 @@ pub mod bundle;
 #[path = "gen/entry.rs"]
 #[rustfmt::skip]
 pub mod entry;
+#[path = "gen/logger.rs"]
+#[rustfmt::skip]
+pub mod logger;
 #[path = "gen/rpc.rs"]
 #[rustfmt::skip]
 pub mod rpc;

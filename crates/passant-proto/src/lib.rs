@@ -4,17 +4,19 @@
 //! |---|---|
 //! | [`workload`] | the SPIFFE Workload API (a proto without a package) |
 //! | [`types`] | `spire.api.types`: messages that the services below share |
-//! | [`agent`], [`entry`], [`svid`], [`bundle`] | `spire.api.server.*.v1`: messages, client and server |
+//! | [`agent`], [`entry`], [`svid`], [`bundle`], [`logger`] | `spire.api.server.*.v1`: messages, client and server |
 //! | [`store`] | `passant.store.v1`: how operators back up a server |
+//! | [`descriptors`] | descriptions of all services, for reflection |
 //! | [`rpc`] | `google.rpc.Status`, the form of error details |
 //! | [`convert`] | wire to domain and back, one file per thing converted |
 //! | [`status`] | refusal to gRPC status and back |
 //!
-//! The first five lines are generated from `proto/` by `cargo xtask codegen`. Their clients take any
+//! All but the last two lines are generated from `proto/` by `cargo xtask codegen`. Their clients take any
 //! channel; they do not connect by themselves.
 
 pub mod convert;
+pub mod descriptors;
 mod generated;
 pub mod status;
 
-pub use generated::{agent, bundle, entry, rpc, store, svid, types, workload};
+pub use generated::{agent, bundle, entry, logger, rpc, store, svid, types, workload};

@@ -7,6 +7,7 @@ mod agent;
 pub(crate) mod authorize;
 mod bundle;
 mod entry;
+mod logger;
 mod store;
 mod svid;
 #[cfg(test)]
@@ -17,10 +18,13 @@ use std::sync::Arc;
 
 use passant_core::{Host, Refusal};
 use passant_daemon::buckets::Buckets;
+use passant_daemon::grpc::{Health, ReflectionError, add_reflection};
 use passant_daemon::log_rate::LogRate;
 use passant_proto::agent::agent_server::AgentServer;
 use passant_proto::bundle::bundle_server::BundleServer;
+use passant_proto::descriptors;
 use passant_proto::entry::entry_server::EntryServer;
+use passant_proto::logger::logger_server::LoggerServer;
 use passant_proto::status;
 use passant_proto::store::store_server::StoreServer;
 use passant_proto::svid::svid_server::SvidServer;
@@ -62,11 +66,16 @@ pub(crate) struct Api {
 
 impl Api {
     /// All services, with SPIRE's names and numbers, and our own.
-    pub(crate) fn routes(self) -> Routes {
+    ///
+    /// # Errors
+    /// When reflection cannot be served.
+    pub(crate) fn routes(self, health: &Health) -> Result<Routes, ReflectionError> {
         let (agent, bundle) = (AgentServer::new(self.clone()), BundleServer::new(self.clone()));
         let (entry, svid) = (EntryServer::new(self.clone()), SvidServer::new(self.clone()));
-        let store = StoreServer::new(self);
-        Routes::default()
+        let (logger, store) = (LoggerServer::new(self.clone()), StoreServer::new(self));
+        let routes = health.add_to(Routes::default());
+        let routes = add_reflection(routes, descriptors::SERVER)?;
+        Ok(routes
             .add_service(
                 agent.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
@@ -75,10 +84,13 @@ impl Api {
             )
             .add_service(entry.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(
+                logger.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
+            )
+            .add_service(
                 store.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
             .add_service(svid.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
-            .prepare()
+            .prepare())
     }
 }
 

@@ -6,12 +6,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use passant_core::Host;
-use passant_server::config::{Config, ConfigError, Log, LogFormat};
+use passant_daemon::exit::{EXIT_CODES, End, Signals, Told};
+use passant_daemon::log::{self, Control};
+use passant_server::config::{Config, ConfigError};
 use passant_server::{Server, StartError};
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 /// Issues SPIFFE identities to attested nodes and their workloads.
 #[derive(Debug, Parser)]
@@ -23,10 +21,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server until SIGTERM or SIGINT.
+    /// Run the server until SIGTERM or SIGINT; SIGHUP makes it read log.level again.
     ///
-    /// Exits with 0 after a clean stop, 64 when the configuration is at fault, 69 when something the server needs is not
-    /// available (an address in use, a held or damaged store, lost keys), 70 on an internal error.
+    /// A second SIGTERM or SIGINT cuts what is still in progress.
+    #[command(after_help = EXIT_CODES)]
     Run(Place),
     /// Check a configuration and report all of its faults.
     Check(Place),
@@ -44,21 +42,6 @@ struct Place {
     config: PathBuf,
 }
 
-/// How a process ends, as sysexits.h counts it.
-#[derive(Clone, Copy)]
-enum End {
-    Clean = 0,
-    Config = 64,
-    Unavailable = 69,
-    Internal = 70,
-}
-
-impl From<End> for ExitCode {
-    fn from(end: End) -> Self {
-        Self::from(end as u8)
-    }
-}
-
 /// Does what the arguments ask for.
 pub(crate) fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -71,7 +54,7 @@ pub(crate) fn run() -> ExitCode {
     match cli.command {
         Command::Check(place) => check(&place.config),
         Command::Run(place) => match load(&place.config) {
-            Ok(config) => serve(config),
+            Ok(config) => serve(config, &place.config),
             Err(error) => complain(&error),
         },
     }
@@ -105,27 +88,37 @@ fn complain(error: &ConfigError) -> End {
     }
 }
 
-fn serve(config: Config) -> End {
-    init_logging(&config.log);
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(serve_until_told(config)),
+fn serve(config: Config, file: &Path) -> End {
+    let log = match log::init(&config.log) {
+        Ok(log) => log,
+        Err(error) => {
+            return match writeln!(io::stderr(), "failed to set up the log: {error}") {
+                Ok(()) | Err(_) => End::Internal,
+            };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "failed to start the runtime");
-            End::Internal
+            return End::Internal;
         }
-    }
+    };
+    let end = runtime.block_on(serve_until_told(config, file, log));
+    // What was cut may hang on a disk: it is not waited for.
+    runtime.shutdown_background();
+    end
 }
 
-async fn serve_until_told(config: Config) -> End {
+async fn serve_until_told(config: Config, file: &Path, log: &Control) -> End {
     // Listened for before anything is opened: a signal during the start must still end in a clean stop.
-    let (mut terminate, mut interrupt) =
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "failed to listen for signals");
-                return End::Internal;
-            }
-        };
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "failed to listen for signals");
+            return End::Internal;
+        }
+    };
     let running = match Server::start(config, Host::system()).await {
         Ok(running) => running,
         Err(error) => {
@@ -133,14 +126,36 @@ async fn serve_until_told(config: Config) -> End {
             return end_of(&error);
         }
     };
-    let name = tokio::select! {
-        biased;
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "stopping");
-    running.shutdown().await;
-    End::Clean
+    loop {
+        let told = tokio::select! {
+            biased;
+            told = signals.next() => told,
+            () = running.failed() => {
+                running.shutdown().await;
+                return End::Internal;
+            }
+        };
+        match told {
+            Told::Stop(signal) => {
+                tracing::info!(signal = signal.name(), "stopping");
+                return signals.unless_forced(running.shutdown()).await;
+            }
+            Told::Reload => reload(file, log),
+        }
+    }
+}
+
+/// Takes over the level of the log, if the file is sound. All else takes a restart.
+fn reload(file: &Path, log: &Control) {
+    match Config::load(file) {
+        Ok(config) => match log.configure(&config.log.level) {
+            Ok(()) => tracing::info!(level = config.log.level, "configuration read again: log level set"),
+            Err(error) => tracing::error!(%error, "configuration read again: log level not set"),
+        },
+        Err(error) => {
+            tracing::error!(%error, "configuration read again: it is at fault, nothing was changed")
+        }
+    }
 }
 
 fn end_of(error: &StartError) -> End {
@@ -148,16 +163,5 @@ fn end_of(error: &StartError) -> End {
         StartError::Config(_) => End::Config,
         StartError::Unavailable(_) => End::Unavailable,
         StartError::Internal(_) => End::Internal,
-    }
-}
-
-fn init_logging(log: &Log) {
-    // The filter was parsed when the configuration was checked.
-    let filter = EnvFilter::builder().parse_lossy(&log.level);
-    let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    match log.format {
-        LogFormat::Text => registry.with(layer.with_ansi(false)).init(),
-        LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
     }
 }

@@ -21,7 +21,8 @@ use passant_core::trust_domain::TrustDomain;
 use serde::Deserialize;
 
 pub use fault::{ConfigError, Fault};
-use raw::{Field, Raw, RawDecisionLog, RawLog, RawNodeAttestor, RawSocket};
+pub use passant_daemon::log::{Log, LogFormat};
+use raw::{Field, Raw, RawDecisionLog, RawLog, RawNodeAttestor, RawProbe, RawSocket};
 
 /// Everything a server needs to know before it starts. Whoever holds one holds a checked one.
 #[derive(Clone, Debug)]
@@ -58,6 +59,8 @@ pub struct Config {
     pub admin_ids: BTreeSet<SpiffeId>,
     /// How nodes may attest. Never empty.
     pub node_attestors: Vec<NodeAttestor>,
+    /// Where probes and metrics are answered, if at all.
+    pub probe: Option<SocketAddr>,
     /// What is logged, and how.
     pub log: Log,
     /// How long decisions are kept.
@@ -102,24 +105,6 @@ pub enum NodeAttestor {
     JoinToken,
     /// Possession of the key of a certificate from a known CA.
     X509pop(X509PopConfig),
-}
-
-/// Logging to standard error.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// A tracing filter: `info`, or `info,passant_server::issue=debug`.
-    pub level: String,
-    /// One line of text or of JSON for each event.
-    pub format: LogFormat,
-}
-
-/// Shapes of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines.
-    Json,
 }
 
 /// What is kept of the decision record. The newest segment always is.
@@ -229,6 +214,7 @@ impl Check {
         let jwt_issuer = self.jwt_issuer(raw.jwt_issuer);
         let admin_ids = self.admin_ids(raw.admin_ids);
         let socket = self.socket(raw.socket);
+        let probe = self.probe(raw.probe);
         let log = self.log(raw.log);
         let decision_log = self.decision_log(raw.decision_log);
         let node_attestors = self.node_attestors(raw.node_attestor);
@@ -249,6 +235,7 @@ impl Check {
             jwt_issuer: jwt_issuer?,
             admin_ids: admin_ids?,
             node_attestors: node_attestors?,
+            probe: probe?,
             log: log?,
             decision_log: decision_log?,
             warnings,
@@ -450,17 +437,31 @@ impl Check {
         }
     }
 
+    /// `Some(None)` when there is no probe.
+    fn probe(&mut self, field: Field<RawProbe>) -> Option<Option<SocketAddr>> {
+        let raw = self.optional("probe", field)?.unwrap_or_default();
+        self.unknown("probe.", &raw.unknown, RawProbe::KEYS);
+        let listen = self.optional("probe.listen", raw.listen)?;
+        let allow_remote = self.optional("probe.allow_remote", raw.allow_remote)?.unwrap_or(false);
+        let Some(listen) = listen else { return Some(None) };
+        match passant_daemon::probe::address(&listen, allow_remote) {
+            Ok(address) => Some(Some(address)),
+            Err(error) => self.fault("probe.listen", format!("\"{listen}\" {error}"), error.remedy()),
+        }
+    }
+
     fn log(&mut self, field: Field<RawLog>) -> Option<Log> {
         let raw = self.optional("log", field)?.unwrap_or_default();
         self.unknown("log.", &raw.unknown, RawLog::KEYS);
         let level = self.optional("log.level", raw.level)?.unwrap_or_else(|| "info".to_owned());
-        let level = match tracing_subscriber::EnvFilter::builder().parse(&level) {
-            Ok(_) if !level.is_empty() => Some(level),
-            Ok(_) | Err(_) => self.fault(
+        let level = if passant_daemon::log::is_level(&level) {
+            Some(level)
+        } else {
+            self.fault(
                 "log.level",
                 format!("\"{level}\" is not a level"),
                 "use error, warn, info, debug or trace",
-            ),
+            )
         };
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         let format = self.choice("log.format", raw.format, Some("text"), &formats);
@@ -618,7 +619,17 @@ mod tests {
         for key in Raw::KEYS
             .iter()
             .copied()
-            .chain(["path", "mode", "group", "level", "format", "max_age", "max_size_mib", "method"])
+            .chain([
+                "path",
+                "mode",
+                "group",
+                "allow_remote",
+                "level",
+                "format",
+                "max_age",
+                "max_size_mib",
+                "method",
+            ])
             .chain(RawNodeAttestor::X509POP.iter().copied())
         {
             let named = text.lines().any(|line| {
@@ -678,6 +689,9 @@ mod tests {
                 "node_attestor[0].ca_bundle_path",
             ),
             ("decision_log = { max_size_mib = 1 }\n", "decision_log.max_size_mib"),
+            ("probe = { listen = \"0.0.0.0:9090\" }\n", "probe.listen"),
+            ("probe = { listen = \"9090\" }\n", "probe.listen"),
+            ("log = { level = \"loud\" }\n", "log.level"),
         ] {
             let keys = keys_at_fault(&format!("{LEAST}{extra}"));
             assert!(keys.iter().any(|found| found == key), "{extra}: {keys:?}");

@@ -43,6 +43,7 @@ mod soundness;
 pub mod state;
 pub mod store;
 pub mod tls;
+pub(crate) mod vitals;
 mod writer;
 
 pub use config::Config;

@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use passant_attest::node::x509pop::X509PopVerifier;
 use passant_core::bundle::Bundle;
 use passant_core::{Host, TrustDomain};
 use passant_daemon::buckets::Buckets;
-use passant_daemon::metrics::{Registry, encode};
+use passant_daemon::exit;
+use passant_daemon::grpc::Health;
+use passant_daemon::probe::{Probe, Probing};
 use passant_daemon::process;
+use passant_daemon::vitals::{Alive, Parts, Readiness, Vitals};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,6 +39,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::sled::SledStore;
 use crate::store::{self, Store, StoreError};
 use crate::tls::{self, Bundles, ServerIdentity};
+use crate::vitals::ServerVitals;
 
 /// How often authorities are looked at: a step that is due is taken within this time.
 const AUTHORITY_TURN: Duration = Duration::from_secs(1);
@@ -62,7 +67,11 @@ pub struct Running {
     socket: PathBuf,
     journal: Journal,
     record: DecisionLog,
-    registries: Arc<[Registry]>,
+    vitals: Arc<ServerVitals>,
+    /// Until the process ends: who looks meanwhile reads that it stops.
+    probing: Option<Probing>,
+    /// Cancelled first when the server stops.
+    leaving: CancellationToken,
     serving: Serving,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -100,6 +109,11 @@ impl Server {
             tracing::warn!("{warning}");
         }
         let methods = node_methods(&config, &host, "given")?;
+        // At once, so that it can be seen to live while it reads its store.
+        let probing = match config.probe {
+            Some(listen) => Some(Probe::bind(listen).await.map_err(unavailable)?.open()),
+            None => None,
+        };
         // The ports first: they are what a second server on this machine would collide on.
         let ports = Ports::bind(config.listen, &config.socket).await.map_err(not_bound)?;
         let metrics = Arc::new(Metrics::default());
@@ -124,11 +138,20 @@ impl Server {
             .await
         };
         let started = started.await;
-        if started.is_err() {
-            opened.1.close().await;
-            opened.0.close().await;
+        let mut running = match started {
+            Ok(running) => running,
+            Err(error) => {
+                opened.1.close().await;
+                opened.0.close().await;
+                return Err(error);
+            }
+        };
+        if let Some(probing) = &probing {
+            tracing::info!(address = %probing.address(), "probes and metrics are answered");
+            probing.watch(Arc::<ServerVitals>::clone(&running.vitals));
         }
-        started
+        running.probing = probing;
+        Ok(running)
     }
 
     /// Starts a server that touches nothing of the machine: all it would find there is in `stage`. What `config` says of
@@ -234,13 +257,28 @@ async fn assemble(
         attempts: Arc::new(Buckets::new(limits::ATTESTATIONS_AT_ONCE, limits::ATTESTATIONS_PER_SECOND)),
         attest_refusals: Arc::default(),
     };
-    let registries =
-        [metrics.registry(&journal, &record, &authorities, &host), process::registry(host.now())];
-    tasks.spawn(rotation.run(journal.watch(), stop.clone()));
-    tasks.spawn(keep_authorities(authorities, stop.clone()));
-    tasks.spawn(keep_pruned(journal.clone(), host, stop.clone()));
+    let vitals = Arc::new(ServerVitals {
+        journal: journal.clone(),
+        record: record.clone(),
+        authorities: Arc::clone(&authorities),
+        host: host.clone(),
+        parts: Parts::default(),
+        registries: vec![
+            metrics.registry(&journal, &record, &authorities, &host),
+            process::registry(host.now()),
+        ],
+        not_kept: Arc::default(),
+    });
+    let (health, leaving) = (Health::of(&[]).await, CancellationToken::new());
+    let (routes, authorize) = (api.routes(&health).map_err(internal)?, Authorize::new(callers));
+    let part = |name| vitals.parts.begin(name);
+    tasks.spawn(held_by(part("rotation"), rotation.run(journal.watch(), stop.clone())));
+    let kept = keep_authorities(authorities, Arc::clone(&vitals.not_kept), stop.clone());
+    tasks.spawn(held_by(part("authorities"), kept));
+    tasks.spawn(held_by(part("prune"), keep_pruned(journal.clone(), host, stop.clone())));
+    let said = health.keep(Arc::<ServerVitals>::clone(&vitals), leaving.clone());
+    tasks.spawn(held_by(part("health"), said));
     tasks.close();
-    let (routes, authorize) = (api.routes(), Authorize::new(callers));
     let (address, socket, serving) = match way {
         Opening::Ports(ports, tls) => {
             (ports.address(), ports.path().to_owned(), ports.open(*tls, routes, authorize, &metrics))
@@ -250,8 +288,9 @@ async fn assemble(
         }
     };
     tracing::info!(trust_domain = %config.trust_domain, %address, socket = %socket.display(), "the server is ready");
-    let registries = Arc::from(registries);
-    Ok(Running { address, socket, journal, record, registries, serving, stop, tasks })
+    let running =
+        Running { address, socket, journal, record, vitals, probing: None, leaving, serving, stop, tasks };
+    Ok(running)
 }
 
 /// A way in, with what decides about those who come.
@@ -281,11 +320,31 @@ impl Running {
 
     /// All metrics in the text format of OpenMetrics, as of now.
     pub fn metrics(&self) -> String {
-        encode(&*self.registries).expect("writing text to memory succeeds")
+        self.vitals.metrics()
+    }
+
+    /// Whether the server can be relied on, and what is wrong with it.
+    pub fn readiness(&self) -> Readiness {
+        self.vitals.readiness()
+    }
+
+    /// Where probes and metrics are answered, with the real port.
+    pub fn probe_address(&self) -> Option<SocketAddr> {
+        self.probing.as_ref().map(Probing::address)
+    }
+
+    /// Waits until a part of the server ends by itself, which is a fault of the program.
+    pub async fn failed(&self) {
+        self.vitals.parts.ended().await;
+        for (part, why) in self.vitals.parts.dead() {
+            tracing::error!(part, why, "a part of the server has failed");
+        }
     }
 
     /// Stops taking calls, lets those in progress finish for at most ten seconds, and closes the store.
     pub async fn shutdown(self) {
+        self.vitals.parts.stop();
+        self.leaving.cancel();
         self.serving.stop().await;
         self.stop.cancel();
         self.tasks.wait().await;
@@ -306,6 +365,8 @@ impl fmt::Debug for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.vitals.parts.stop();
+        self.leaving.cancel();
         self.stop.cancel();
         self.serving.cut();
     }
@@ -319,16 +380,28 @@ impl Bundles for JournalBundles {
     }
 }
 
-async fn keep_authorities(authorities: Arc<Authorities>, stop: CancellationToken) {
+/// Does `work`, which counts as alive as long as it goes on.
+async fn held_by(alive: Alive, work: impl Future<Output = ()>) {
+    let _alive = alive;
+    work.await;
+}
+
+async fn keep_authorities(
+    authorities: Arc<Authorities>,
+    not_kept: Arc<ArcSwapOption<String>>,
+    stop: CancellationToken,
+) {
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(AUTHORITY_TURN) => {}
         }
-        if let Err(error) = authorities.tick().await {
-            tracing::error!(error = &error as &dyn std::error::Error, "authorities could not be kept up");
+        let kept = authorities.tick().await;
+        if let Err(error) = &kept {
+            tracing::error!(error = error as &dyn std::error::Error, "authorities could not be kept up");
         }
+        not_kept.store(kept.err().map(|error| Arc::new(exit::with_causes(&error))));
     }
 }
 

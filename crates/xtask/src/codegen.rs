@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 8] = [
+const MODULES: [Module; 9] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -30,7 +30,24 @@ const MODULES: [Module; 8] = [
     Module { name: "entry", package: "spire.api.server.entry.v1", source: "spire/api/server/entry/v1" },
     Module { name: "svid", package: "spire.api.server.svid.v1", source: "spire/api/server/svid/v1" },
     Module { name: "bundle", package: "spire.api.server.bundle.v1", source: "spire/api/server/bundle/v1" },
+    Module { name: "logger", package: "spire.api.server.logger.v1", source: "spire/api/server/logger/v1" },
     Module { name: "store", package: "passant.store.v1", source: "passant/store/v1" },
+];
+
+/// Descriptions of services, for reflection: the name of the file, and the directories of protos that it describes.
+const DESCRIPTIONS: [(&str, &[&str]); 2] = [
+    ("workload.bin", &["spiffe/workload"]),
+    (
+        "server.bin",
+        &[
+            "passant/store/v1",
+            "spire/api/server/agent/v1",
+            "spire/api/server/bundle/v1",
+            "spire/api/server/entry/v1",
+            "spire/api/server/logger/v1",
+            "spire/api/server/svid/v1",
+        ],
+    ),
 ];
 
 /// The package that the others import, and where the crate has it.
@@ -41,7 +58,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let out = root.join(OUT);
     for (name, text) in generate(&root.join("proto"))? {
         let path = out.join(name);
-        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+        if fs::read(&path).is_ok_and(|old| old == text) {
             continue;
         }
         fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
@@ -49,9 +66,23 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the protos; gives file name and text of every module.
-fn generate(proto: &Path) -> Result<BTreeMap<String, String>> {
-    MODULES.iter().map(|module| Ok((format!("{}.rs", module.name), module.generate(proto)?))).collect()
+/// Compiles the protos; gives name and content of every file.
+fn generate(proto: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let modules = MODULES
+        .iter()
+        .map(|module| Ok((format!("{}.rs", module.name), module.generate(proto)?.into_bytes())));
+    let descriptions = DESCRIPTIONS.iter().map(|(name, of)| Ok(((*name).to_owned(), describe(proto, of)?)));
+    modules.chain(descriptions).collect()
+}
+
+/// The encoded `FileDescriptorSet` of all protos in `dirs` and of what they import, without comments.
+fn describe(proto: &Path, dirs: &[&str]) -> Result<Vec<u8>> {
+    let mut compiler = protox::Compiler::new([proto]).context("failed to read the protos")?;
+    compiler.include_imports(true).include_source_info(false);
+    for dir in dirs {
+        compiler.open_files(protos_in(&proto.join(dir))?).context("failed to compile the protos")?;
+    }
+    Ok(compiler.encode_file_descriptor_set())
 }
 
 impl Module {
@@ -116,7 +147,7 @@ mod tests {
         let expected = generate(&root.join("proto")).unwrap();
 
         for (name, text) in &expected {
-            let committed = fs::read_to_string(root.join(OUT).join(name)).unwrap_or_default();
+            let committed = fs::read(root.join(OUT).join(name)).unwrap_or_default();
             assert!(committed == *text, "{OUT}/{name} is not current: run `cargo xtask codegen`");
         }
         for entry in fs::read_dir(root.join(OUT)).unwrap() {

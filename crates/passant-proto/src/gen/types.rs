@@ -437,6 +437,69 @@ pub struct Jwtsvid {
     #[prost(string, tag = "5")]
     pub hint: ::prost::alloc::string::String,
 }
+/// The level of a log.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Logger {
+    /// What holds now.
+    #[prost(enumeration = "LogLevel", tag = "1")]
+    pub current_level: i32,
+    /// What the configuration gives.
+    #[prost(enumeration = "LogLevel", tag = "2")]
+    pub launch_level: i32,
+}
+/// How much is logged. Each level includes those above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LogLevel {
+    /// None was named.
+    Unspecified = 0,
+    /// What makes a program give up. Here the same as ERROR.
+    Panic = 1,
+    /// What makes a program end. Here the same as ERROR.
+    Fatal = 2,
+    /// What needs somebody to act.
+    Error = 3,
+    /// What may need somebody to act.
+    Warn = 4,
+    /// What happens now and then.
+    Info = 5,
+    /// What happens for each request.
+    Debug = 6,
+    /// What happens within a request.
+    Trace = 7,
+}
+impl LogLevel {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "UNSPECIFIED",
+            Self::Panic => "PANIC",
+            Self::Fatal => "FATAL",
+            Self::Error => "ERROR",
+            Self::Warn => "WARN",
+            Self::Info => "INFO",
+            Self::Debug => "DEBUG",
+            Self::Trace => "TRACE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UNSPECIFIED" => Some(Self::Unspecified),
+            "PANIC" => Some(Self::Panic),
+            "FATAL" => Some(Self::Fatal),
+            "ERROR" => Some(Self::Error),
+            "WARN" => Some(Self::Warn),
+            "INFO" => Some(Self::Info),
+            "DEBUG" => Some(Self::Debug),
+            "TRACE" => Some(Self::Trace),
+            _ => None,
+        }
+    }
+}
 /// How one item of a batch fared.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Status {

@@ -69,7 +69,14 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle", &[Operator]),
     ("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", &[Downstream]),
     ("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", &[Downstream]),
+    ("/spire.api.server.logger.v1.Logger/GetLogger", &[Local]),
+    ("/spire.api.server.logger.v1.Logger/SetLogLevel", &[Local]),
+    ("/spire.api.server.logger.v1.Logger/ResetLogLevel", &[Local]),
     ("/passant.store.v1.Store/Backup", &[Local]),
+    ("/grpc.health.v1.Health/Check", &[Local]),
+    ("/grpc.health.v1.Health/Watch", &[Local]),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &[Local]),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &[Local]),
 ];
 
 /// The role in which a call was admitted. A request extension of every call that reaches a method.
@@ -198,6 +205,7 @@ mod tests {
         include_str!("../../../../proto/spire/api/server/bundle/v1/bundle.proto"),
         include_str!("../../../../proto/spire/api/server/entry/v1/entry.proto"),
         include_str!("../../../../proto/spire/api/server/svid/v1/svid.proto"),
+        include_str!("../../../../proto/spire/api/server/logger/v1/logger.proto"),
         include_str!("../../../../proto/passant/store/v1/store.proto"),
     ];
 
@@ -217,6 +225,10 @@ mod tests {
                 served.insert(format!("/{package}.{service}/{method}"));
             }
         }
+        // The rest is gRPC's own.
+        served.extend(
+            METHODS.iter().map(|(name, _)| (*name).to_owned()).filter(|name| name.starts_with("/grpc.")),
+        );
         let rows: Vec<&str> = METHODS.iter().map(|(name, _)| *name).collect();
         let unique: BTreeSet<String> = rows.iter().map(|name| (*name).to_owned()).collect();
         assert_eq!(rows.len(), unique.len());

@@ -44,6 +44,7 @@ pub(super) struct Raw {
     pub(super) jwt_issuer: Field<String>,
     pub(super) admin_ids: Field<Vec<String>>,
     pub(super) socket: Field<RawSocket>,
+    pub(super) probe: Field<RawProbe>,
     pub(super) log: Field<RawLog>,
     pub(super) decision_log: Field<RawDecisionLog>,
     pub(super) node_attestor: Field<Vec<RawNodeAttestor>>,
@@ -68,6 +69,7 @@ impl Raw {
         "jwt_issuer",
         "admin_ids",
         "socket",
+        "probe",
         "log",
         "decision_log",
         "node_attestor",
@@ -86,6 +88,19 @@ pub(super) struct RawSocket {
 
 impl RawSocket {
     pub(super) const KEYS: &[&str] = &["path", "mode", "group"];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawProbe {
+    pub(super) listen: Field<String>,
+    pub(super) allow_remote: Field<bool>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawProbe {
+    pub(super) const KEYS: &[&str] = &["listen", "allow_remote"];
 }
 
 #[derive(Debug, Default, Deserialize)]
