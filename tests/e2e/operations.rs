@@ -147,8 +147,14 @@ async fn probes_metrics_and_health_tell_how_the_daemons_are() -> anyhow::Result<
     }
     assert!(agents["passant_agent_sync_lag_seconds"] < 30.0);
 
-    assert_eq!(serving(&site.server_socket()).await?, 1);
-    assert_eq!(serving(&site.agent_socket("agent")).await?, 1);
+    // Health follows readiness a moment later.
+    for socket in [site.server_socket(), site.agent_socket("agent")] {
+        eventually("SERVING", WITHIN, || async {
+            ensure!(serving(&socket).await? == 1, "it says that it does not serve");
+            Ok(())
+        })
+        .await?;
+    }
     for arguments in [&["healthcheck"][..], &["healthcheck", "--agent"]] {
         let output = site.passant(arguments)?;
         assert_eq!(output.status.code(), Some(0), "{output:?}");
