@@ -4,6 +4,7 @@ mod bad_input;
 mod command_line;
 mod hostile_agent;
 mod hostile_server;
+mod disk;
 mod lifetimes;
 mod main_job;
 mod operations;

@@ -43,7 +43,21 @@ pub struct KeyFile {
 #[serde(deny_unknown_fields)]
 struct Layout {
     format: u32,
+    /// CRC-32 of ids and keys, so that damage is told from keys that are no keys. None in files of the first versions.
+    #[serde(default)]
+    sum: Option<u32>,
     keys: BTreeMap<AuthorityId, String>,
+}
+
+impl Layout {
+    fn sum_of_keys(&self) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        for (id, text) in &self.keys {
+            sum.update(id.to_string().as_bytes());
+            sum.update(text.as_bytes());
+        }
+        sum.finalize()
+    }
 }
 
 impl Drop for Layout {
@@ -138,7 +152,8 @@ fn remove_if_there(path: &Path) -> std::io::Result<()> {
 
 fn encode(keys: &BTreeMap<AuthorityId, Secret<Vec<u8>>>) -> Zeroizing<Vec<u8>> {
     let keys = keys.iter().map(|(id, key)| (id.clone(), BASE64.encode(key.expose()))).collect();
-    let layout = Layout { format: FORMAT, keys };
+    let mut layout = Layout { format: FORMAT, sum: None, keys };
+    layout.sum = Some(layout.sum_of_keys());
     let text = serde_json::to_vec_pretty(&layout).expect("strings and a number always serialize");
     Zeroizing::new(text)
 }
@@ -165,6 +180,9 @@ fn read(path: &Path) -> Result<BTreeMap<AuthorityId, Secret<Vec<u8>>>, KeyStoreE
         serde_json::from_slice(&text).map_err(|_| damaged("not the JSON that is expected"))?;
     if layout.format != FORMAT {
         return Err(damaged("another format number"));
+    }
+    if layout.sum.is_some_and(|sum| sum != layout.sum_of_keys()) {
+        return Err(damaged("its checksum does not fit"));
     }
     let decode = |(id, text): (&AuthorityId, &String)| {
         let key = BASE64.decode(text).map_err(|_| damaged("a key is not base64"))?;
@@ -234,5 +252,26 @@ mod tests {
             fs::set_permissions(&path, Permissions::from_mode(MODE)).unwrap();
             assert!(matches!(KeyFile::open(home.path()), Err(KeyStoreError::Damaged { .. })), "{text}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_not_what_was_written_is_noticed() {
+        let home = tempfile::tempdir().unwrap();
+        let id = AuthorityId::parse("0a").unwrap();
+        KeyFile::open(home.path()).unwrap().put(&id, &key(b"abcdefghi")).unwrap();
+        let path = home.path().join(FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        let written = BASE64.encode(b"abcdefghi");
+        for damaged in
+            [text.replace(&written, &BASE64.encode(b"abcdefghj")), text.replace("\"0a\"", "\"0b\"")]
+        {
+            assert_ne!(damaged, text);
+            fs::write(&path, damaged).unwrap();
+            let refused = KeyFile::open(home.path()).err().unwrap().to_string();
+            assert!(refused.contains("checksum") && refused.contains("keys.json"), "{refused}");
+        }
+        // Files of the first versions have none.
+        fs::write(&path, r#"{"format":1,"keys":{"0a":"YWJj"}}"#).unwrap();
+        assert_eq!(KeyFile::open(home.path()).unwrap().get(&id).unwrap().unwrap().expose(), b"abc");
     }
 }
