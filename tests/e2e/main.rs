@@ -2,9 +2,9 @@
 
 mod bad_input;
 mod command_line;
+mod disk;
 mod hostile_agent;
 mod hostile_server;
-mod disk;
 mod lifetimes;
 mod main_job;
 mod operations;
