@@ -145,9 +145,9 @@ fn objects(loaded: &Loaded) -> Vec<Finding> {
 /// Whether the private keys are there that the authorities need.
 fn keys(dir: &Path, loaded: &Loaded, host: &Host) -> Vec<Finding> {
     let now = host.now();
-    let needed = loaded.objects.iter().filter_map(|object| match object {
-        Change::PutAuthority(authority) if signs(authority, now) => Some(authority),
-        _ => None,
+    let needed = loaded.objects.iter().filter_map(|object| {
+        let Change::PutAuthority(authority) = object else { return None };
+        signs(authority, now).then_some(authority)
     });
     let needed: Vec<&Authority> = needed.collect();
     let file = match KeyFile::open(dir) {

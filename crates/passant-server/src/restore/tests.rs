@@ -99,9 +99,9 @@ fn serial(text: &str) -> Serial {
 }
 
 fn node_of(loaded: &Loaded, path: &str) -> Option<Arc<AttestedNode>> {
-    loaded.objects.iter().find_map(|object| match object {
-        Change::PutNode(node) if node.id == id(path) => Some(Arc::clone(node)),
-        _ => None,
+    loaded.objects.iter().find_map(|object| {
+        let Change::PutNode(node) = object else { return None };
+        (node.id == id(path)).then(|| Arc::clone(node))
     })
 }
 
@@ -121,6 +121,7 @@ async fn a_restored_state_is_what_was_backed_up_in_a_life_of_its_own() {
     assert_eq!(loaded.objects.len(), before.len() - 2);
     assert_eq!(restored.lost.join_tokens, 0, "both have expired");
     for object in &loaded.objects {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "whatever is not named must be as it was")]
         match object {
             Change::PutEntry(entry) => assert_eq!(entry.revision, loaded.revision.number()),
             Change::PutAuthority(authority) => assert!(authority.published > 9),
@@ -211,9 +212,9 @@ async fn an_unspent_token_attests_nobody_unless_it_is_kept_and_was_not_spent_sin
     let said = vec![issued(DecisionKind::NodeSvid, "/spire/agent/join_token/used", "0a", None)];
     site.record(said).await;
     let tokens = |loaded: &Loaded| -> Vec<TokenHash> {
-        let tokens = loaded.objects.iter().filter_map(|object| match object {
-            Change::PutToken(token) => Some(token.hash),
-            _ => None,
+        let tokens = loaded.objects.iter().filter_map(|object| {
+            let Change::PutToken(token) = object else { return None };
+            Some(token.hash)
         });
         tokens.collect()
     };
