@@ -96,7 +96,7 @@ pub(crate) async fn run(report: &Report, cuts: usize, seed: u64) -> anyhow::Resu
             }
         }
         if done == cuts {
-            world.troubles(&mut findings).await?;
+            world.troubles(cuts, &mut findings).await?;
         }
         let ledger = world.told.ledger();
         recorded += ledger.recorded;
@@ -121,6 +121,9 @@ pub(crate) async fn run(report: &Report, cuts: usize, seed: u64) -> anyhow::Resu
     );
     let back = format!("{} agents", findings.agents_back);
     report.none("an agent comes back with what its disk still holds", &findings.agents, &back);
+    if findings.healed.is_empty() {
+        findings.stuck.push("no server lived to see its disk fail".to_owned());
+    }
     let healed: Vec<String> =
         findings.healed.iter().map(|(what, failures)| format!("{what}: {failures} failures")).collect();
     report.none(
@@ -327,11 +330,15 @@ impl World {
     }
 
     /// Has the disk fail in each way for a while, under a server that goes on.
-    async fn troubles(&mut self, findings: &mut Findings) -> anyhow::Result<()> {
+    async fn troubles(&mut self, cuts: usize, findings: &mut Findings) -> anyhow::Result<()> {
         let mounted = self.disk.mount()?;
         let mut server = self.site.spawn_server()?;
-        self.ready(&mut server).await.context("the server does not start before its disk fails")?;
-        self.compare(0, findings).await?;
+        let started = self.ready(&mut server).await;
+        if started.is_err() || !self.compare(cuts + 1, findings).await? {
+            findings.not_started.extend(started.err().map(|why| format!("cut {cuts}: {why:#}")));
+            server.kill()?;
+            return mounted.unmount();
+        }
         for (trouble, name) in [
             (Trouble::Full, "full disk"),
             (Trouble::ReadOnly, "read-only disk"),
@@ -374,7 +381,9 @@ impl World {
         let mounted = self.disk.mount()?;
         let mut server = self.site.spawn_server()?;
         match self.ready(&mut server).await {
-            Ok(()) => drop(self.compare(0, findings).await?),
+            Ok(()) => {
+                self.compare(cuts + 1, findings).await?;
+            }
             Err(why) => findings.not_started.push(format!("after trouble: {why:#}")),
         }
         server.kill()?;
