@@ -8,11 +8,12 @@ use passant_core::{AuthorizedEntry, EntryId, Reason, TrustDomain};
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::bundle::{GetBundleRequest, GetFederatedBundleRequest};
 use passant_proto::convert;
+use passant_proto::convert::entry::AUTHORIZED;
 use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::entry::{
     EntryRevision, GetAuthorizedEntriesRequest, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse,
 };
-use passant_proto::types::{self, EntryMask};
+use passant_proto::types;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -24,25 +25,6 @@ use tracing::{debug, warn};
 use crate::cache::View;
 use crate::connect::{CallError, Link};
 use crate::limits;
-
-/// What a server sends of each entry: what matching and serving need, and no more.
-const MASK: EntryMask = EntryMask {
-    spiffe_id: true,
-    parent_id: false,
-    selectors: true,
-    x509_svid_ttl: false,
-    federates_with: true,
-    admin: true,
-    downstream: true,
-    expires_at: false,
-    dns_names: false,
-    revision_number: true,
-    store_svid: true,
-    jwt_svid_ttl: false,
-    hint: true,
-    created_at: true,
-    additional_attributes: true,
-};
 
 /// What the last sync left, to ask only for differences.
 pub(crate) struct Known {
@@ -95,7 +77,7 @@ async fn all_entries(
     let listed = link
         .call("fetch entries", left(end), |channel| async move {
             let mut client = EntryClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
-            let request = GetAuthorizedEntriesRequest { output_mask: Some(MASK) };
+            let request = GetAuthorizedEntriesRequest { output_mask: Some(AUTHORIZED) };
             Ok(client.get_authorized_entries(request).await?.into_inner())
         })
         .await?;
@@ -123,7 +105,8 @@ impl Dialogue {
     async fn run(mut self, channel: Channel) -> Result<BTreeMap<EntryId, Arc<AuthorizedEntry>>, Status> {
         let mut client = EntryClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
         let (requests, outgoing) = mpsc::channel(1);
-        send(&requests, SyncAuthorizedEntriesRequest { output_mask: Some(MASK), ids: Vec::new() }).await?;
+        send(&requests, SyncAuthorizedEntriesRequest { output_mask: Some(AUTHORIZED), ids: Vec::new() })
+            .await?;
         let mut answers = client.sync_authorized_entries(ReceiverStream::new(outgoing)).await?.into_inner();
         let mut found = BTreeMap::new();
         let first = next(&mut answers).await?;

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use passant_agent::Agent;
+use passant_core::pem_text::section;
 use passant_core::{Host, SpiffeId, TrustDomain};
 use passant_proto::agent::CreateJoinTokenRequest;
+use passant_proto::convert::id;
 use passant_proto::entry::BatchCreateEntryRequest;
 use passant_proto::types;
 use passant_server::Server;
@@ -18,11 +20,10 @@ use tokio::time::{Instant, interval, timeout};
 use tonic::Code;
 
 use crate::args::{Dev, ServerSocket, WorkloadSocket};
-use crate::commands::entry::{wire_id, wire_secs};
+use crate::commands::entry::wire_secs;
 use crate::commands::files;
 use crate::commands::svid::{Identities, Identity, describe, fetch_jwt, fetch_x509};
 use crate::connect::{self, refused, workload_api};
-use crate::json::pem;
 use crate::render::{Output, fields};
 
 /// How long the agent may take until it serves the caller's SVID.
@@ -153,7 +154,7 @@ async fn start_agent(
 
 async fn join_token(operator: &connect::Server, node: &SpiffeId) -> anyhow::Result<String> {
     let request =
-        CreateJoinTokenRequest { ttl: TOKEN_TTL, token: String::new(), agent_id: Some(wire_id(node)) };
+        CreateJoinTokenRequest { ttl: TOKEN_TTL, token: String::new(), agent_id: Some(id::to_wire(node)) };
     Ok(operator.agents().create_join_token(request).await.map_err(refused)?.into_inner().value)
 }
 
@@ -162,8 +163,8 @@ async fn register(operator: &connect::Server, node: &SpiffeId) -> anyhow::Result
     let uid = nix::unistd::getuid();
     let workload = node.trust_domain().join(&format!("/dev/uid/{uid}"))?;
     let entry = types::Entry {
-        spiffe_id: Some(wire_id(&workload)),
-        parent_id: Some(wire_id(node)),
+        spiffe_id: Some(id::to_wire(&workload)),
+        parent_id: Some(id::to_wire(node)),
         selectors: vec![types::Selector { r#type: "unix".to_owned(), value: format!("uid:{uid}") }],
         jwt_svid_ttl: wire_secs(Duration::from_secs(300)),
         ..types::Entry::default()
@@ -207,8 +208,8 @@ fn show(
     jwt: &str,
     out: &mut Output,
 ) -> anyhow::Result<()> {
-    let svid: String = identity.chain_der.iter().map(|der| pem("CERTIFICATE", der)).collect();
-    let bundle: String = identity.bundle_der.iter().map(|der| pem("CERTIFICATE", der)).collect();
+    let svid: String = identity.chain_der.iter().map(|der| section("CERTIFICATE", der)).collect();
+    let bundle: String = identity.bundle_der.iter().map(|der| section("CERTIFICATE", der)).collect();
     files::write_public(&place.dir, "svid.pem", &svid)?;
     files::write_public(&place.dir, "bundle.pem", &bundle)?;
     let dir = place.dir.display();

@@ -97,14 +97,6 @@ pub(crate) fn status(status: &types::Status) -> Value {
     json!({ "code": status.code, "message": status.message })
 }
 
-/// DER in PEM armour.
-pub(crate) fn pem(label: &str, der: &[u8]) -> String {
-    let body = STANDARD.encode(der);
-    let lines: Vec<&str> =
-        body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use serde::{Deserialize, Serialize};
@@ -13,6 +11,7 @@ use x509_parser::prelude::FromDer;
 
 use crate::jwk::{PublicKey, PublicKeyError};
 use crate::limits::{BUNDLE_AUTHORITIES, BUNDLE_DOCUMENT_BYTES, CERTIFICATE_BYTES, KEY_ID_BYTES};
+use crate::pem_text::section;
 use crate::time::UnixTime;
 use crate::trust_domain::TrustDomain;
 
@@ -122,7 +121,7 @@ impl Bundle {
 
     /// The X.509 authorities in PEM, one `CERTIFICATE` section each; the empty string when there are none.
     pub fn to_pem(&self) -> String {
-        self.x509_authorities.iter().map(|authority| pem_section(&authority.der)).collect()
+        self.x509_authorities.iter().map(|authority| section("CERTIFICATE", &authority.der)).collect()
     }
 
     /// The X.509 authorities as DER, one right after the other, as the Workload API carries them.
@@ -221,22 +220,6 @@ pub(crate) fn may_sign_certificates(certificate: &X509Certificate<'_>) -> bool {
     is_ca && signs
 }
 
-/// One `CERTIFICATE` section in lines of 64 characters (RFC 7468 3).
-fn pem_section(der: &[u8]) -> String {
-    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
-    let mut column = 0;
-    for character in BASE64_STANDARD.encode(der).chars() {
-        if column == 64 {
-            text.push('\n');
-            column = 0;
-        }
-        text.push(character);
-        column += 1;
-    }
-    text.push_str("\n-----END CERTIFICATE-----\n");
-    text
-}
-
 mod base64_bytes {
     use base64::Engine;
     use base64::prelude::BASE64_STANDARD;
@@ -310,7 +293,7 @@ mod tests {
             BundleError::MalformedCertificate,
         );
         let leaf = Ca::root("example.org").leaf("spiffe://example.org/w");
-        check(&pem_section(&leaf), BundleError::NotSigning);
+        check(&section("CERTIFICATE", &leaf), BundleError::NotSigning);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | what does a registration entry hold, and which entries fit? | [`entry`], [`matching`], [`authorized`] |
 //! | when does a thing end, when is it renewed? | [`time`], [`lifetime`] |
 //! | what is a valid X509-SVID, JWT-SVID, CSR, serial number? | [`x509_svid`], [`jwt_svid`], [`csr`], [`serial`] |
+//! | how is JSON read that others signed or sent, how is PEM written? | [`strict_json`], [`pem_text`] |
 //! | what verifies them, and how is that published? | [`bundle`], [`bundle_document`], [`jwk`] |
 //! | how is a refusal told to a caller? | [`refusal`] |
 //! | what is bounded, and why? | [`limits`] |
@@ -26,16 +27,17 @@ pub mod keys;
 pub mod lifetime;
 pub mod limits;
 pub mod matching;
+pub mod pem_text;
 pub mod refusal;
 pub mod secret;
 pub mod selector;
 pub mod serial;
 pub mod spiffe_id;
+pub mod strict_json;
 pub mod time;
 pub mod trust_domain;
 pub mod x509_svid;
 
-mod strict_json;
 #[cfg(test)]
 mod test_ca;
 

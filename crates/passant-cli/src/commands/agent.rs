@@ -4,11 +4,11 @@ use passant_core::{SpiffeId, UnixTime};
 use passant_proto::agent::{
     BanAgentRequest, DeleteAgentRequest, GetAgentRequest, ListAgentsRequest, list_agents_request,
 };
+use passant_proto::convert::id;
 use passant_proto::types;
 use serde_json::json;
 
 use crate::args::{Agent, ServerSocket};
-use crate::commands::entry::wire_id;
 use crate::connect::{Server, refused};
 use crate::json;
 use crate::render::{Output, fields};
@@ -22,12 +22,12 @@ pub(crate) async fn run(command: Agent, socket: &ServerSocket, out: &mut Output)
         Agent::List { attestation_type, banned } => list(attestation_type, banned, &server, out).await,
         Agent::Show { spiffe_id } => show(&spiffe_id, &server, out).await,
         Agent::Evict { spiffe_id } => {
-            let request = DeleteAgentRequest { id: Some(wire_id(&spiffe_id)) };
+            let request = DeleteAgentRequest { id: Some(id::to_wire(&spiffe_id)) };
             server.agents().delete_agent(request).await.map_err(refused)?;
             done("evicted", &spiffe_id, out)
         }
         Agent::Ban { spiffe_id } => {
-            let request = BanAgentRequest { id: Some(wire_id(&spiffe_id)) };
+            let request = BanAgentRequest { id: Some(id::to_wire(&spiffe_id)) };
             server.agents().ban_agent(request).await.map_err(refused)?;
             done("banned", &spiffe_id, out)
         }
@@ -77,7 +77,7 @@ async fn list(
 }
 
 async fn show(id: &SpiffeId, server: &Server, out: &mut Output) -> anyhow::Result<()> {
-    let request = GetAgentRequest { id: Some(wire_id(id)), output_mask: None };
+    let request = GetAgentRequest { id: Some(id::to_wire(id)), output_mask: None };
     let agent = server.agents().get_agent(request).await.map_err(refused)?.into_inner();
     out.print(
         || json::agent(&agent),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{EntryId, Selector, TrustDomain, UnixTime};
+use passant_proto::convert::{id, selector};
 use passant_proto::entry::{
     BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, CountEntriesRequest,
     GetEntryRequest, ListEntriesRequest, count_entries_request, list_entries_request,
@@ -35,8 +36,8 @@ async fn create(args: EntryCreate, server: &Server, out: &mut Output) -> anyhow:
     let trust_domain = args.spiffe_id.trust_domain();
     let mut entry = types::Entry {
         id: args.id.map(String::from).unwrap_or_default(),
-        parent_id: Some(wire_id(&args.parent_id.unwrap_or_else(|| trust_domain.server_id()))),
-        spiffe_id: Some(wire_id(&args.spiffe_id)),
+        parent_id: Some(id::to_wire(&args.parent_id.unwrap_or_else(|| trust_domain.server_id()))),
+        spiffe_id: Some(id::to_wire(&args.spiffe_id)),
         selectors: wire_selectors(&args.selectors),
         ..types::Entry::default()
     };
@@ -56,8 +57,8 @@ async fn update(args: EntryUpdate, server: &Server, out: &mut Output) -> anyhow:
     };
     let mut entry = types::Entry {
         id: String::from(args.id.clone()),
-        spiffe_id: args.spiffe_id.as_ref().map(wire_id),
-        parent_id: args.parent_id.as_ref().map(wire_id),
+        spiffe_id: args.spiffe_id.as_ref().map(id::to_wire),
+        parent_id: args.parent_id.as_ref().map(id::to_wire),
         selectors: wire_selectors(&args.selectors),
         ..types::Entry::default()
     };
@@ -135,14 +136,7 @@ async fn list(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow
     let mut page_token = String::new();
     loop {
         let request = ListEntriesRequest {
-            filter: Some(list_entries_request::Filter {
-                by_spiffe_id: filter.spiffe_id.as_ref().map(wire_id),
-                by_parent_id: filter.parent_id.as_ref().map(wire_id),
-                by_selectors: wire_match(filter),
-                by_federates_with: None,
-                by_hint: filter.hint.clone(),
-                by_downstream: None,
-            }),
+            filter: Some(wire_filter(filter)),
             output_mask: None,
             page_size: PAGE,
             page_token,
@@ -171,16 +165,16 @@ async fn list(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow
 }
 
 async fn count(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow::Result<()> {
-    let request = CountEntriesRequest {
-        filter: Some(count_entries_request::Filter {
-            by_spiffe_id: filter.spiffe_id.as_ref().map(wire_id),
-            by_parent_id: filter.parent_id.as_ref().map(wire_id),
-            by_selectors: wire_match(filter),
-            by_federates_with: None,
-            by_hint: filter.hint.clone(),
-            by_downstream: None,
-        }),
+    let list_entries_request::Filter { by_spiffe_id, by_parent_id, by_selectors, by_hint, .. } =
+        wire_filter(filter);
+    let filter = count_entries_request::Filter {
+        by_spiffe_id,
+        by_parent_id,
+        by_selectors,
+        by_hint,
+        ..count_entries_request::Filter::default()
     };
+    let request = CountEntriesRequest { filter: Some(filter) };
     let count = server.entries().count_entries(request).await.map_err(refused)?.into_inner().count;
     out.print(|| json!({ "count": count }), |to| writeln!(to, "{count}"))
 }
@@ -267,18 +261,23 @@ fn sets_attributes(fields: &EntryFields) -> bool {
     fields.jwt_svid_include_jti.is_some() || fields.disable_x509_svid_prefetch.is_some()
 }
 
-pub(crate) fn wire_id(id: &SpiffeId) -> types::Spiffeid {
-    types::Spiffeid { trust_domain: id.trust_domain_name().to_owned(), path: id.path().to_owned() }
-}
-
 /// Whole seconds as the wire counts them; a span too long for it becomes the longest, which the server refuses.
 pub(crate) fn wire_secs(span: Duration) -> i32 {
     i32::try_from(span.as_secs()).unwrap_or(i32::MAX)
 }
 
 fn wire_selectors(selectors: &[Selector]) -> Vec<types::Selector> {
-    let wire = |s: &Selector| types::Selector { r#type: s.kind().to_owned(), value: s.value().to_owned() };
-    selectors.iter().map(wire).collect()
+    selector::to_wire(&selectors.iter().cloned().collect())
+}
+
+fn wire_filter(filter: &EntryFilter) -> list_entries_request::Filter {
+    list_entries_request::Filter {
+        by_spiffe_id: filter.spiffe_id.as_ref().map(id::to_wire),
+        by_parent_id: filter.parent_id.as_ref().map(id::to_wire),
+        by_selectors: wire_match(filter),
+        by_hint: filter.hint.clone(),
+        ..list_entries_request::Filter::default()
+    }
 }
 
 fn wire_match(filter: &EntryFilter) -> Option<types::SelectorMatch> {

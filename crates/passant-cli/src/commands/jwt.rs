@@ -2,11 +2,12 @@
 
 use anyhow::Context;
 use passant_core::UnixTime;
+use passant_proto::convert::id;
 use passant_proto::svid::MintJwtsvidRequest;
 use serde_json::json;
 
 use crate::args::{Jwt, ServerSocket};
-use crate::commands::entry::{wire_id, wire_secs};
+use crate::commands::entry::wire_secs;
 use crate::commands::files;
 use crate::connect::{Server, refused};
 use crate::json;
@@ -16,7 +17,7 @@ pub(crate) async fn run(command: Jwt, socket: &ServerSocket, out: &mut Output) -
     let Jwt::Mint { spiffe_id, audience, ttl, write } = command;
     let server = Server::connect(socket).await?;
     let request = MintJwtsvidRequest {
-        id: Some(wire_id(&spiffe_id)),
+        id: Some(id::to_wire(&spiffe_id)),
         audience,
         ttl: ttl.map(wire_secs).unwrap_or_default(),
     };

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use passant_core::UnixTime;
 use passant_core::jwt_svid::JwtSvid;
+use passant_core::pem_text::section;
 use passant_core::x509_svid::{X509Svid, split_der};
 use passant_proto::convert;
 use passant_proto::workload::{JwtsvidRequest, ValidateJwtsvidRequest, X509svidRequest, X509svidResponse};
@@ -16,7 +17,6 @@ use serde_json::{Value, json};
 use crate::args::Svid;
 use crate::commands::files;
 use crate::connect::{WorkloadApi, refused, workload_api};
-use crate::json::pem;
 use crate::render::{Output, fields};
 
 pub(crate) async fn run(command: Svid, out: &mut Output) -> anyhow::Result<()> {
@@ -115,7 +115,7 @@ pub(crate) async fn fetch_jwt(
 }
 
 fn pems(certificates: &[Vec<u8>]) -> String {
-    certificates.iter().map(|der| pem("CERTIFICATE", der)).collect()
+    certificates.iter().map(|der| section("CERTIFICATE", der)).collect()
 }
 
 fn identity_json(identity: &Identity) -> Value {
@@ -173,7 +173,7 @@ fn show_x509(identities: &Identities, out: &mut Output) -> anyhow::Result<()> {
 fn save(dir: &Path, identities: &Identities, out: &mut Output) -> anyhow::Result<()> {
     for (n, identity) in identities.svids.iter().enumerate() {
         files::write_public(dir, &format!("svid.{n}.pem"), &pems(&identity.chain_der))?;
-        files::write_secret(dir, &format!("svid.{n}.key"), &pem("PRIVATE KEY", &identity.key_der))?;
+        files::write_secret(dir, &format!("svid.{n}.key"), &section("PRIVATE KEY", &identity.key_der))?;
         files::write_public(dir, &format!("bundle.{n}.pem"), &pems(&identity.bundle_der))?;
         for (m, (_, bundle)) in identities.federated.iter().enumerate() {
             files::write_public(dir, &format!("federated_bundle.{n}.{m}.pem"), &pems(bundle))?;

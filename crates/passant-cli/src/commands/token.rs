@@ -2,10 +2,11 @@
 
 use passant_core::UnixTime;
 use passant_proto::agent::CreateJoinTokenRequest;
+use passant_proto::convert::id;
 use serde_json::json;
 
 use crate::args::{ServerSocket, Token};
-use crate::commands::entry::{wire_id, wire_secs};
+use crate::commands::entry::wire_secs;
 use crate::connect::{Server, refused};
 use crate::render::Output;
 
@@ -15,7 +16,7 @@ pub(crate) async fn run(command: Token, socket: &ServerSocket, out: &mut Output)
     let request = CreateJoinTokenRequest {
         ttl: wire_secs(ttl),
         token: String::new(),
-        agent_id: spiffe_id.as_ref().map(wire_id),
+        agent_id: spiffe_id.as_ref().map(id::to_wire),
     };
     let token = server.agents().create_join_token(request).await.map_err(refused)?.into_inner();
     out.print(

@@ -7,6 +7,7 @@ use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use passant_core::keys::{KeyType, SigningKey};
+use passant_core::pem_text::section;
 use passant_core::{Host, SpiffeId, UnixTime, csr};
 use passant_proto::bundle::GetBundleRequest;
 use passant_proto::svid::MintX509svidRequest;
@@ -16,7 +17,6 @@ use crate::args::{ServerSocket, X509};
 use crate::commands::entry::wire_secs;
 use crate::commands::files;
 use crate::connect::{Server, refused};
-use crate::json::pem;
 use crate::render::Output;
 
 pub(crate) async fn run(command: X509, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
@@ -75,12 +75,12 @@ async fn mint<'a>(
 }
 
 fn pems(certificates: &[Vec<u8>]) -> String {
-    certificates.iter().map(|der| pem("CERTIFICATE", der)).collect()
+    certificates.iter().map(|der| section("CERTIFICATE", der)).collect()
 }
 
 fn save(dir: &Path, minted: &Minted<'_>) -> anyhow::Result<()> {
     files::write_public(dir, "svid.pem", &pems(&minted.chain))?;
-    files::write_secret(dir, "key.pem", &pem("PRIVATE KEY", minted.key.pkcs8().expose()))?;
+    files::write_secret(dir, "key.pem", &section("PRIVATE KEY", minted.key.pkcs8().expose()))?;
     files::write_public(dir, "bundle.pem", &pems(&minted.authorities))
 }
 
@@ -100,7 +100,7 @@ fn show(minted: &Minted<'_>, out: &mut Output) -> anyhow::Result<()> {
             writeln!(to, "X509-SVID for {}, until {}", minted.spiffe_id, minted.expires_at)?;
             write!(to, "{}", pems(&minted.chain))?;
             writeln!(to, "Private key")?;
-            write!(to, "{}", pem("PRIVATE KEY", minted.key.pkcs8().expose()))?;
+            write!(to, "{}", section("PRIVATE KEY", minted.key.pkcs8().expose()))?;
             writeln!(to, "Bundle")?;
             write!(to, "{}", pems(&minted.authorities))
         },
