@@ -70,7 +70,7 @@ use crate::node::{DataDir, Node, OpenError};
 use crate::vitals::AgentVitals;
 use crate::workload_api::{Arrival, Endpoint};
 
-pub use crate::node::{DataError, Disk};
+pub use crate::node::{Damage, DataError, Disk, Stored, Unusable};
 pub use crate::workload_api::ListenError;
 
 /// An agent that is yet to run.

@@ -32,8 +32,8 @@ use crate::limits;
 use crate::metrics::NodeStep;
 use crate::trust::Vouching;
 
-pub(crate) use data::{DataDir, Pending, Stored};
-pub use data::{DataError, Disk};
+pub use data::{Damage, DataError, Disk, Stored, Unusable};
+pub(crate) use data::{DataDir, Pending};
 
 /// Told to workloads of a banned node.
 const BANNED: &str = "this node is banned";

@@ -11,7 +11,10 @@ use serde_json::{Map, Number, Value};
 /// RFC 7515 4, RFC 7517 4 and RFC 7519 4 let a reader refuse duplicates or take the last; a reader that takes another
 /// one than the checker did is how a signature comes to vouch for something nobody looked at. Depth is bounded by
 /// serde_json (128).
-pub(crate) fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
+///
+/// # Errors
+/// When it is not JSON, or an object in it names a member twice.
+pub fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice::<Strict>(text).map(|strict| strict.0)
 }
 

@@ -514,6 +514,13 @@ pub struct ChainReport {
 /// # Errors
 /// [`RecordError::Broken`] at the first line that does not follow from the one before it, or when the disk refuses.
 pub fn verify_chain(dir: &Path) -> Result<ChainReport, RecordError> {
-    let mut segments = FileSegments::read_only(dir);
-    chain::verify_all(&mut segments)
+    verify_segments(&mut FileSegments::read_only(dir))
+}
+
+/// As [`verify_chain`], for whatever stands for a directory.
+///
+/// # Errors
+/// As [`verify_chain`].
+pub fn verify_segments(segments: &mut dyn Segments) -> Result<ChainReport, RecordError> {
+    chain::verify_all(segments)
 }

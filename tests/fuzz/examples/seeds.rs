@@ -1,23 +1,32 @@
 //! How are the seeds made that nobody can type? Run `cargo run --release --example seeds` here; it writes corpus/.
 //!
-//! Signatures are random, so that every run writes other bytes: run it when a seed is added or no longer taken.
+//! A seed that is there stays as it is, since signatures differ from run to run: remove one that is no longer taken.
 
 use std::error::Error;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use passant_core::csr::{make, make_with_dns_names};
+use passant_agent::Stored;
+use passant_attest::node::join_token::TokenHash;
+use passant_core::csr::{key_hash, make, make_with_dns_names};
 use passant_core::jwk::PublicKey;
 use passant_core::keys::KeyType;
-use passant_core::{Bundle, Csr, JwtAuthority, JwtSvid, X509Svid};
+use passant_core::{Bundle, Csr, EntryDraft, EntryId, JwtAuthority, JwtSvid, Secret, UnixTime, X509Svid};
 use passant_fuzz::{
-    AUTHORITY, BUNDLE, EXAMPLE, HOST, LEAF_KEY, NOW, SIGNED_TOKENS, elements, intermediate, leaf,
-    to_be_signed, token, x509pop_answer,
+    AUTHORITY, AUTHORITY_KEY, BUNDLE, EXAMPLE, HOST, LEAF_KEY, NOW, SIGNED_TOKENS, TOKEN_KEY, chained,
+    elements, intermediate, leaf, to_be_signed, token, x509pop_answer,
 };
 use passant_proto::convert::{bundle, svid, workload};
 use passant_proto::{agent, entry, rpc, types, workload as wire};
+use passant_server::backup::{Reader, pieces};
+use passant_server::keystore::KeyFile;
+use passant_server::state::{
+    AttestedNode, Authority, AuthorityId, AuthorityKind, Change, Commit, Cursor, JoinToken, Lineage,
+    PendingSerial, Phase, RequestId, Revision, Spent, State,
+};
 use prost::Message;
 use rcgen::{CertificateParams, DnType, SanType};
 use serde_json::json;
@@ -34,13 +43,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     entries()?;
     requests()?;
     svids()?;
-    node_attestation()
+    node_attestation()?;
+    files()
 }
 
 fn seed(target: &str, name: &str, bytes: impl AsRef<[u8]>) -> Result<(), Box<dyn Error>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     fs::create_dir_all(&dir)?;
-    Ok(fs::write(dir.join(name), bytes)?)
+    let path = dir.join(name);
+    if path.exists() { Ok(()) } else { Ok(fs::write(path, bytes)?) }
 }
 
 /// A seed whose first byte chooses what the rest is.
@@ -294,4 +305,113 @@ fn node_attestation() -> Result<(), Box<dyn Error>> {
     way("x509pop_evidence", "slash", 1, to_be_signed(&slash))?;
     seed("x509pop_challenge", "ecdsa", &challenge)?;
     seed("x509pop_challenge", "rsa", challenge.replace("ecdsa", "rsa"))
+}
+
+/// What servers and agents keep on disk.
+fn files() -> Result<(), Box<dyn Error>> {
+    let ids = ["a1", "b2"].map(AuthorityId::parse);
+    let keys = ids.into_iter().zip([&**AUTHORITY_KEY, &**TOKEN_KEY]);
+    let keys = keys.map(|(id, key)| Ok((id?, Secret::new(key.pkcs8().expose().clone()))));
+    seed("keys_json", "two", KeyFile::to_json(&keys.collect::<Result<_, Box<dyn Error>>>()?))?;
+
+    let svid = leaf("spiffe://example.org/spire/agent/x509pop/f", |_| {});
+    let key = BASE64_STANDARD.encode(LEAF_KEY.pkcs8().expose());
+    let data = json!({
+        "format": 1,
+        "trust_domain": "example.org",
+        "identity": { "svid": [BASE64_STANDARD.encode(svid)], "key": &key, "reattestable": true },
+        "bundle": full_bundle()?,
+        "pending": { "token": TokenHash::of("t"), "key": &key },
+        "spent_token": TokenHash::of("s"),
+    });
+    Stored::parse(data.to_string().as_bytes(), &EXAMPLE, &HOST)?;
+    seed("agent_data", "full", data.to_string())?;
+    seed("agent_data", "least", r#"{"format":1,"trust_domain":"example.org"}"#)?;
+
+    let objects = objects()?;
+    let mut lines = Vec::new();
+    for change in &objects {
+        serde_json::to_writer(&mut lines, change)?;
+        lines.push(b'\n');
+    }
+    way("backup", "objects", 1, &lines)?;
+    let cursor = Cursor { lineage: Lineage::new([3; 16]), revision: Revision::new(9) };
+    let state = State::of_objects(EXAMPLE.clone(), cursor, objects.clone());
+    let written: Vec<u8> = pieces(&state, NOW).flatten().collect();
+    let mut reader = Reader::new(written.as_slice(), "the seed".to_owned())?;
+    while reader.next_object()?.is_some() {}
+    way("backup", "whole", 0, &written)?;
+
+    let commit = |number, changes| {
+        serde_json::to_string(&Commit { request_id: RequestId::new([number; 16]), changes })
+    };
+    let deletes = [&objects[3], &objects[4]].map(|change| match change {
+        Change::PutNode(node) => Change::DeleteNode(node.id.clone()),
+        _ => Change::DeleteEntry(EntryId::parse("e").expect("an entry ID")),
+    });
+    let both = format!("{}\n{}\n", commit(1, objects)?, commit(2, deletes.to_vec())?);
+    seed("journal", "two", both)?;
+
+    let decision = json!({
+        "kind": "x509_svid", "serial": "0a", "spiffe_id": WORKLOAD, "entry": ["e", 3], "key_hash": "07".repeat(32),
+        "not_after": NOW, "caller": "agent", "reason": "entry", "authority": "a1", "at": NOW,
+    });
+    let bodies = [
+        json!({ "kind": "start", "format": 1, "open": [{ "seq": 0, "serial": "09" }], "torn_bytes": 3 }),
+        json!({ "kind": "intent", "decision": decision }),
+        json!({ "kind": "intent", "decision": decision }),
+        json!({ "kind": "outcome", "of": 1, "outcome": "signed" }),
+        json!({ "kind": "unknown", "of": 2, "serial": "0a" }),
+        json!({ "kind": "intent", "decision": decision }),
+        json!({ "kind": "outcome", "of": 5, "outcome": { "not_signed": "why" } }),
+    ];
+    let bodies = bodies.map(|body| body.to_string()).join("\n");
+    let (segment, lines) = chained(bodies.as_bytes());
+    assert_eq!(lines, 7, "a body is no longer taken");
+    seed("decision_record", "bodies", [b"\x01\x05", bodies.as_bytes()].concat())?;
+    seed("decision_record", "segment", [b"\x00\x05", segment.as_slice()].concat())
+}
+
+/// One object of each kind, which fit together.
+fn objects() -> Result<Vec<Change>, Box<dyn Error>> {
+    let now = NOW;
+    let agent = EXAMPLE.agent_id("x509pop", "f")?;
+    let selectors: passant_core::Selectors =
+        [passant_core::Selector::parse("unix:uid:0")?].into_iter().collect();
+    let bundle = Bundle { jwt_authorities: Vec::new(), ..Bundle::clone(&BUNDLE) };
+    let authority = Authority {
+        id: AuthorityId::of_key(&key_hash(AUTHORITY_KEY.public_key())[..20])?,
+        kind: AuthorityKind::X509,
+        phase: Phase::Active,
+        tainted: false,
+        certificate: Some(AUTHORITY.clone()),
+        public_key: AUTHORITY_KEY.public_key().to_vec(),
+        not_before: now,
+        not_after: UnixTime::from_secs(now.secs() + 3600),
+        prepared_at: now,
+        activated_at: Some(now),
+        published: 1,
+    };
+    let spent = Spent { key_hash: [7; 32], agent_id: agent.clone(), at: now };
+    let token = JoinToken { hash: TokenHash::of("t"), expires_at: now, alias: None, spent: Some(spent) };
+    let node = AttestedNode {
+        id: agent.clone(),
+        attestation_type: "x509pop".to_owned(),
+        serial: Some("0a1b".parse()?),
+        not_after: now,
+        pending: Some(PendingSerial { serial: "0c".parse()?, not_after: now }),
+        selectors: selectors.clone(),
+        can_reattest: true,
+        agent_version: Some("1".to_owned()),
+        attested_at: now,
+    };
+    let draft = EntryDraft::new(EXAMPLE.join("/w")?, agent, selectors);
+    let entry = draft.register(&EXAMPLE, EntryId::parse("e")?, 3, now)?;
+    Ok(vec![
+        Change::PutBundle(Arc::new(bundle)),
+        Change::PutAuthority(authority),
+        Change::PutToken(token),
+        Change::PutNode(Arc::new(node)),
+        Change::PutEntry(Arc::new(entry)),
+    ])
 }

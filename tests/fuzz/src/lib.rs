@@ -7,9 +7,11 @@ use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Waker};
 
+use passant_core::csr::key_hash;
 use passant_core::host::{Entropy, ManualClock};
 use passant_core::keys::{RcgenKey, SignatureForm, SigningKey};
 use passant_core::{Bundle, Host, JwtAuthority, Secret, TrustDomain, UnixTime, X509Authority};
+use passant_server::record::chain::{Body, Line};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, SanType,
@@ -162,6 +164,24 @@ pub fn x509pop_answer(challenge: &[u8]) -> Vec<u8> {
     let (r, s) = signature.split_at(signature.len() / 2);
     let [r, s, nonce] = [r, s, &own].map(|bytes| base64.encode(bytes));
     serde_json::json!({ "ecdsa_signature": { "r": r, "s": s, "nonce": nonce } }).to_string().into_bytes()
+}
+
+/// A segment of the decision record with one line for each body in `text`, hooked on to the one before; and how many there are.
+pub fn chained(text: &[u8]) -> (Vec<u8>, u64) {
+    let bodies =
+        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Body>(line).ok());
+    let (mut segment, mut prev, mut lines) = (Vec::new(), [0; 32], 0);
+    for body in bodies {
+        let line = Line { seq: lines, prev, at: NOW, body };
+        let written = serde_json::to_vec(&line).expect("a line has a stored form");
+        assert_eq!(serde_json::from_slice::<Line>(&written).ok(), Some(line), "a line keeps its value");
+        // SHA-256, whatever it is of.
+        prev = key_hash(&written);
+        segment.extend(written);
+        segment.push(b'\n');
+        lines += 1;
+    }
+    (segment, lines)
 }
 
 /// What `future` comes to, which never has to wait.

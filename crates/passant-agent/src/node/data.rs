@@ -15,7 +15,7 @@ use passant_attest::node::join_token::TokenHash;
 use passant_core::bundle::Bundle;
 use passant_core::keys::SigningKey;
 use passant_core::x509_svid::X509Svid;
-use passant_core::{Host, Secret, TrustDomain};
+use passant_core::{Host, Secret, SpiffeId, TrustDomain};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -69,9 +69,10 @@ pub trait Disk: Send + Sync {
     fn replace(&self, bytes: &[u8]) -> io::Result<()>;
 }
 
-/// What the file holds.
+/// What the file holds. Its keys, SVID and bundle fit each other and the trust domain; whether they are still valid is not
+/// looked at.
 #[derive(Clone, Default)]
-pub(crate) struct Stored {
+pub struct Stored {
     pub(crate) identity: Option<Arc<NodeIdentity>>,
     pub(crate) bundle: Option<Arc<Bundle>>,
     pub(crate) pending: Option<Pending>,
@@ -176,19 +177,42 @@ struct RawPending {
     key: Zeroizing<String>,
 }
 
-/// What cannot be used in a file of a known format.
+/// Why the text of a data file cannot be used.
 #[derive(Debug, thiserror::Error)]
-enum Damage {
+pub enum Unusable {
+    /// A newer agent wrote it, in this format.
+    #[error("it has format {0}, which is newer than {FORMAT}")]
+    Newer(u32),
+    /// It belongs to this trust domain.
+    #[error("it holds the identity of trust domain {0}")]
+    OtherTrustDomain(String),
+    /// It makes no sense.
+    #[error(transparent)]
+    Damaged(#[from] Damage),
+}
+
+/// What makes no sense in a file of a known format.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// It is not the JSON that is expected.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
+    /// A certificate or key is not base64.
     #[error(transparent)]
     Base64(#[from] base64::DecodeError),
+    /// The certificates are no X509-SVID.
     #[error(transparent)]
     Svid(#[from] passant_core::x509_svid::X509SvidError),
+    /// A key is no private key.
     #[error(transparent)]
     Key(#[from] passant_core::keys::KeyError),
+    /// The key is another's.
     #[error("the key does not belong to the SVID")]
     Mismatch,
+    /// The SVID or the bundle is not of the trust domain that the file names.
+    #[error("the SVID is not that of an agent of the trust domain, or the bundle is another's")]
+    Foreign,
+    /// More than any agent writes.
     #[error("it is larger than {} MiB", limits::DATA_FILE_BYTES >> 20)]
     TooLarge,
 }
@@ -242,23 +266,14 @@ impl DataDir {
             Found::Text(text) => text,
             Found::Damaged(damage) => return self.set_aside(&path, &damage),
         };
-        // A newer format may lack what this one needs: its number is read first.
-        match serde_json::from_slice::<Head>(&text) {
-            Ok(Head { format }) if format > FORMAT => return Err(DataError::Newer { path, found: format }),
-            Ok(_) => {}
-            Err(error) => return self.set_aside(&path, &Damage::Json(error)),
-        }
-        let raw: Raw = match serde_json::from_slice(&text) {
-            Ok(raw) => raw,
-            Err(error) => return self.set_aside(&path, &Damage::Json(error)),
-        };
-        if raw.trust_domain != self.trust_domain.as_str() {
-            let wanted = self.trust_domain.clone();
-            return Err(DataError::OtherTrustDomain { path, found: raw.trust_domain, wanted });
-        }
-        match read_stored(raw, host) {
+        match Stored::parse(&text, &self.trust_domain, host) {
             Ok(stored) => Ok(stored),
-            Err(damage) => self.set_aside(&path, &damage),
+            Err(Unusable::Newer(found)) => Err(DataError::Newer { path, found }),
+            Err(Unusable::OtherTrustDomain(found)) => {
+                let wanted = self.trust_domain.clone();
+                Err(DataError::OtherTrustDomain { path, found, wanted })
+            }
+            Err(Unusable::Damaged(damage)) => self.set_aside(&path, &damage),
         }
     }
 
@@ -297,7 +312,7 @@ impl DataDir {
     /// When it cannot be written; then the old content stands.
     pub(crate) async fn save(&self, stored: &Stored) -> Result<(), DataError> {
         let path = self.file();
-        let text = Zeroizing::new(self.to_json(stored));
+        let text = stored.to_json(&self.trust_domain);
         let written = match &self.place {
             Place::Directory { dir, .. } => {
                 let dir = dir.clone();
@@ -311,26 +326,6 @@ impl DataDir {
             Ok(Err(source)) => Err(failed(source)),
             Err(panicked) => Err(failed(io::Error::other(panicked))),
         }
-    }
-
-    fn to_json(&self, stored: &Stored) -> Vec<u8> {
-        let key = |key: &Arc<dyn SigningKey>| Zeroizing::new(BASE64_STANDARD.encode(key.pkcs8().expose()));
-        let raw = Raw {
-            format: FORMAT,
-            trust_domain: self.trust_domain.as_str().to_owned(),
-            identity: stored.identity.as_ref().map(|identity| RawIdentity {
-                svid: identity.svid.chain().iter().map(|der| BASE64_STANDARD.encode(der)).collect(),
-                key: key(&identity.key),
-                reattestable: identity.reattestable,
-            }),
-            bundle: stored.bundle.as_ref().map(|bundle| (**bundle).clone()),
-            pending: stored
-                .pending
-                .as_ref()
-                .map(|pending| RawPending { token: pending.token, key: key(&pending.key) }),
-            spent_token: stored.spent,
-        };
-        serde_json::to_vec(&raw).expect("text, numbers and lists always have a JSON form")
     }
 
     fn set_aside(&self, path: &Path, damage: &Damage) -> Result<Stored, DataError> {
@@ -347,18 +342,66 @@ impl DataDir {
     }
 }
 
-fn read_stored(raw: Raw, host: &Host) -> Result<Stored, Damage> {
-    let identity = raw.identity.map(|identity| read_identity(&identity, host)).transpose()?;
-    let pending = raw
-        .pending
-        .map(|pending| Ok::<_, Damage>(Pending { token: pending.token, key: read_key(&pending.key, host)? }))
-        .transpose()?;
-    Ok(Stored {
-        identity: identity.map(Arc::new),
-        bundle: raw.bundle.map(Arc::new),
-        pending,
-        spent: raw.spent_token,
-    })
+impl Stored {
+    /// Reads the text of a file of an agent of `trust_domain`.
+    ///
+    /// # Errors
+    /// When a newer agent wrote it, it is of another trust domain, or makes no sense.
+    pub fn parse(text: &[u8], trust_domain: &TrustDomain, host: &Host) -> Result<Self, Unusable> {
+        // A newer format may lack what this one needs: its number is read first.
+        match serde_json::from_slice::<Head>(text).map_err(Damage::Json)? {
+            Head { format } if format > FORMAT => return Err(Unusable::Newer(format)),
+            Head { .. } => {}
+        }
+        let raw: Raw = serde_json::from_slice(text).map_err(Damage::Json)?;
+        if raw.trust_domain != trust_domain.as_str() {
+            return Err(Unusable::OtherTrustDomain(raw.trust_domain));
+        }
+        Ok(Self::read(raw, trust_domain, host)?)
+    }
+
+    /// The text of the file of an agent of `trust_domain` that holds this.
+    pub fn to_json(&self, trust_domain: &TrustDomain) -> Zeroizing<Vec<u8>> {
+        let key = |key: &Arc<dyn SigningKey>| Zeroizing::new(BASE64_STANDARD.encode(key.pkcs8().expose()));
+        let raw = Raw {
+            format: FORMAT,
+            trust_domain: trust_domain.as_str().to_owned(),
+            identity: self.identity.as_ref().map(|identity| RawIdentity {
+                svid: identity.svid.chain().iter().map(|der| BASE64_STANDARD.encode(der)).collect(),
+                key: key(&identity.key),
+                reattestable: identity.reattestable,
+            }),
+            bundle: self.bundle.as_ref().map(|bundle| (**bundle).clone()),
+            pending: self
+                .pending
+                .as_ref()
+                .map(|pending| RawPending { token: pending.token, key: key(&pending.key) }),
+            spent_token: self.spent,
+        };
+        Zeroizing::new(serde_json::to_vec(&raw).expect("text, numbers and lists always have a JSON form"))
+    }
+
+    fn read(raw: Raw, trust_domain: &TrustDomain, host: &Host) -> Result<Self, Damage> {
+        let identity = raw.identity.map(|identity| read_identity(&identity, host)).transpose()?;
+        let is_foreign = |id: &SpiffeId| !id.is_member_of(trust_domain) || !id.is_agent();
+        if identity.as_ref().is_some_and(|identity| is_foreign(identity.svid.id()))
+            || raw.bundle.as_ref().is_some_and(|bundle| bundle.trust_domain != *trust_domain)
+        {
+            return Err(Damage::Foreign);
+        }
+        let pending = raw
+            .pending
+            .map(|pending| {
+                Ok::<_, Damage>(Pending { token: pending.token, key: read_key(&pending.key, host)? })
+            })
+            .transpose()?;
+        Ok(Self {
+            identity: identity.map(Arc::new),
+            bundle: raw.bundle.map(Arc::new),
+            pending,
+            spent: raw.spent_token,
+        })
+    }
 }
 
 fn read_identity(raw: &RawIdentity, host: &Host) -> Result<NodeIdentity, Damage> {
@@ -451,4 +494,34 @@ fn sync_above(dir: &Path) -> io::Result<()> {
 fn open_private(path: &Path) -> io::Result<File> {
     let no_link = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(no_link).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::ca::Ca;
+
+    const ORG: &str = "example.org";
+
+    /// Whether an agent of example.org takes a file with an SVID of `id` and a bundle of `bundle`.
+    fn check(id: &str, bundle: &str, is_taken: bool) {
+        let (host, ours) = (Host::system(), TrustDomain::parse(ORG).unwrap());
+        let (svid, key) = Ca::new(ORG).svid_and_key(&SpiffeId::parse(id).unwrap(), 0, 9);
+        let identity = NodeIdentity { svid, key, reattestable: false };
+        let stored = Stored {
+            identity: Some(Arc::new(identity)),
+            bundle: Some(Arc::new(Bundle::empty(TrustDomain::parse(bundle).unwrap()))),
+            ..Stored::default()
+        };
+        let taken = Stored::parse(&stored.to_json(&ours), &ours, &host);
+        assert_eq!(taken.is_ok(), is_taken, "{id} with the bundle of {bundle}");
+    }
+
+    #[test]
+    fn what_is_not_this_agents_makes_no_sense_in_its_file() {
+        check("spiffe://example.org/spire/agent/join_token/t", ORG, true);
+        check("spiffe://other.org/spire/agent/join_token/t", ORG, false);
+        check("spiffe://example.org/workload", ORG, false);
+        check("spiffe://example.org/spire/agent/join_token/t", "other.org", false);
+    }
 }

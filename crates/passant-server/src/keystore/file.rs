@@ -79,6 +79,34 @@ impl KeyFile {
         Ok(Self { directory: directory.to_owned(), keys: Mutex::new(keys) })
     }
 
+    /// Reads the text of a key file: each authority's key as PKCS#8 DER, which nobody has looked into yet.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<BTreeMap<AuthorityId, Secret<Vec<u8>>>, &'static str> {
+        let layout: Layout = serde_json::from_slice(text).map_err(|_| "not the JSON that is expected")?;
+        if layout.format != FORMAT {
+            return Err("another format number");
+        }
+        if layout.sum.is_some_and(|sum| sum != layout.sum_of_keys()) {
+            return Err("its checksum does not fit");
+        }
+        let decode = |(id, text): (&AuthorityId, &String)| {
+            let key = BASE64.decode(text).map_err(|_| "a key is not base64")?;
+            Ok((id.clone(), Secret::new(key)))
+        };
+        layout.keys.iter().map(decode).collect()
+    }
+
+    /// The text of a key file that holds `keys`.
+    pub fn to_json(keys: &BTreeMap<AuthorityId, Secret<Vec<u8>>>) -> Zeroizing<Vec<u8>> {
+        let keys = keys.iter().map(|(id, key)| (id.clone(), BASE64.encode(key.expose()))).collect();
+        let mut layout = Layout { format: FORMAT, sum: None, keys };
+        layout.sum = Some(layout.sum_of_keys());
+        let text = serde_json::to_vec_pretty(&layout).expect("strings and a number always serialize");
+        Zeroizing::new(text)
+    }
+
     fn keys(&self) -> MutexGuard<'_, BTreeMap<AuthorityId, Secret<Vec<u8>>>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,7 +128,9 @@ impl KeyFile {
             .map_err(failed("create", &next))?;
         // The umask may have taken bits away, never added any; state the mode all the same.
         file.set_permissions(Permissions::from_mode(MODE)).map_err(failed("protect", &next))?;
-        file.write_all(&encode(keys)).and_then(|()| file.sync_all()).map_err(failed("write", &next))?;
+        file.write_all(&Self::to_json(keys))
+            .and_then(|()| file.sync_all())
+            .map_err(failed("write", &next))?;
         fs::rename(&next, &path).map_err(failed("replace", &path))?;
         File::open(&self.directory)
             .and_then(|directory| directory.sync_all())
@@ -150,14 +180,6 @@ fn remove_if_there(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn encode(keys: &BTreeMap<AuthorityId, Secret<Vec<u8>>>) -> Zeroizing<Vec<u8>> {
-    let keys = keys.iter().map(|(id, key)| (id.clone(), BASE64.encode(key.expose()))).collect();
-    let mut layout = Layout { format: FORMAT, sum: None, keys };
-    layout.sum = Some(layout.sum_of_keys());
-    let text = serde_json::to_vec_pretty(&layout).expect("strings and a number always serialize");
-    Zeroizing::new(text)
-}
-
 fn read(path: &Path) -> Result<BTreeMap<AuthorityId, Secret<Vec<u8>>>, KeyStoreError> {
     let failed = |source| KeyStoreError::Io { doing: "read", path: path.to_owned(), source };
     let damaged = |why| KeyStoreError::Damaged { path: path.to_owned(), why };
@@ -176,19 +198,7 @@ fn read(path: &Path) -> Result<BTreeMap<AuthorityId, Secret<Vec<u8>>>, KeyStoreE
     }
     let mut text = Zeroizing::new(Vec::with_capacity(usize::try_from(facts.len()).unwrap_or(0) + 1));
     file.read_to_end(&mut text).map_err(failed)?;
-    let layout: Layout =
-        serde_json::from_slice(&text).map_err(|_| damaged("not the JSON that is expected"))?;
-    if layout.format != FORMAT {
-        return Err(damaged("another format number"));
-    }
-    if layout.sum.is_some_and(|sum| sum != layout.sum_of_keys()) {
-        return Err(damaged("its checksum does not fit"));
-    }
-    let decode = |(id, text): (&AuthorityId, &String)| {
-        let key = BASE64.decode(text).map_err(|_| damaged("a key is not base64"))?;
-        Ok((id.clone(), Secret::new(key)))
-    };
-    layout.keys.iter().map(decode).collect()
+    KeyFile::parse(&text).map_err(damaged)
 }
 
 #[cfg(test)]

@@ -19,6 +19,9 @@ use crate::record::{Act, ChainReport, Decision, Outcome, RecordError, Retention}
 /// The format of the lines, in each `start`.
 const FORMAT: u32 = 1;
 
+/// A number that no record reaches, with room behind it to count on.
+const LAST: u64 = 1 << 62;
+
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
@@ -150,6 +153,9 @@ impl Checked {
         let hook = Link { seq: line.seq, prev: line.prev };
         if self.next.is_some_and(|next| next != hook) {
             return Err("it does not follow from the line before it");
+        }
+        if line.seq > LAST {
+            return Err("its number is larger than any that was ever written");
         }
         match &line.body {
             Body::Start { open, .. } => {
@@ -533,4 +539,27 @@ fn len(bytes: usize) -> u64 {
 fn io_error(doing: &'static str, place: &str) -> impl FnOnce(io::Error) -> RecordError + use<> {
     let place = place.to_owned();
     move |source| RecordError::Io { doing, place, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::segments::MemorySegments;
+
+    /// A segment that begins with a line of number `seq`, as if those before it had been removed.
+    fn check(seq: u64, is_taken: bool) {
+        let body = Body::Start { format: FORMAT, open: Vec::new(), torn_bytes: 0 };
+        let line = Line { seq, prev: [0; 32], at: UnixTime::from_secs(0), body };
+        let mut segments = MemorySegments::default();
+        segments.create(2).unwrap();
+        segments.append(2, &[serde_json::to_vec(&line).unwrap(), b"\n".to_vec()].concat()).unwrap();
+        assert_eq!(verify_all(&mut segments).is_ok(), is_taken, "{seq}");
+    }
+
+    #[test]
+    fn a_line_behind_which_nobody_could_count_on_is_refused() {
+        check(LAST, true);
+        check(LAST + 1, false);
+        check(u64::MAX, false);
+    }
 }
