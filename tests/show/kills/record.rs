@@ -90,10 +90,20 @@ struct Line {
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum Body {
-    Start { torn_bytes: u64 },
-    Intent { decision: Decision },
-    Outcome { of: u64, outcome: serde_json::Value },
+    Start {
+        torn_bytes: u64,
+    },
+    Intent {
+        decision: Decision,
+    },
+    Outcome {
+        of: u64,
+        outcome: serde_json::Value,
+    },
     Unknown {},
+    /// What says nothing of a signature, such as what an operator did.
+    #[serde(other)]
+    Other,
 }
 
 #[derive(Deserialize)]
@@ -196,6 +206,7 @@ impl Auditor {
                 }
             }
             Body::Unknown {} => self.tally.unknown += 1,
+            Body::Other => {}
         }
         Ok(())
     }
@@ -289,6 +300,10 @@ mod tests {
         written.intent(1, "bb", "spiffe://example.org/other");
         written.intent(1, "cc", ID);
         written.line(1, r#""kind":"outcome","of":3,"outcome":{"not_signed":"why"}"#);
+        written.line(
+            1,
+            r#""kind":"act","act":{"ban":{"agent":"spiffe://example.org/spire/agent/a"}},"caller":"c""#,
+        );
         let mut auditor = written.auditor();
         auditor.read_on().unwrap();
         assert_eq!(auditor.faults, Vec::<String>::new());
