@@ -1,5 +1,6 @@
 //! Does the shipped thing run? Real binaries, real sockets, real processes; each test has a folder of its own.
 
+mod backup;
 mod bad_input;
 mod command_line;
 mod disk;
