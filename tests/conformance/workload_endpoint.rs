@@ -316,7 +316,7 @@ async fn a_caller_without_identity_is_denied_and_one_too_early_is_told_to_wait()
 
 #[tokio::test]
 async fn reflection_tells_what_the_socket_serves() -> anyhow::Result<()> {
-    let _met = meets(&["WEND-30"]);
+    let _met = meets(&["WEND-30", "WEND-34"]);
     let site = Site::new(&ServerOptions::default())?;
     let _server = site.start_server().await?;
     let _agent = site.start_agent("agent").await?;
@@ -329,6 +329,8 @@ async fn reflection_tells_what_the_socket_serves() -> anyhow::Result<()> {
         for expected in ["SpiffeWorkloadAPI", "grpc.health.v1.Health"] {
             assert!(names.iter().any(|name| name == expected), "{path}: {names:?}");
         }
+        let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "{path}: {names:?}");
         let symbol = MessageRequest::FileContainingSymbol("SpiffeWorkloadAPI".to_owned());
         let told = reflect(channel.clone(), path, symbol).await?;
         let MessageResponse::FileDescriptorResponse(files) = told else { bail!("{told:?}") };
