@@ -1,7 +1,7 @@
 //! What does an agent count and time?
 //!
 //! One struct, made at the start and handed down. What can be read off the cache or the link is not counted here a second
-//! time: see [`Metrics::registry`].
+//! time: see `Metrics::registry`.
 
 use std::sync::Arc;
 

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::label::Labels;
 
-/// The media type of [`Registry::encode`].
+/// The media type of `Registry::encode`.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Upper bounds of the buckets of [`Seconds`]: from a hit in memory to the longest that anybody waits.

@@ -1,7 +1,7 @@
 //! What does a server count and time?
 //!
 //! One struct, made at the start and handed down. What can be read off the state is not counted here a second time: see
-//! [`Metrics::registry`].
+//! `Metrics::registry`.
 
 use std::sync::Arc;
 
