@@ -9,6 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::cargo::cargo;
+
 /// Where the planted bugs stand: one `NAME.patch` each. A patch guards its bug by the environment variable
 /// `PASSANT_ABLATION` being `NAME`, so that one build holds all of them and the environment chooses.
 const PATCHES: &str = "tests/ablations";
@@ -24,16 +26,7 @@ pub(crate) fn run(root: &Path, arguments: &[OsString]) -> Result<()> {
     let place = target(root).join("ablations");
     let tree = place.join("tree");
     plant(root, &tree)?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    // What cargo has set for this program would make build scripts run again.
-    let ours = |name: &OsStr| {
-        name.as_bytes().starts_with(b"CARGO_MANIFEST_") || name.as_bytes().starts_with(b"CARGO_PKG_")
-    };
-    for (name, _) in std::env::vars_os().filter(|(name, _)| ours(name)) {
-        command.env_remove(name);
-    }
-    let status = command
+    let status = cargo()
         .args(arguments)
         .current_dir(&tree)
         .env("CARGO_TARGET_DIR", place.join("build"))
