@@ -384,6 +384,11 @@ impl Revival {
 
     fn entry(&mut self, entry: &Entry) -> Option<Entry> {
         if self.history.deleted.contains(&entry.id) {
+            // What was underway for it when it was deleted can stand after that. One made anew under its id is lost.
+            let newest = self.backup_revision.number();
+            if self.history.entries.get(&entry.id).is_some_and(|since| since.revision <= newest) {
+                self.history.entries.remove(&entry.id);
+            }
             self.again.deleted_entries.push(entry.id.clone());
             return None;
         }

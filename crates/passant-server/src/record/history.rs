@@ -23,7 +23,8 @@ pub(crate) struct History {
     pub(crate) nodes: BTreeMap<SpiffeId, NodeHistory>,
     /// Entries for which something was issued.
     pub(crate) entries: BTreeMap<EntryId, EntryHistory>,
-    /// Entries that were deleted. What was issued for them before is not among `entries`.
+    /// Entries that were deleted. What was issued for them before that is not among `entries`; what was underway then
+    /// may be.
     pub(crate) deleted: BTreeSet<EntryId>,
     /// Authorities that were made.
     pub(crate) authorities: Vec<Arc<Decision>>,

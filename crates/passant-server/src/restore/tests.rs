@@ -144,6 +144,7 @@ async fn what_the_record_tells_is_done_again() {
     let mut changes: Vec<Change> =
         known.iter().map(|name| Change::PutNode(node(&agent(name), &[]))).collect();
     changes.push(Change::PutEntry(entry("doomed", "/w/d", "/p")));
+    changes.push(Change::PutEntry(entry("renewed", "/w/r", "/p")));
     let site = Site::new(changes);
     site.record(vec![
         Said::Act(Act::BanAgent(id(&agent("banned")))),
@@ -155,7 +156,10 @@ async fn what_the_record_tells_is_done_again() {
         issued(DecisionKind::NodeSvid, &agent("new-and-banned"), "0e", None),
         Said::Act(Act::BanAgent(id(&agent("new-and-banned")))),
         issued(DecisionKind::X509Svid, "/w/d", "0f", Some(("doomed", 3))),
-        Said::Act(Act::DeleteEntries(vec![entry_id("doomed")])),
+        Said::Act(Act::DeleteEntries(vec![entry_id("doomed"), entry_id("renewed")])),
+        // The mint was underway when the entry was deleted.
+        issued(DecisionKind::X509Svid, "/w/d", "13", Some(("doomed", 3))),
+        issued(DecisionKind::X509Svid, "/w/r", "14", Some(("renewed", 52))),
         issued(DecisionKind::X509Svid, "/w/new", "10", Some(("new", 50))),
         issued(DecisionKind::X509Svid, "/w/1", "11", Some(("plain", 51))),
         issued(DecisionKind::JwtAuthority, "/w/x", "12", None),
@@ -184,7 +188,7 @@ async fn what_the_record_tells_is_done_again() {
         Again {
             banned: ids(&["banned", "new-and-banned"]),
             evicted: ids(&["evicted"]),
-            deleted_entries: vec![entry_id("doomed")],
+            deleted_entries: vec![entry_id("doomed"), entry_id("renewed")],
             renewed: ids(&["renewed", "renewed-twice"]),
         }
     );
@@ -192,7 +196,7 @@ async fn what_the_record_tells_is_done_again() {
         restored.lost,
         Lost {
             agents: ids(&["new"]),
-            entries: vec![(entry_id("new"), id("/w/new"))],
+            entries: vec![(entry_id("new"), id("/w/new")), (entry_id("renewed"), id("/w/r"))],
             changed_entries: vec![entry_id("plain")],
             join_tokens: 0,
             authorities: vec![AuthorityId::parse(&"07".repeat(20)).unwrap()],
