@@ -70,6 +70,8 @@ struct Held {
     executable: Option<Executable>,
     process: Process,
     pidfd: AsyncFd<OwnedFd>,
+    /// Whether the socket handed out the pidfd. It is then certainly of the process that connected.
+    is_from_socket: bool,
 }
 
 /// The program that the peer runs.
@@ -139,9 +141,9 @@ impl Peer {
         }
         let process = Process::of(pid);
         let start_time = process.start_time().map_err(read_error)?;
-        let pidfd = match getsockopt(stream, sockopt::PeerPidfd) {
-            Ok(pidfd) => pidfd,
-            Err(Errno::ENOPROTOOPT) => open_pidfd(pid)?,
+        let (pidfd, is_from_socket) = match getsockopt(stream, sockopt::PeerPidfd) {
+            Ok(pidfd) => (pidfd, true),
+            Err(Errno::ENOPROTOOPT) => (open_pidfd(pid)?, false),
             Err(Errno::ESRCH | Errno::EINVAL | Errno::ENODATA) => return Err(PeerError::Gone),
             Err(errno) => return Err(socket_error(errno)),
         };
@@ -154,6 +156,7 @@ impl Peer {
             executable: None,
             process,
             pidfd,
+            is_from_socket,
         };
         held.executable = held.confirmed(|process| Ok(executable(process)))?;
         let peer = Self(Holder::Kernel(Arc::new(held)));
@@ -280,11 +283,14 @@ impl Held {
     /// of this process. The start time guards the old kernels, where the pidfd may be of a later process.
     fn confirmed<T>(&self, read: impl FnOnce(&Process) -> io::Result<T>) -> Result<T, PeerError> {
         let found = read(&self.process);
-        let is_same = self.process.start_time().is_ok_and(|start_time| start_time == self.start_time);
-        if !is_same || !self.is_alive() {
+        if !self.is_the_one() || !self.is_alive() {
             return Err(PeerError::Gone);
         }
         found.map_err(PeerError::Unreadable)
+    }
+
+    fn is_the_one(&self) -> bool {
+        self.is_from_socket || self.process.start_time().is_ok_and(|start_time| start_time == self.start_time)
     }
 
     fn check(&self, credentials: &Credentials, inode: Option<ExecutableInode>) -> Result<(), PeerError> {

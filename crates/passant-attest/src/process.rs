@@ -72,8 +72,12 @@ impl Process {
     }
 }
 
+/// What `status`, the longest of the files, has on most machines is well below this.
+const USUAL_BYTES: usize = 4096;
+
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // Room for all of a usual file, so that one read brings it: grown step by step it would take seven.
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
     File::open(path)?.take(PROCESS_FILE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > PROCESS_FILE_BYTES {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{} is too long", path.display())));
