@@ -505,7 +505,7 @@ impl Turns<'_> {
 
     async fn active_jwt(&self) -> Result<ActiveJwt, AuthorityError> {
         let (authority, key) = self.active_with_key(AuthorityKind::Jwt).await?;
-        Ok(ActiveJwt::new(&authority, key, self.parts.journal.state().trust_domain())?)
+        Ok(ActiveJwt::new(&authority, key)?)
     }
 
     async fn active_with_key(

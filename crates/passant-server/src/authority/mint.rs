@@ -6,12 +6,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use passant_core::bundle::{Bundle, JwtAuthority};
 use passant_core::jwt_svid::{self, JwtClaims};
 use passant_core::keys::{KeyError, RcgenKey, SigningKey};
 use passant_core::limits::BACKDATE;
 use passant_core::serial::Serial;
-use passant_core::{SpiffeId, TrustDomain, UnixTime};
+use passant_core::{SpiffeId, UnixTime};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyIdMethod,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -49,8 +48,6 @@ pub struct ActiveJwt {
     id: AuthorityId,
     key: Arc<dyn SigningKey>,
     not_after: UnixTime,
-    /// Holds this authority only: what it signs is verified against it at once.
-    bundle: Arc<Bundle>,
 }
 
 /// Why nothing was signed, or what was signed was thrown away.
@@ -237,28 +234,16 @@ impl ActiveJwt {
     ///
     /// # Errors
     /// [`MintError::ForeignKey`] when they do not belong together.
-    pub(super) fn new(
-        authority: &Authority,
-        key: Arc<dyn SigningKey>,
-        trust_domain: &TrustDomain,
-    ) -> Result<Self, MintError> {
+    pub(super) fn new(authority: &Authority, key: Arc<dyn SigningKey>) -> Result<Self, MintError> {
         if key.public_key() != authority.public_key.as_slice() {
             return Err(MintError::ForeignKey(authority.id.clone()));
         }
-        let mut bundle = Bundle::empty(trust_domain.clone());
-        let published = JwtAuthority::new(authority.id.as_str(), &authority.public_key, None);
-        bundle.jwt_authorities.push(published.map_err(|error| MintError::Invalid(Box::new(error)))?);
-        Ok(Self { id: authority.id.clone(), key, not_after: authority.not_after, bundle: Arc::new(bundle) })
+        Ok(Self { id: authority.id.clone(), key, not_after: authority.not_after })
     }
 
     /// The key ID that tokens carry.
     pub fn id(&self) -> &AuthorityId {
         &self.id
-    }
-
-    /// A bundle of this authority alone.
-    pub(crate) fn bundle(&self) -> &Arc<Bundle> {
-        &self.bundle
     }
 
     /// The last second a token of it may be valid.
