@@ -1,9 +1,9 @@
 //! Which of a node's entries does a workload with these selectors get?
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::entry::{AuthorizedEntry, EntryId};
+use crate::entry::AuthorizedEntry;
 use crate::selector::{Selector, Selectors};
 
 /// A node's entries, indexed so that matching reads only entries that share a selector with the workload.
@@ -12,17 +12,18 @@ use crate::selector::{Selector, Selectors};
 /// cannot match, so no other place is needed.
 #[derive(Clone, Debug, Default)]
 pub struct EntryIndex {
-    by_selector: BTreeMap<Selector, Vec<Arc<AuthorizedEntry>>>,
+    /// Asked by selector only: in which order they lie does not matter.
+    by_selector: HashMap<Selector, Vec<Arc<AuthorizedEntry>>>,
 }
 
 impl EntryIndex {
     /// Indexes `entries`. One without selectors is left out: it matches nothing.
     pub fn new<'a>(entries: impl IntoIterator<Item = &'a Arc<AuthorizedEntry>> + Clone) -> Self {
-        let mut common: BTreeMap<&Selector, usize> = BTreeMap::new();
+        let mut common: HashMap<&Selector, usize> = HashMap::new();
         for selector in entries.clone().into_iter().flat_map(|entry| entry.selectors.iter()) {
             *common.entry(selector).or_default() += 1;
         }
-        let mut by_selector: BTreeMap<Selector, Vec<Arc<AuthorizedEntry>>> = BTreeMap::new();
+        let mut by_selector: HashMap<Selector, Vec<Arc<AuthorizedEntry>>> = HashMap::new();
         for entry in entries {
             if let Some(rarest) = entry.selectors.iter().min_by_key(|selector| common.get(selector)) {
                 by_selector.entry(rarest.clone()).or_default().push(Arc::clone(entry));
@@ -33,13 +34,12 @@ impl EntryIndex {
 
     /// Entries whose selectors are all present in `have`, in entry-id order.
     pub fn matching(&self, have: &Selectors) -> Vec<Arc<AuthorizedEntry>> {
-        let mut found: BTreeMap<&EntryId, &Arc<AuthorizedEntry>> = BTreeMap::new();
-        for entry in have.iter().filter_map(|selector| self.by_selector.get(selector)).flatten() {
-            if have.contains_all(&entry.selectors) {
-                found.insert(&entry.id, entry);
-            }
-        }
-        found.into_values().map(Arc::clone).collect()
+        let near = have.iter().filter_map(|selector| self.by_selector.get(selector)).flatten();
+        let mut found: Vec<_> =
+            near.filter(|entry| have.contains_all(&entry.selectors)).map(Arc::clone).collect();
+        // None comes twice: each stands under one selector.
+        found.sort_unstable_by(|one, two| one.id.cmp(&two.id));
+        found
     }
 }
 

@@ -1,6 +1,5 @@
 //! What is a selector, and when does one set of them contain another?
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,8 +15,8 @@ use crate::limits::{SELECTOR_KIND_BYTES, SELECTOR_VALUE_BYTES};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Selector {
-    kind: Arc<str>,
-    value: Arc<str>,
+    /// Both parts and the colon between them: there are millions of selectors, and one text takes less than two.
+    text: Arc<str>,
 }
 
 /// Why something is no selector.
@@ -58,7 +57,7 @@ impl Selector {
         if kind.len() > SELECTOR_KIND_BYTES || value.len() > SELECTOR_VALUE_BYTES {
             return Err(SelectorError::TooLong);
         }
-        Ok(Self { kind: Arc::from(kind), value: Arc::from(value) })
+        Ok(Self { text: Arc::from(format!("{kind}:{value}")) })
     }
 
     /// Parses `kind:value`.
@@ -72,18 +71,27 @@ impl Selector {
 
     /// The attestor that vouches for it.
     pub fn kind(&self) -> &str {
-        &self.kind
+        self.parts().0
     }
 
     /// The fact.
     pub fn value(&self) -> &str {
-        &self.value
+        self.parts().1
+    }
+
+    /// The selector as it is written, `kind:value`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        self.text.split_once(':').expect("a selector is made with its colon")
     }
 }
 
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.kind, self.value)
+        f.write_str(&self.text)
     }
 }
 
@@ -108,17 +116,19 @@ impl From<Selector> for String {
 }
 
 /// A set of selectors in a fixed order.
+///
+/// Sets are small, and there are millions: a sorted list takes a third of a tree of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Selectors(BTreeSet<Selector>);
+#[serde(from = "Vec<Selector>")]
+pub struct Selectors(Vec<Selector>);
 
 impl Selectors {
     /// The empty set.
     pub const fn new() -> Self {
-        Self(BTreeSet::new())
+        Self(Vec::new())
     }
 
-    /// The selectors, ordered by kind, then value.
+    /// The selectors, in the order of their texts.
     pub fn iter(&self) -> impl Iterator<Item = &Selector> {
         self.0.iter()
     }
@@ -135,40 +145,55 @@ impl Selectors {
 
     /// Whether `selector` is among them.
     pub fn contains(&self, selector: &Selector) -> bool {
-        self.0.contains(selector)
+        self.0.binary_search(selector).is_ok()
     }
 
     /// Whether every selector of `wanted` is among these. True for an empty `wanted`.
     pub fn contains_all(&self, wanted: &Self) -> bool {
-        wanted.0.is_subset(&self.0)
+        wanted.0.iter().all(|selector| self.contains(selector))
     }
 
     /// Whether at least one selector of `wanted` is among these.
     pub fn contains_any(&self, wanted: &Self) -> bool {
-        !wanted.0.is_disjoint(&self.0)
+        wanted.0.iter().any(|selector| self.contains(selector))
     }
 
     /// Adds one; false when it was there.
     pub fn insert(&mut self, selector: Selector) -> bool {
-        self.0.insert(selector)
+        let place = self.0.binary_search(&selector);
+        if let Err(place) = place {
+            self.0.insert(place, selector);
+        }
+        place.is_err()
+    }
+}
+
+impl From<Vec<Selector>> for Selectors {
+    fn from(mut selectors: Vec<Selector>) -> Self {
+        selectors.sort_unstable();
+        selectors.dedup();
+        selectors.shrink_to_fit();
+        Self(selectors)
     }
 }
 
 impl FromIterator<Selector> for Selectors {
     fn from_iter<I: IntoIterator<Item = Selector>>(selectors: I) -> Self {
-        Self(selectors.into_iter().collect())
+        Self::from(Vec::from_iter(selectors))
     }
 }
 
 impl Extend<Selector> for Selectors {
     fn extend<I: IntoIterator<Item = Selector>>(&mut self, selectors: I) {
-        self.0.extend(selectors);
+        let mut all = std::mem::take(&mut self.0);
+        all.extend(selectors);
+        *self = Self::from(all);
     }
 }
 
 impl<'a> IntoIterator for &'a Selectors {
     type Item = &'a Selector;
-    type IntoIter = std::collections::btree_set::Iter<'a, Selector>;
+    type IntoIter = std::slice::Iter<'a, Selector>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.iter()
@@ -177,7 +202,7 @@ impl<'a> IntoIterator for &'a Selectors {
 
 impl IntoIterator for Selectors {
     type Item = Selector;
-    type IntoIter = std::collections::btree_set::IntoIter<Selector>;
+    type IntoIter = std::vec::IntoIter<Selector>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_iter()
@@ -216,5 +241,25 @@ mod tests {
         assert!(!have.contains_all(&set(&["unix:uid:1", "unix:gid:2"])));
         assert!(have.contains_any(&set(&["unix:uid:1", "unix:gid:2"])));
         assert!(have.contains_all(&Selectors::new()));
+    }
+
+    #[test]
+    fn a_set_is_the_same_however_it_was_made() {
+        let texts = ["unix:uid:1", "k8s:ns:a", "unix:gid:1"];
+        let made = set(&texts);
+        let mut inserted = Selectors::new();
+        for text in texts.iter().rev().chain(&texts) {
+            inserted.insert(Selector::parse(text).unwrap());
+        }
+        let mut extended = set(&texts[..2]);
+        extended.extend(set(&texts[1..]));
+        let read: Selectors =
+            serde_json::from_str(r#"["unix:gid:1","unix:uid:1","k8s:ns:a","unix:uid:1"]"#).unwrap();
+        for other in [&inserted, &extended, &read] {
+            assert_eq!((other, other.len()), (&made, 3));
+        }
+        assert_eq!(serde_json::to_string(&made).unwrap(), r#"["k8s:ns:a","unix:gid:1","unix:uid:1"]"#);
+        assert!(!inserted.insert(Selector::parse("k8s:ns:a").unwrap()));
+        assert!(texts.iter().all(|text| inserted.contains(&Selector::parse(text).unwrap())));
     }
 }
