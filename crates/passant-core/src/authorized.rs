@@ -13,6 +13,9 @@ pub trait EntryGraph {
     /// Visits the entries whose parent ID is `parent`.
     fn for_each_child(&self, parent: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>));
 
+    /// Visits the entries that grant `spiffe_id`, node aliases among them.
+    fn for_each_granting(&self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>));
+
     /// Visits the node aliases (entries whose parent is the server) that share at least one selector with `selectors`.
     /// It may visit others too, and one of them twice.
     fn for_each_alias(&self, selectors: &Selectors, visit: &mut dyn FnMut(&Arc<Entry>));
@@ -51,8 +54,49 @@ pub fn authorized(
     found
 }
 
+/// Whether `entry` is among [`authorized`], without looking for the others: the way up from one entry is short, while the
+/// way down from an agent leads to all of its entries.
+pub fn is_authorized(
+    graph: &dyn EntryGraph,
+    agent_id: &SpiffeId,
+    node_selectors: &Selectors,
+    entry: &Entry,
+    now: UnixTime,
+) -> bool {
+    if entry.is_node_alias() || entry.has_ended(now) {
+        return false;
+    }
+    let mut parents = vec![entry.parent_id.clone()];
+    let mut seen = BTreeSet::new();
+    while let Some(parent) = parents.pop() {
+        if parent == *agent_id {
+            return true;
+        }
+        if seen.contains(&parent) {
+            continue;
+        }
+        let mut is_of_node = false;
+        graph.for_each_granting(&parent, &mut |above| {
+            if above.has_ended(now) {
+                return;
+            }
+            match above.is_node_alias() {
+                true => is_of_node |= node_selectors.contains_all(&above.selectors),
+                false => parents.push(above.parent_id.clone()),
+            }
+        });
+        if is_of_node {
+            return true;
+        }
+        seen.insert(parent);
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::entry::EntryDraft;
     use crate::selector::Selector;
@@ -63,6 +107,10 @@ mod tests {
     impl EntryGraph for Listed {
         fn for_each_child(&self, parent: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>)) {
             self.0.iter().filter(|e| e.parent_id == *parent).for_each(visit);
+        }
+
+        fn for_each_granting(&self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>)) {
+            self.0.iter().filter(|e| e.spiffe_id == *spiffe_id).for_each(visit);
         }
 
         fn for_each_alias(&self, _: &Selectors, visit: &mut dyn FnMut(&Arc<Entry>)) {
@@ -130,5 +178,40 @@ mod tests {
         ];
         assert_eq!(ids(entries.clone(), &[], 99), ["one", "two"]);
         assert!(ids(entries, &[], 100).is_empty());
+    }
+
+    /// SPIFFE IDs that name each other as parents in every way: the agent's own, the server's, and some between.
+    fn any_entries() -> impl Strategy<Value = Vec<Arc<Entry>>> {
+        let spiffe_ids = prop::sample::select(vec!["/a", "/b", "/c", "/d"]);
+        let parents = prop::sample::select(vec![
+            "/a",
+            "/b",
+            "/c",
+            "/d",
+            "/spire/server",
+            "/spire/agent/x/1",
+            "/spire/agent/x/2",
+        ]);
+        let selectors = prop::sample::subsequence(vec!["x:a", "x:b"], 1..=2);
+        let one = (spiffe_ids, parents, selectors, prop::option::weighted(0.3, 0..3_i64));
+        prop::collection::vec(one, 0..10).prop_map(|entries| {
+            let numbered = entries.into_iter().enumerate();
+            numbered
+                .map(|(at, (id, parent, have, end))| entry(&format!("e{at}"), id, parent, &have, end))
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_way_up_and_the_way_down_meet(entries in any_entries(), node in prop::sample::subsequence(vec!["x:a", "x:b"], 0..=2)) {
+            let (agent, node, now) = (id("/spire/agent/x/1"), selectors(&node), UnixTime::from_secs(1));
+            let graph = Listed(entries);
+            let found = authorized(&graph, &agent, &node, now);
+            for entry in &graph.0 {
+                let is_found = found.contains_key(&entry.id);
+                prop_assert_eq!(is_authorized(&graph, &agent, &node, entry, now), is_found, "{}", entry.id);
+            }
+        }
     }
 }

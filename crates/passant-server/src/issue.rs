@@ -14,7 +14,6 @@ mod mint;
 mod order;
 mod pool;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,10 +128,10 @@ impl Issuer {
     ) -> Vec<Result<IssuedX509, Refusal>> {
         let began = Instant::now();
         let scene = self.scene();
-        let entries = self.entries_of(caller, scene.now);
+        let state = self.journal.state();
         let (who, ttl, wanted) = (caller.clone(), self.config.x509_svid_ttl, requests.len());
         let order = move |(entry_id, der): (String, Vec<u8>)| {
-            let entry = asked_for(&entries, &entry_id, &der)?;
+            let entry = asked_for(&state, &who, &entry_id, &der, scene.now)?;
             X509Order::workload(&scene, &who, entry, read_csr(&der)?, ttl)
         };
         let pool = self.pool_of(caller);
@@ -166,8 +165,8 @@ impl Issuer {
     ) -> Result<IssuedJwt, Refusal> {
         let issued = async {
             let now = self.host.now();
-            let entries = self.entries_of(caller, now);
-            let entry = find(&entries, entry_id)?;
+            let state = self.journal.state();
+            let entry = find(&state, caller, entry_id, now)?;
             let order =
                 JwtOrder::workload(&self.tokens(now), caller, entry, audience, self.config.jwt_svid_ttl)?;
             let ground = order.decision().entry.clone();
@@ -302,11 +301,6 @@ impl Issuer {
         order::TokenScene { now, authority, issuer, host: self.host.clone() }
     }
 
-    fn entries_of(&self, caller: &AgentCaller, now: UnixTime) -> BTreeMap<EntryId, Arc<Entry>> {
-        let entries = self.journal.state().authorized_entries(caller.id(), now);
-        entries.into_iter().map(|entry| (entry.id.clone(), entry)).collect()
-    }
-
     /// Puts all orders on record with one sync, and pairs each with its permission.
     async fn approve<O: Ordered>(
         &self,
@@ -364,9 +358,11 @@ fn read_csr(der: &[u8]) -> Result<Csr, Refusal> {
 }
 
 fn asked_for<'a>(
-    entries: &'a BTreeMap<EntryId, Arc<Entry>>,
+    state: &'a State,
+    caller: &AgentCaller,
     entry_id: &str,
     csr: &[u8],
+    now: UnixTime,
 ) -> Result<&'a Entry, Refusal> {
     if entry_id.is_empty() {
         return Err(Refusal::invalid("missing entry ID"));
@@ -374,11 +370,17 @@ fn asked_for<'a>(
     if csr.is_empty() {
         return Err(Refusal::invalid("missing CSR"));
     }
-    find(entries, entry_id)
+    find(state, caller, entry_id, now)
 }
 
-fn find<'a>(entries: &'a BTreeMap<EntryId, Arc<Entry>>, entry_id: &str) -> Result<&'a Entry, Refusal> {
-    let entry = EntryId::parse(entry_id).ok().and_then(|id| entries.get(&id));
+fn find<'a>(
+    state: &'a State,
+    caller: &AgentCaller,
+    entry_id: &str,
+    now: UnixTime,
+) -> Result<&'a Entry, Refusal> {
+    let id = EntryId::parse(entry_id).ok();
+    let entry = id.and_then(|id| state.authorized_entry(caller.id(), &id, now));
     entry.map(AsRef::as_ref).ok_or_else(order::no_entry)
 }
 

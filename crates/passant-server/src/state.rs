@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdMap;
 use passant_attest::node::join_token::TokenHash;
-use passant_core::authorized::{EntryGraph, authorized};
+use passant_core::authorized::{EntryGraph, authorized, is_authorized};
 use passant_core::bundle::Bundle;
 use passant_core::{Entry, EntryDraft, EntryId, Selector, Selectors, SpiffeId, TrustDomain, UnixTime};
 
@@ -21,6 +21,9 @@ pub use change::{Change, Commit, Cursor, Lineage, RequestId, Revision};
 pub use node::{AttestedNode, PendingSerial};
 pub use token::{JoinToken, Spent};
 
+/// From so many entries on, a second thread is worth its start.
+const MANY_ENTRIES: usize = 10_000;
+
 /// Everything the server has decided, as it stood after one revision.
 ///
 /// An immutable snapshot for its readers: cloning shares all objects, and nothing but [`State::apply`] changes it.
@@ -31,17 +34,17 @@ pub struct State {
     trust_domain: TrustDomain,
     cursor: Cursor,
     entries: OrdMap<EntryId, Arc<Entry>>,
-    by_parent: OrdSet<Filed<SpiffeId>>,
-    by_spiffe_id: OrdSet<Filed<SpiffeId>>,
+    by_parent: OrdMap<Filed<SpiffeId>, Arc<Entry>>,
+    by_spiffe_id: OrdMap<Filed<SpiffeId>, Arc<Entry>>,
     /// Node aliases under each of their selectors.
-    aliases: OrdSet<Filed<Selector>>,
+    aliases: OrdMap<Filed<Selector>, Arc<Entry>>,
     nodes: OrdMap<SpiffeId, Arc<AttestedNode>>,
     tokens: OrdMap<TokenHash, JoinToken>,
     authorities: OrdMap<AuthorityId, Authority>,
     bundles: OrdMap<TrustDomain, Arc<Bundle>>,
 }
 
-/// A line of an index: an entry filed under something it names. Ordered by that, then by entry ID.
+/// The key of an entry in an index: what it names and is filed under, then its entry ID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Filed<K> {
     under: K,
@@ -56,9 +59,9 @@ impl State {
             trust_domain,
             cursor,
             entries: OrdMap::new(),
-            by_parent: OrdSet::new(),
-            by_spiffe_id: OrdSet::new(),
-            aliases: OrdSet::new(),
+            by_parent: OrdMap::new(),
+            by_spiffe_id: OrdMap::new(),
+            aliases: OrdMap::new(),
             nodes: OrdMap::new(),
             tokens: OrdMap::new(),
             authorities: OrdMap::new(),
@@ -66,13 +69,44 @@ impl State {
         }
     }
 
-    /// The state that `objects`, as a store loaded them, make at `cursor`.
+    /// The state that `objects`, as a store loaded them, make at `cursor`. With many entries their indexes are made side by
+    /// side.
     pub fn of_objects(trust_domain: TrustDomain, cursor: Cursor, objects: Vec<Change>) -> Self {
         let mut state = Self::empty(trust_domain, cursor);
-        for object in objects {
-            state.change(object);
+        let (entries, others): (Vec<_>, Vec<_>) =
+            objects.into_iter().partition(|object| matches!(object, Change::PutEntry(_)));
+        if entries.len() < MANY_ENTRIES {
+            entries.into_iter().for_each(|entry| state.change(entry));
+        } else {
+            state.take_entries(entries);
         }
+        others.into_iter().for_each(|object| state.change(object));
         state
+    }
+
+    /// Takes `puts` of entries into a state without entries.
+    fn take_entries(&mut self, puts: Vec<Change>) {
+        let put = |change| if let Change::PutEntry(entry) = change { Some(entry) } else { None };
+        let entries = puts.into_iter().filter_map(put).map(|entry| (entry.id.clone(), entry));
+        self.entries = entries.collect();
+        let entries = &self.entries;
+        let by = |under: fn(&Entry) -> &SpiffeId| -> OrdMap<Filed<SpiffeId>, Arc<Entry>> {
+            entries.values().map(|entry| (filed(under(entry), &entry.id), Arc::clone(entry))).collect()
+        };
+        let by_parent = || by(|entry| &entry.parent_id);
+        let by_spiffe_id = || by(|entry| &entry.spiffe_id);
+        (self.by_parent, self.by_spiffe_id) =
+            std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, by_parent) {
+                Ok(aside) => {
+                    let by_spiffe_id = by_spiffe_id();
+                    (aside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), by_spiffe_id)
+                }
+                Err(_) => (by_parent(), by_spiffe_id()),
+            });
+        for entry in entries.values().filter(|entry| entry.is_node_alias()) {
+            let under = entry.selectors.iter().map(|selector| filed(selector, &entry.id));
+            self.aliases.extend(under.map(|key| (key, Arc::clone(entry))));
+        }
     }
 
     /// Takes one commit: all its changes, and one revision.
@@ -87,10 +121,12 @@ impl State {
         match change {
             Change::PutEntry(entry) => {
                 self.delete_entry(&entry.id);
-                self.by_parent.insert(filed(&entry.parent_id, &entry.id));
-                self.by_spiffe_id.insert(filed(&entry.spiffe_id, &entry.id));
+                self.by_parent.insert(filed(&entry.parent_id, &entry.id), Arc::clone(&entry));
+                self.by_spiffe_id.insert(filed(&entry.spiffe_id, &entry.id), Arc::clone(&entry));
                 if entry.is_node_alias() {
-                    self.aliases.extend(entry.selectors.iter().map(|selector| filed(selector, &entry.id)));
+                    for selector in &entry.selectors {
+                        self.aliases.insert(filed(selector, &entry.id), Arc::clone(&entry));
+                    }
                 }
                 self.entries.insert(entry.id.clone(), entry);
             }
@@ -166,25 +202,12 @@ impl State {
 
     /// The entries whose parent ID is `parent`, in entry-ID order.
     pub fn children(&self, parent: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
-        self.filed_under(&self.by_parent, parent)
+        filed_under(&self.by_parent, parent)
     }
 
     /// The entries that grant `spiffe_id`, in entry-ID order.
     pub fn entries_by_spiffe_id(&self, spiffe_id: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
-        self.filed_under(&self.by_spiffe_id, spiffe_id)
-    }
-
-    fn filed_under<'a, K: Clone + Ord>(
-        &'a self,
-        index: &'a OrdSet<Filed<K>>,
-        under: &K,
-    ) -> impl Iterator<Item = &'a Arc<Entry>> + use<'a, K> {
-        let under = under.clone();
-        index
-            .range(Filed { under: under.clone(), entry: None }..)
-            .take_while(move |filed| filed.under == under)
-            .filter_map(|filed| filed.entry.as_ref())
-            .filter_map(|id| self.entries.get(id))
+        filed_under(&self.by_spiffe_id, spiffe_id)
     }
 
     /// All entries that the agent may ask SVIDs for at `now`, in entry-ID order; see [`authorized`]. An agent that is
@@ -193,6 +216,13 @@ impl State {
         let none = Selectors::new();
         let selectors = self.nodes.get(agent_id).map_or(&none, |node| &node.selectors);
         authorized(self, agent_id, selectors, now).into_values().collect()
+    }
+
+    /// The entry with this ID, if it is one of [`State::authorized_entries`].
+    pub fn authorized_entry(&self, agent_id: &SpiffeId, id: &EntryId, now: UnixTime) -> Option<&Arc<Entry>> {
+        let none = Selectors::new();
+        let selectors = self.nodes.get(agent_id).map_or(&none, |node| &node.selectors);
+        self.entry(id).filter(|entry| is_authorized(self, agent_id, selectors, entry, now))
     }
 
     /// The entry that `draft` would double: same parent ID, SPIFFE ID and selectors, whatever its entry ID.
@@ -267,11 +297,26 @@ impl EntryGraph for State {
         self.children(parent).for_each(visit);
     }
 
+    fn for_each_granting(&self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>)) {
+        self.entries_by_spiffe_id(spiffe_id).for_each(visit);
+    }
+
     fn for_each_alias(&self, selectors: &Selectors, visit: &mut dyn FnMut(&Arc<Entry>)) {
         for selector in selectors {
-            self.filed_under(&self.aliases, selector).for_each(&mut *visit);
+            filed_under(&self.aliases, selector).for_each(&mut *visit);
         }
     }
+}
+
+fn filed_under<'a, K: Clone + Ord>(
+    index: &'a OrdMap<Filed<K>, Arc<Entry>>,
+    under: &K,
+) -> impl Iterator<Item = &'a Arc<Entry>> + use<'a, K> {
+    let under = under.clone();
+    index
+        .range(Filed { under: under.clone(), entry: None }..)
+        .take_while(move |(filed, _)| filed.under == under)
+        .map(|(_, entry)| entry)
 }
 
 fn filed<K: Clone>(under: &K, entry: &EntryId) -> Filed<K> {
@@ -331,6 +376,24 @@ mod tests {
     }
 
     #[test]
+    fn many_loaded_entries_make_the_state_that_they_make_one_by_one() {
+        let put = |number: usize| {
+            let parent = if number.is_multiple_of(100) {
+                "/spire/server".to_owned()
+            } else {
+                format!("/p/{}", number % 7)
+            };
+            let spiffe_id = format!("/w/{}", number % 5_000);
+            Change::PutEntry(registered(&format!("e{number}"), draft(&spiffe_id, &parent, &["k:1", "k:2"])))
+        };
+        let objects: Vec<Change> = (0..MANY_ENTRIES + 1).map(put).collect();
+        let cursor = Cursor { lineage: Lineage::new([1; 16]), revision: Revision::ZERO };
+        let mut one_by_one = State::empty(trust_domain(), cursor);
+        objects.iter().for_each(|object| one_by_one.change(object.clone()));
+        assert_eq!(State::of_objects(trust_domain(), cursor, objects), one_by_one);
+    }
+
+    #[test]
     fn a_snapshot_does_not_change() {
         let before = state_of(vec![Change::PutEntry(entry("a", "/w", "/p"))]);
         let mut after = before.clone();
@@ -371,6 +434,12 @@ mod tests {
         assert_eq!(authorized(&["x:a", "x:b", "x:c"]), ["below", "deep", "mine"]);
         assert_eq!(authorized(&["x:a"]), ["deep", "mine"]);
         assert_eq!(state.authorized_entries(&id("/spire/agent/x/2"), at(5)), []);
+        let is_one =
+            |agent: &str, entry: &str| state.authorized_entry(&id(agent), &entry_id(entry), at(5)).is_some();
+        assert!(is_one("/spire/agent/x/1", "deep"));
+        assert!(!is_one("/spire/agent/x/1", "below"), "it lacks a selector of the alias");
+        assert!(!is_one("/spire/agent/x/2", "deep"));
+        assert!(!is_one("/spire/agent/x/1", "absent"));
     }
 
     proptest! {

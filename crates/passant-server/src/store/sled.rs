@@ -27,10 +27,11 @@
 //! Every value is an envelope: one byte of record format, the CRC-32 (4 bytes, big endian) of key and content, then the
 //! content as JSON.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ pub(crate) mod restoring;
 const STORE_FORMAT: u64 = 1;
 /// The format of one record, its first byte.
 const RECORD_FORMAT: u8 = 1;
+/// Records that are decoded at a time when the store is read.
+const LOAD_PART: usize = 4_096;
 const META: &[u8] = b"meta";
 const HEAD: &[u8] = b"head";
 const OBJECTS: &str = "o/";
@@ -253,18 +256,34 @@ impl SledStore {
     }
 
     /// The objects, and their checksums added up.
+    /// All objects in the order of their keys. While one thread reads on, others decode what was read.
     fn load_objects(&self) -> Result<(Vec<Change>, u64), StoreError> {
-        let mut objects = Vec::new();
-        let mut sum = 0_u64;
-        for record in self.db()?.scan_prefix(OBJECTS) {
-            let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
-            let object: Change = self.read(&key, &value)?;
-            if !object.is_put() || object_key(&object) != *key {
-                return Err(self.corrupt(&key, "it holds another object".to_owned()));
+        let mut records = self.db()?.scan_prefix(OBJECTS);
+        let (mut objects, mut sum) = (Vec::new(), 0_u64);
+        let mut take = |decoded: Result<(Vec<Change>, u64), StoreError>| {
+            let (more, more_sum) = decoded?;
+            objects.extend(more);
+            sum = sum.wrapping_add(more_sum);
+            Ok::<_, StoreError>(())
+        };
+        let width = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        std::thread::scope(|scope| {
+            let mut decoding = VecDeque::new();
+            loop {
+                let part: Vec<_> = records.by_ref().take(LOAD_PART).collect();
+                let is_last = part.len() < LOAD_PART;
+                if is_last && decoding.is_empty() {
+                    return take(self.decode(part));
+                }
+                let decode = || self.decode(part);
+                let decode = std::thread::Builder::new().spawn_scoped(scope, decode);
+                decoding.push_back(decode.map_err(io_error("start a thread to read", &self.place))?);
+                while decoding.len() >= width || is_last {
+                    let Some(oldest) = decoding.pop_front() else { return Ok(()) };
+                    take(oldest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))?;
+                }
             }
-            objects.push(object);
-            sum = sum.wrapping_add(checksum_in(&value));
-        }
+        })?;
         let found = u64::try_from(objects.len()).unwrap_or(u64::MAX);
         if found != self.head.objects {
             let what = format!("{} objects were written, {found} were found", self.head.objects);
@@ -273,6 +292,25 @@ impl SledStore {
         if self.head.sum.is_some_and(|written| written != sum) {
             let what = "some of its objects are not the newest that were written".to_owned();
             return Err(StoreError::Corrupt { place: self.place.display().to_string(), what });
+        }
+        Ok((objects, sum))
+    }
+
+    /// The objects of `records`, and the sum of their checksums.
+    fn decode(
+        &self,
+        records: Vec<Result<(IVec, IVec), sled::Error>>,
+    ) -> Result<(Vec<Change>, u64), StoreError> {
+        let mut objects = Vec::with_capacity(records.len());
+        let mut sum = 0_u64;
+        for record in records {
+            let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
+            let object: Change = self.read(&key, &value)?;
+            if !object.is_put() || object_key(&object) != *key {
+                return Err(self.corrupt(&key, "it holds another object".to_owned()));
+            }
+            objects.push(object);
+            sum = sum.wrapping_add(checksum_in(&value));
         }
         Ok((objects, sum))
     }
