@@ -50,6 +50,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::entry::EntryId;
     use crate::spiffe_id::SpiffeId;
     use crate::time::UnixTime;
 

@@ -255,8 +255,8 @@ impl SledStore {
         numbers.ok_or_else(|| self.corrupt(key, "its key is not one of the journal".to_owned()))
     }
 
-    /// The objects, and their checksums added up.
-    /// All objects in the order of their keys. While one thread reads on, others decode what was read.
+    /// All objects in the order of their keys, and their checksums added up. While one thread reads on, others decode what
+    /// was read.
     fn load_objects(&self) -> Result<(Vec<Change>, u64), StoreError> {
         let mut records = self.db()?.scan_prefix(OBJECTS);
         let (mut objects, mut sum) = (Vec::new(), 0_u64);
