@@ -54,14 +54,14 @@ struct Outcome {
 /// # Errors
 /// When they do not build, or there is no such target.
 pub(crate) fn run(report: &Report, plan: &Plan) -> anyhow::Result<()> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    ensure!(plan.seconds > 0, "to libFuzzer, 0 seconds are without end");
+    let here = here();
     let mut targets = targets(&here)?;
     if let Some(only) = &plan.target {
         targets.retain(|target| target == only);
         ensure!(!targets.is_empty(), "there is no target {only}: see tests/fuzz/src/bin");
     }
-    let exe = std::env::current_exe()?;
-    let place = exe.ancestors().nth(2).context("this program lies in a target directory")?.join("fuzz");
+    let place = place()?;
     let programs = build(&here, &place)?;
 
     let waiting = Mutex::new(targets.iter().collect::<VecDeque<_>>());
@@ -89,6 +89,31 @@ pub(crate) fn run(report: &Report, plan: &Plan) -> anyhow::Result<()> {
         say(&format!("{target:<18}{row}"));
     }
     Ok(())
+}
+
+/// Builds the targets and runs none.
+///
+/// # Errors
+/// When they do not build.
+pub(crate) fn build_only(report: &Report) -> anyhow::Result<()> {
+    let here = here();
+    let programs = build(&here, &place()?)?;
+    for target in targets(&here)? {
+        ensure!(programs.join(&target).exists(), "{target} was not built");
+        report.fact(&target, Ok("built".to_owned()));
+    }
+    Ok(())
+}
+
+/// Where the targets stand.
+fn here() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+}
+
+/// What is built and found goes here.
+fn place() -> anyhow::Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    Ok(exe.ancestors().nth(2).context("this program lies in a target directory")?.join("fuzz"))
 }
 
 impl Outcome {

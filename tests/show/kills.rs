@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use passant_tests::api::wire_id;
-use passant_tests::binaries::{ablated_server, binaries};
 use passant_tests::daemon::Daemon;
 use passant_tests::node_ca::NodeCa;
 use passant_tests::site::{ServerOptions, Site, TRUST_DOMAIN};
@@ -28,8 +27,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::record::Auditor;
-use self::server::{Left, Program, Scene};
+use self::server::{Left, Scene};
 use self::world::{ANSWERED, BUNDLES, Dice, RETRIED, Stopped, VERIFIES, Work, World};
+use crate::program::Program;
 use crate::report::{Report, say};
 
 /// Lifetimes so short that authorities succeed each other all the time.
@@ -152,8 +152,7 @@ impl<'a> Show<'a> {
         let authority = configure(site)?;
         let world = Arc::new(World::new(site.address(), site.server_socket(), entries));
         nodes::certified(&world, &authority, site.dir())?;
-        let program = Program { path: binaries().server.clone(), ablation: None };
-        let scene = Scene { site, program };
+        let scene = Scene { site, program: Program::sound() };
         let mut show = Self {
             auditor: Auditor::new(scene.decisions()),
             scene,
@@ -514,8 +513,7 @@ const ABLATED_ENTRIES: usize = 20_000;
 async fn ablated(entries: usize) -> anyhow::Result<String> {
     let site = Site::new(&ServerOptions::default())?;
     configure(&site)?;
-    let scene =
-        Scene { site: &site, program: Program { path: ablated_server(), ablation: Some("sled_cure") } };
+    let scene = Scene { site: &site, program: Program::with_bug("sled_cure") };
     let world = World::new(site.address(), site.server_socket(), entries);
     let mut server = scene.spawn()?;
     scene.answers(&mut server).await?;

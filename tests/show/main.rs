@@ -28,6 +28,7 @@ mod moment;
 mod outage;
 mod peers;
 mod power_loss;
+mod program;
 mod report;
 mod rotation;
 mod sim;
@@ -157,6 +158,9 @@ struct FuzzArgs {
     /// How many targets run at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Only build them.
+    #[arg(long)]
+    no_run: bool,
 }
 
 #[tokio::main]
@@ -178,7 +182,8 @@ async fn main() -> ExitCode {
             storm::run(&report, args.starts_per_minute, length).await
         }
         Show::Dev => dev::run(&report).await,
-        Show::Fuzz(FuzzArgs { seconds, target, jobs }) => {
+        Show::Fuzz(FuzzArgs { no_run: true, .. }) => fuzz::build_only(&report),
+        Show::Fuzz(FuzzArgs { seconds, target, jobs, no_run: false }) => {
             fuzz::run(&report, &fuzz::Plan { seconds, target, jobs })
         }
         Show::Kills(args) => Box::pin(kills::run(&report, args.kills, args.entries)).await,

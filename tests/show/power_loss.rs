@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use passant_tests::api::fetch_x509;
-use passant_tests::binaries::binaries;
 use passant_tests::daemon::Daemon;
 use passant_tests::site::{READY_WITHIN, ServerOptions, Site};
 use passant_tests::wait::eventually;
@@ -25,6 +24,7 @@ use self::life::Told;
 use self::mount::{Disk, Mounted, Trouble};
 use crate::decisions;
 use crate::moment::Moment;
+use crate::program::Program;
 use crate::report::{Report, say};
 use crate::watch_log::same_serial;
 
@@ -34,6 +34,8 @@ const CLIENTS: usize = 3;
 const STARTS: usize = 4;
 /// In one round of so many an agent attests, and loses its power with the server.
 const AGENTS: usize = 4;
+/// Cuts that a planted bug may take to be found.
+const ABLATION_CUTS: usize = 60;
 /// How long a cut is waited for.
 const DARK_WITHIN: Duration = Duration::from_secs(30);
 /// How long after the disk works again the server may take to do so, the longest pause between two attempts included.
@@ -59,6 +61,7 @@ struct Findings {
 
 /// One disk, with what lives on it.
 struct World {
+    program: Program,
     site: Site,
     disk: Disk,
     told: Told,
@@ -79,14 +82,14 @@ pub(crate) async fn run(report: &Report, cuts: usize, seed: u64) -> anyhow::Resu
     report.fact("this machine can have a fake disk", Disk::possible().map(|()| String::new()));
     Disk::possible()?;
     // Built before a disk is there to be left behind.
-    binaries();
+    let program = Program::sound();
     let mut findings = Findings::default();
     let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut recorded = 0;
     let mut done = 0;
     let mut seed = seed;
     while done < cuts {
-        let mut world = World::new(seed)?;
+        let mut world = World::new(program.clone(), seed)?;
         say(&format!("seed {seed}: a fresh disk, after {done} cuts"));
         while done < cuts {
             done += 1;
@@ -131,11 +134,30 @@ pub(crate) async fn run(report: &Report, cuts: usize, seed: u64) -> anyhow::Resu
         &findings.stuck,
         &healed.join(", "),
     );
+    report.fact(
+        "with the store's own syncs taken out, the same cuts lose what was acknowledged",
+        ablated(seed).await,
+    );
     Ok(())
 }
 
+/// Cuts the power under a server that does not sync its store, until that is noticed. Gives what was noticed.
+async fn ablated(seed: u64) -> anyhow::Result<String> {
+    let mut findings = Findings::default();
+    let mut world = World::new(Program::with_bug("store_sync"), seed)?;
+    for cut in 1..=ABLATION_CUTS {
+        if world.round(cut, &mut findings).await? {
+            continue;
+        }
+        let found = [findings.lost, findings.unrecorded, findings.not_started].concat();
+        let first = found.first().context("a round went wrong without a word")?;
+        return Ok(format!("noticed at the start after {first}"));
+    }
+    bail!("{ABLATION_CUTS} cuts were survived: the harness does not see what it is there for")
+}
+
 impl World {
-    fn new(seed: u64) -> anyhow::Result<Self> {
+    fn new(program: Program, seed: u64) -> anyhow::Result<Self> {
         let site = Site::new(&ServerOptions { keys: KEYS.to_owned(), tables: String::new() })?;
         let at = site.path("disk");
         fs::create_dir(&at)?;
@@ -144,7 +166,7 @@ impl World {
         let on_disk = at.join("server-data").display().to_string();
         fs::write(site.server_config(), config.replace(&data, &on_disk).replace("\"debug\"", "\"info\""))?;
         let (disk, dice) = (Disk::new(&at), Dice::new(seed));
-        Ok(Self { site, disk, told: Told::default(), dice, steps: 0, agents: 0, agent: None })
+        Ok(Self { program, site, disk, told: Told::default(), dice, steps: 0, agents: 0, agent: None })
     }
 
     /// Starts the server, compares, lets clients change things, and cuts the power. Whether the disk can be used further.
@@ -157,7 +179,7 @@ impl World {
             self.disk.cut_after(u64::try_from(steps)?);
         }
         fs::remove_file(self.site.path("server.log")).or_else(unless_missing)?;
-        let mut server = self.site.spawn_server()?;
+        let mut server = self.program.spawn(&self.site)?;
         let started = self.ready(&mut server).await;
         let mut is_well = true;
         match started {
@@ -332,7 +354,7 @@ impl World {
     /// Has the disk fail in each way for a while, under a server that goes on.
     async fn troubles(&mut self, cuts: usize, findings: &mut Findings) -> anyhow::Result<()> {
         let mounted = self.disk.mount()?;
-        let mut server = self.site.spawn_server()?;
+        let mut server = self.program.spawn(&self.site)?;
         let started = self.ready(&mut server).await;
         if started.is_err() || !self.compare(cuts + 1, findings).await? {
             findings.not_started.extend(started.err().map(|why| format!("cut {cuts}: {why:#}")));
@@ -379,7 +401,7 @@ impl World {
         // What was acknowledged meanwhile is on the disk, not in the server's memory or a page cache alone.
         self.power_off(mounted, findings, "after trouble")?;
         let mounted = self.disk.mount()?;
-        let mut server = self.site.spawn_server()?;
+        let mut server = self.program.spawn(&self.site)?;
         match self.ready(&mut server).await {
             Ok(()) => {
                 self.compare(cuts + 1, findings).await?;

@@ -11,7 +11,7 @@ use crate::ablate;
 /// Shows of the product as it is shipped, optimised; `--dev` saves that time.
 const IN_RELEASE: [&str; 1] = ["kills"];
 /// Shows that run the server with planted bugs too. That one is not optimised: a bug is found without.
-const ABLATED: [&str; 1] = ["kills"];
+const ABLATED: [&str; 2] = ["kills", "power-loss"];
 
 /// Builds and runs the program with `arguments`, the show's name first.
 ///

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,20 +12,14 @@ use passant_tests::daemon::Daemon;
 use passant_tests::site::Site;
 use tokio::time::Instant;
 
+use crate::program::Program;
+
 /// A start that takes longer has failed.
 const STARTED_WITHIN: Duration = Duration::from_secs(60);
 /// How often a starting server is asked whether it answers.
 const LOOK: Duration = Duration::from_millis(2);
 /// Lines of a log that are shown of a server that did not start.
 const LOG_LINES: usize = 6;
-
-/// Which server to run.
-#[derive(Clone, Debug)]
-pub(crate) struct Program {
-    pub(crate) path: PathBuf,
-    /// The planted bug to wake in it.
-    pub(crate) ablation: Option<&'static str>,
-}
 
 /// What a kill during a start left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +42,7 @@ impl Scene<'_> {
     /// # Errors
     /// When the program cannot be started.
     pub(crate) fn spawn(&self) -> anyhow::Result<Daemon> {
-        let mut command = Command::new(&self.program.path);
-        command.arg("run").arg("--config").arg(self.site.server_config());
-        if let Some(name) = self.program.ablation {
-            command.env("PASSANT_ABLATION", name);
-        }
-        Daemon::start(command, &self.site.path("server.log"))
+        self.program.spawn(self.site)
     }
 
     /// Waits until the server answers, and says how long that took.
