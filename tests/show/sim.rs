@@ -19,7 +19,7 @@ const PLANTED: &[&str] = &[
 ];
 
 /// The simulation, as `cargo test` knows it.
-const TEST: &[&str] = &["test", "--quiet", "--profile", "sim", "--package", "passant-tests", "--test", "sim"];
+const TEST: &[&str] = &["test", "--quiet", "--profile", "sim", "--package", "passant-sim", "--test", "sim"];
 
 /// Runs `seeds` seeds; then looks for each planted bug in up to `within` seeds.
 pub(crate) fn run(report: &Report, seeds: u64, within: u64, jobs: usize) -> Result<()> {

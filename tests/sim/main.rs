@@ -1,6 +1,6 @@
 //! Does the system hold under faults? One server, five agents and dozens of workloads in one process, by a seed.
 //!
-//! `cargo test -p passant-tests --test sim -- --seeds N --from S` runs seeds, `--seed S --trace` shows one in every detail.
+//! `cargo test -p passant-sim --test sim -- --seeds N --from S` runs seeds, `--seed S --trace` shows one in every detail.
 
 mod disk;
 mod host;
@@ -10,7 +10,6 @@ mod node;
 mod operator;
 mod oracle;
 mod process;
-mod rng;
 mod settings;
 mod workload;
 mod world;
@@ -21,6 +20,8 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use passant_sim as rng;
 
 use crate::log::Outcome;
 
@@ -225,7 +226,7 @@ fn run(seed: u64, arguments: &Arguments) -> Outcome {
     } else {
         let seconds = arguments.troubled;
         say(&format!(
-            "replay: cargo test -p passant-tests --test sim -- --seed {seed} --seconds {seconds} --trace"
+            "replay: cargo test -p passant-sim --test sim -- --seed {seed} --seconds {seconds} --trace"
         ));
     }
     outcome

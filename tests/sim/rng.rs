@@ -4,19 +4,21 @@ use std::time::Duration;
 
 /// SplitMix64: small, quick, and the same everywhere.
 #[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
-    pub(crate) const fn new(seed: u64) -> Self {
+    /// Chance that is decided by `seed`.
+    pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// Another source, whose draws do not depend on how many are taken here later.
-    pub(crate) fn fork(&mut self) -> Self {
-        Self(self.next())
+    pub fn fork(&mut self) -> Self {
+        Self(self.draw())
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// A number of 64 bits.
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,37 +27,40 @@ impl Rng {
     }
 
     /// From 0 up to and without `end`, which is not 0.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.draw() % end
     }
 
     /// An index into something of `len` items, which are some.
-    pub(crate) fn index(&mut self, len: usize) -> usize {
+    pub fn index(&mut self, len: usize) -> usize {
         let drawn = self.below(u64::try_from(len).unwrap_or(u64::MAX).max(1));
         usize::try_from(drawn).unwrap_or(0)
     }
 
-    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+    /// One of `from`; nothing if it is empty.
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         from.get(self.index(from.len()))
     }
 
     /// Both ends included.
-    pub(crate) fn between(&mut self, least: u64, most: u64) -> u64 {
+    pub fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.below(most - least + 1)
     }
 
-    pub(crate) fn millis(&mut self, least: u64, most: u64) -> Duration {
+    /// From `least` to `most` milliseconds, both included.
+    pub fn millis(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_millis(self.between(least, most))
     }
 
     /// Yes, so many times out of a thousand.
-    pub(crate) fn permille(&mut self, times: u64) -> bool {
+    pub fn permille(&mut self, times: u64) -> bool {
         self.below(1000) < times
     }
 
-    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+    /// Fills `bytes`.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
-            chunk.copy_from_slice(&self.next().to_be_bytes()[..chunk.len()]);
+            chunk.copy_from_slice(&self.draw().to_be_bytes()[..chunk.len()]);
         }
     }
 }
