@@ -37,8 +37,12 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let table = dir.path().join("table.md");
     let facts = facts(root)?;
     let mut bench = cargo();
-    bench.args(["bench", "--quiet", "--package", "passant-benches", "--bench", "micro", "--"]);
-    bench.arg("--table").arg(&table).args(&options.rows).current_dir(root);
+    bench.args(["bench", "--quiet", "--package", "passant-benches", "--bench", "micro"]);
+    if options.quick {
+        // Optimized in less time.
+        bench.args(["--profile", "sim"]);
+    }
+    bench.args(["--", "--table"]).arg(&table).args(&options.rows).current_dir(root);
     if options.quick {
         bench.arg("--quick");
     }
