@@ -1,18 +1,16 @@
 //! What can be asked of `passant-agent` on its command line?
 
 use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use passant_agent::config::{Config, NodeAttestor, TokenSource};
-use passant_agent::{Agent, Running, StartError};
+use passant_agent::{Agent, StartError};
 use passant_attest::node::join_token::Token;
 use passant_core::Host;
-use passant_daemon::exit::{EXIT_CODES, End, Signals, Told, with_causes};
-use passant_daemon::log::{self, Control};
-use tracing::{error, info};
+use passant_daemon::exit::{self, EXIT_CODES, End, with_causes};
+use passant_daemon::run;
 use zeroize::Zeroize;
 
 /// Serves SPIFFE identities to the workloads of this node.
@@ -57,14 +55,14 @@ struct Check {
 
 /// Does what the command line asks.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let end = if error.use_stderr() { End::Config } else { End::Clean };
-            return if error.print().is_ok() { end.into() } else { End::Internal.into() };
-        }
-    };
-    match cli.command {
+    match run::arguments::<Cli>() {
+        Err(end) => end.into(),
+        Ok(cli) => act(cli.command).into(),
+    }
+}
+
+fn act(command: Command) -> End {
+    match command {
         Command::Run(run) => {
             let file = run.config.clone();
             match configure(run) {
@@ -77,7 +75,6 @@ pub(crate) fn main() -> ExitCode {
             Err(fault) => complain(End::Config, &fault),
         },
     }
-    .into()
 }
 
 /// The configuration with what the command line adds. The token's text is wiped here; the process's argument list is out
@@ -104,58 +101,12 @@ fn configure(run: Run) -> Result<Config, String> {
 }
 
 fn serve(config: Config, file: &Path) -> End {
-    let log = match log::init(&config.log) {
-        Ok(log) => log,
-        Err(error) => return complain(End::Internal, &format!("failed to set up the log: {error}")),
+    let log = config.log.clone();
+    let start = async || {
+        let started = Agent::start(config, Host::system()).await;
+        started.map_err(|error| complain(end_of(&error), &with_causes(&error)))
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return complain(End::Internal, &format!("failed to start the runtime: {error}")),
-    };
-    let end = runtime.block_on(async {
-        // Listened for before anything is opened: a signal during the start must still end in a clean stop.
-        let Ok(signals) = Signals::listen() else {
-            return complain(End::Internal, &"failed to listen for signals");
-        };
-        match Agent::start(config, Host::system()).await {
-            Ok(running) => until_told(running, signals, file, log).await,
-            Err(error) => complain(end_of(&error), &with_causes(&error)),
-        }
-    });
-    // What was cut may hang on a disk: it is not waited for.
-    runtime.shutdown_background();
-    end
-}
-
-async fn until_told(mut running: Running, mut signals: Signals, file: &Path, log: &Control) -> End {
-    loop {
-        let told = tokio::select! {
-            biased;
-            told = signals.next() => told,
-            () = running.failed() => {
-                running.shutdown().await;
-                return End::Internal;
-            }
-        };
-        match told {
-            Told::Stop(signal) => {
-                info!(signal = signal.name(), "stopping");
-                return signals.unless_forced(running.shutdown()).await;
-            }
-            Told::Reload => reload(file, log),
-        }
-    }
-}
-
-/// Takes over the level of the log, if the file is sound. All else takes a restart.
-fn reload(file: &Path, log: &Control) {
-    match Config::load(file) {
-        Ok(config) => match log.configure(&config.log.level) {
-            Ok(()) => info!(level = config.log.level, "configuration read again: log level set"),
-            Err(error) => error!(%error, "configuration read again: log level not set"),
-        },
-        Err(error) => error!(%error, "configuration read again: it is at fault, nothing was changed"),
-    }
+    run::run(&log, start, || Config::load(file).map(|config| config.log))
 }
 
 fn end_of(error: &StartError) -> End {
@@ -166,10 +117,8 @@ fn end_of(error: &StartError) -> End {
     }
 }
 
-/// Says what is wrong on standard error; where that is gone, the exit code has to do.
 fn complain(end: End, fault: &dyn fmt::Display) -> End {
-    let said = writeln!(std::io::stderr(), "passant-agent: {fault}");
-    if said.is_ok() { end } else { End::Internal }
+    exit::complain(end, &format!("passant-agent: {fault}"))
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 //! `agent.toml` is read key by key; every fault of the file is reported at once, with its key and a remedy. What comes
 //! out holds only checked values. `config/agent.toml` in the repository shows every key.
 
-mod duration;
-mod fault;
 mod section;
 
 use std::collections::BTreeSet;
@@ -24,12 +22,13 @@ use passant_core::bundle::{Bundle, BundleError};
 use passant_core::bundle_document::BundleDocumentError;
 use passant_core::keys::KeyType;
 use passant_core::{Secret, TrustDomain};
+use passant_daemon::log::LevelError;
 use rustls_pki_types::ServerName;
 use zeroize::Zeroize;
 
 use crate::limits;
 
-pub use fault::{ConfigError, Fault};
+pub use passant_daemon::config::{ConfigError, Fault};
 pub use passant_daemon::log::{Log, LogFormat};
 use section::Section;
 
@@ -175,7 +174,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
         let text = read_limited(path)
-            .map_err(|error| ConfigError::single(&file, "", &error.to_string(), "name a file that exists"))?;
+            .map_err(|error| ConfigError::single(&file, "", error.to_string(), "name a file that exists"))?;
         let text = String::from_utf8(text)
             .map_err(|_| ConfigError::single(&file, "", "is not UTF-8", "write it as UTF-8 text"))?;
         Self::parse(&file, &text)
@@ -190,7 +189,7 @@ impl Config {
             ConfigError::single(
                 file,
                 "",
-                &format!("is not TOML: {}", error.to_string().trim_end()),
+                format!("is not TOML: {}", error.to_string().trim_end()),
                 "mend its syntax",
             )
         })?;
@@ -251,20 +250,15 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         }
     });
     let log = root.section("log", |section| {
-        let level = section.string("level").unwrap_or_else(|| "info".to_owned());
-        if !passant_daemon::log::is_level(&level) {
-            section.fault(
-                "level",
-                &format!("\"{level}\" is no log level"),
-                "write error, warn, info, debug or trace",
-            );
+        let level = section.string("level");
+        let format = section.choice("format", LogFormat::Text, &LogFormat::NAMES);
+        match passant_daemon::log::level(level) {
+            Ok(level) => Some(Log { level, format }),
+            Err(error) => {
+                section.fault("level", &error.to_string(), LevelError::REMEDY);
+                None
+            }
         }
-        let format = section.choice(
-            "format",
-            LogFormat::Text,
-            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-        );
-        Some(Log { level, format })
     });
     root.finish();
     Some(Config {

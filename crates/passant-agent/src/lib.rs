@@ -49,9 +49,10 @@ use std::sync::Arc;
 use passant_attest::workload::WorkloadAttestor;
 use passant_core::Host;
 use passant_daemon::grpc::{Health as GrpcHealth, ReflectionError, add_reflection};
-use passant_daemon::probe::{Probe, ProbeError, Probing};
+use passant_daemon::probe::{ProbeError, Probing};
 use passant_daemon::process;
-use passant_daemon::vitals::{Alive, Parts as LiveParts, Readiness, Vitals};
+use passant_daemon::run::Daemon;
+use passant_daemon::vitals::{Parts as LiveParts, Readiness, Vitals};
 use passant_proto::descriptors;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -117,10 +118,7 @@ impl Agent {
     /// When the data directory, the bootstrap bundle or the socket cannot be used.
     pub async fn start(config: Config, host: Host) -> Result<Running, StartError> {
         // At once, so that it can be seen to live.
-        let probing = match config.probe {
-            Some(listen) => Some(Probe::bind(listen).await?.open()),
-            None => None,
-        };
+        let probing = Probing::begin(config.probe).await?;
         let data = DataDir::open(&config.data_dir, &config.trust_domain)?;
         let attestors = config.workload_attestors.iter();
         let attestors = attestors.map(|method| Arc::from(method.clone().attestor(&host))).collect();
@@ -130,7 +128,6 @@ impl Agent {
         let endpoint = Endpoint::bind(settings, parts.cache.clone(), host)?;
         let mut running = parts.run(endpoint).await?;
         if let Some(probing) = &probing {
-            info!(address = %probing.address(), "probes and metrics are answered");
             probing.watch(Arc::<AgentVitals>::clone(&running.vitals));
         }
         running.probing = probing;
@@ -253,7 +250,7 @@ impl Parts {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.driver.run(stop.clone(), part("drive")));
         tasks.spawn(self.minter.run(stop.clone(), part("mint")));
-        tasks.spawn(serve(endpoint, stop.clone(), part("workload_api")));
+        tasks.spawn(part("workload_api").during(serve(endpoint, stop.clone())));
         tasks.spawn(said.keep(Arc::<AgentVitals>::clone(&self.vitals), stop.clone()));
         info!(socket = %self.socket.display(), "agent started");
         let guard = stop.clone().drop_guard();
@@ -269,8 +266,7 @@ impl Parts {
     }
 }
 
-async fn serve(endpoint: Endpoint, stop: CancellationToken, alive: Alive) {
-    let _alive = alive;
+async fn serve(endpoint: Endpoint, stop: CancellationToken) {
     if let Err(error) = endpoint.serve(stop).await {
         error!(%error, "the Workload API failed");
     }
@@ -320,6 +316,16 @@ impl Running {
             self.tasks.abort_all();
         }
         info!("agent stopped");
+    }
+}
+
+impl Daemon for Running {
+    async fn failed(&mut self) {
+        Self::failed(self).await;
+    }
+
+    async fn shutdown(self) {
+        Self::shutdown(self).await;
     }
 }
 

@@ -17,6 +17,7 @@ use passant_core::csr;
 use passant_core::keys::{KeyType, SigningKey};
 use passant_core::lifetime::renew_at;
 use passant_core::{AgentFault, Host, Reason, Refusal, TrustDomain, UnixTime};
+use passant_daemon::exit::with_causes;
 use passant_daemon::label::Outcome;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::agent::{AgentX509svidParams, PostStatusRequest, RenewAgentRequest};
@@ -386,9 +387,9 @@ impl Node {
                 self.health.good(Part::Data);
             }
             Err(error) => {
-                self.health.bad(Part::Data, &with_cause(&error));
+                self.health.bad(Part::Data, &with_causes(&error));
                 if !self.is_about_to_end() {
-                    let refusal = Refusal::unavailable(with_cause(&error)).because(error);
+                    let refusal = Refusal::unavailable(with_causes(&error)).because(error);
                     return Err(CallError { what, refusal });
                 }
                 // Held in memory alone it can be lost; the one on disk is lost for certain.
@@ -450,8 +451,8 @@ impl Node {
         let pending = Some(Pending { token: hash, key: Arc::clone(&key) });
         let stored = Stored { pending, ..self.stored.clone() };
         self.data.save(&stored).await.map_err(|error| {
-            self.health.bad(Part::Data, &with_cause(&error));
-            CallError { what, refusal: Refusal::unavailable(with_cause(&error)).because(error) }
+            self.health.bad(Part::Data, &with_causes(&error));
+            CallError { what, refusal: Refusal::unavailable(with_causes(&error)).because(error) }
         })?;
         self.health.good(Part::Data);
         self.stored = stored;
@@ -488,7 +489,7 @@ impl Node {
         };
         self.fault = None;
         if let Err(error) = self.link.identify(identity) {
-            self.health.bad(Part::Node, &with_cause(&error));
+            self.health.bad(Part::Node, &with_causes(&error));
         }
     }
 
@@ -518,7 +519,7 @@ impl Node {
             }
             Err(error) => {
                 self.unsaved = true;
-                self.health.bad(Part::Data, &with_cause(&error));
+                self.health.bad(Part::Data, &with_causes(&error));
             }
         }
     }
@@ -549,18 +550,7 @@ enum Unprepared {
 
 /// The node's own fault: trying again soon will not help, but files may be mended.
 fn unprepared(what: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> CallError {
-    CallError { what, refusal: Refusal::precondition(with_cause(&error)).because(error) }
-}
-
-/// The error with the causes that its own words leave out.
-fn with_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    CallError { what, refusal: Refusal::precondition(with_causes(&error)).because(error) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How does a daemon end, and what is it told by signals?
 
-use std::io;
+use std::fmt;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -122,6 +123,11 @@ impl Signals {
             }
         }
     }
+}
+
+/// Says on standard error, which a person reads, why the process ends as `end`; where that is gone, the exit code has to do.
+pub fn complain(end: End, why: &dyn fmt::Display) -> End {
+    if writeln!(io::stderr(), "{why}").is_ok() { end } else { End::Internal }
 }
 
 /// An error with all its causes, on one line.

@@ -11,11 +11,14 @@
 //! | how fast may one caller go, and what is the log told of it? | [`buckets`], [`log_rate`] |
 //! | what does a client read for whom there is no room? | [`goaway`] |
 //! | what does the process itself use? | [`process`] |
+//! | what is wrong with a configuration, and what would mend it? | [`config`] |
 //! | what is logged, and how is the level changed? | [`log`] |
+//! | how does it go from its command line to its end? | [`run`] |
 //! | how does the process end, and what do signals tell it? | [`exit`] |
 
 pub mod buckets;
 pub mod calls;
+pub mod config;
 pub mod exit;
 pub mod goaway;
 pub mod grpc;
@@ -25,6 +28,7 @@ pub mod log_rate;
 pub mod metrics;
 pub mod probe;
 pub mod process;
+pub mod run;
 pub mod turns;
 pub mod under_way;
 pub mod vitals;

@@ -42,12 +42,17 @@ pub enum Level {
     Trace,
 }
 
+/// Why a text cannot be the level of a [`Log`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not a log level")]
+pub struct LevelError(String);
+
 /// Why the log does not do as it is told.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// Not a filter.
-    #[error("\"{0}\" is not a log level; use error, warn, info, debug or trace")]
-    Level(String),
+    #[error("{level}; {remedy}", level = .0, remedy = LevelError::REMEDY)]
+    Level(#[from] LevelError),
     /// The log of this process belongs to somebody else.
     #[error("the log of this process is set up elsewhere")]
     Taken,
@@ -92,13 +97,18 @@ pub fn control() -> Option<&'static Control> {
     CONTROL.get()
 }
 
-/// Whether `text` can be the level of a [`Log`].
-pub fn is_level(text: &str) -> bool {
-    parse(text).is_ok()
+/// The level of a [`Log`] by what the configuration says; `info` when it says nothing.
+///
+/// # Errors
+/// When that is not a filter.
+pub fn level(given: Option<String>) -> Result<String, LevelError> {
+    let level = given.unwrap_or_else(|| "info".to_owned());
+    parse(&level)?;
+    Ok(level)
 }
 
-fn parse(text: &str) -> Result<EnvFilter, LogError> {
-    let wrong = || LogError::Level(text.to_owned());
+fn parse(text: &str) -> Result<EnvFilter, LevelError> {
+    let wrong = || LevelError(text.to_owned());
     // A lone word that is no level would be taken for a module of which everything is logged.
     let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
     let is_meant = |part: &str| part.contains(['=', '[']) || is_level(part.trim());
@@ -106,6 +116,16 @@ fn parse(text: &str) -> Result<EnvFilter, LogError> {
         return Err(wrong());
     }
     EnvFilter::builder().parse(text).map_err(|_| wrong())
+}
+
+impl LogFormat {
+    /// As they are written.
+    pub const NAMES: [(&str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
+}
+
+impl LevelError {
+    /// What to do about it, for the operator.
+    pub const REMEDY: &str = "use error, warn, info, debug or trace";
 }
 
 impl Control {
@@ -196,11 +216,12 @@ mod tests {
     #[test]
     fn filters_are_levels_or_levels_of_modules() {
         for good in ["info", "WARN", "info,passant_server::issue=debug", "off"] {
-            assert!(is_level(good), "{good}");
+            assert_eq!(level(Some(good.to_owned())).as_deref(), Ok(good));
         }
         for bad in ["", "loud", "info,loud", "info,passant_server=loud"] {
-            assert!(!is_level(bad), "{bad}");
+            assert_eq!(level(Some(bad.to_owned())), Err(LevelError(bad.to_owned())));
         }
+        assert_eq!(level(None).as_deref(), Ok("info"));
     }
 
     #[test]

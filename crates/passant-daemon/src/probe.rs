@@ -120,8 +120,20 @@ impl Probing {
         self.address
     }
 
+    /// Answers on `listen`, if that is given: alive from now on, and not ready until [`Probing::watch`].
+    ///
+    /// # Errors
+    /// As [`Probe::bind`].
+    pub async fn begin(listen: Option<SocketAddr>) -> Result<Option<Self>, ProbeError> {
+        match listen {
+            Some(listen) => Ok(Some(Probe::bind(listen).await?.open())),
+            None => Ok(None),
+        }
+    }
+
     /// Answers by `vitals` from now on. Only the first call counts.
     pub fn watch(&self, vitals: Arc<dyn Vitals>) {
+        tracing::info!(address = %self.address, "probes and metrics are answered");
         // A second call would be a defect, and changes nothing.
         drop(self.vitals.set(vitals));
     }

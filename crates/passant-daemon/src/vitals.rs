@@ -120,6 +120,11 @@ impl Alive {
             *life = Life::Beat(Instant::now());
         }
     }
+
+    /// Does `work`, during which the part counts as alive.
+    pub async fn during(self, work: impl Future<Output = ()>) {
+        work.await;
+    }
 }
 
 impl Drop for Alive {

@@ -4,8 +4,6 @@
 //! every fault of the file is reported at once, each with the key and what would mend it. `config/server.toml` in the
 //! repository shows every key with its default.
 
-mod duration;
-mod fault;
 mod raw;
 mod suggest;
 
@@ -18,9 +16,11 @@ use passant_attest::node::x509pop::X509PopConfig;
 use passant_core::keys::KeyType;
 use passant_core::spiffe_id::SpiffeId;
 use passant_core::trust_domain::TrustDomain;
+use passant_daemon::config::duration;
+use passant_daemon::log::LevelError;
 use serde::Deserialize;
 
-pub use fault::{ConfigError, Fault};
+pub use passant_daemon::config::{ConfigError, Fault};
 pub use passant_daemon::log::{Log, LogFormat};
 use raw::{Field, Raw, RawDecisionLog, RawLog, RawNodeAttestor, RawProbe, RawSocket};
 
@@ -453,18 +453,11 @@ impl Check {
     fn log(&mut self, field: Field<RawLog>) -> Option<Log> {
         let raw = self.optional("log", field)?.unwrap_or_default();
         self.unknown("log.", &raw.unknown, RawLog::KEYS);
-        let level = self.optional("log.level", raw.level)?.unwrap_or_else(|| "info".to_owned());
-        let level = if passant_daemon::log::is_level(&level) {
-            Some(level)
-        } else {
-            self.fault(
-                "log.level",
-                format!("\"{level}\" is not a level"),
-                "use error, warn, info, debug or trace",
-            )
+        let level = match passant_daemon::log::level(self.optional("log.level", raw.level)?) {
+            Ok(level) => Some(level),
+            Err(error) => self.fault("log.level", error.to_string(), LevelError::REMEDY),
         };
-        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-        let format = self.choice("log.format", raw.format, Some("text"), &formats);
+        let format = self.choice("log.format", raw.format, Some("text"), &LogFormat::NAMES);
         Some(Log { level: level?, format: format? })
     }
 

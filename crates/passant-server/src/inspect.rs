@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use passant_core::{Host, UnixTime};
+use passant_daemon::exit::with_causes;
 use serde::Serialize;
 
 use crate::backup;
@@ -38,7 +39,7 @@ impl Finding {
     }
 
     fn error(part: &'static str, error: &dyn std::error::Error) -> Self {
-        Self::fault(part, crate::writer::with_causes(error))
+        Self::fault(part, with_causes(error))
     }
 }
 

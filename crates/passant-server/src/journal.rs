@@ -7,12 +7,13 @@ use std::time::Duration;
 use crate::limits::{JOURNAL_BATCH, JOURNAL_COMMITS_KEPT, JOURNAL_QUEUE, PRUNE_CHANGES};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use passant_core::{Host, Refusal, TrustDomain, UnixTime};
+use passant_daemon::exit::with_causes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::state::change::{Change, Commit, Cursor, RequestId, Revision};
 use crate::state::{State, prune};
 use crate::store::{AppendError, Store, StoreError};
-use crate::writer::{self, Next, Pauses, Place, with_causes};
+use crate::writer::{self, Next, Pauses, Place};
 
 /// The one way to read and to change the state. Clones share it.
 ///

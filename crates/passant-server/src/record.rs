@@ -20,6 +20,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::limits::{RECORD_BATCH, RECORD_QUEUE};
 use passant_core::{EntryId, Host, SpiffeId, UnixTime};
+use passant_daemon::exit::with_causes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -27,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::encoding;
 use crate::state::authority::AuthorityId;
 use crate::state::change::{Lineage, Revision};
-use crate::writer::{self, Next, Pauses, Place, with_causes};
+use crate::writer::{self, Next, Pauses, Place};
 
 pub mod chain;
 #[cfg(test)]

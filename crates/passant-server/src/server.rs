@@ -13,9 +13,10 @@ use passant_core::{Host, TrustDomain};
 use passant_daemon::buckets::Buckets;
 use passant_daemon::exit;
 use passant_daemon::grpc::Health;
-use passant_daemon::probe::{Probe, Probing};
+use passant_daemon::probe::Probing;
 use passant_daemon::process;
-use passant_daemon::vitals::{Alive, Parts, Readiness, Vitals};
+use passant_daemon::run::Daemon;
+use passant_daemon::vitals::{Parts, Readiness, Vitals};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -110,10 +111,7 @@ impl Server {
         }
         let methods = node_methods(&config, &host, "given")?;
         // At once, so that it can be seen to live while it reads its store.
-        let probing = match config.probe {
-            Some(listen) => Some(Probe::bind(listen).await.map_err(unavailable)?.open()),
-            None => None,
-        };
+        let probing = Probing::begin(config.probe).await.map_err(unavailable)?;
         // The ports first: they are what a second server on this machine would collide on.
         let ports = Ports::bind(config.listen, &config.socket).await.map_err(not_bound)?;
         let metrics = Arc::new(Metrics::default());
@@ -147,7 +145,6 @@ impl Server {
             }
         };
         if let Some(probing) = &probing {
-            tracing::info!(address = %probing.address(), "probes and metrics are answered");
             probing.watch(Arc::<ServerVitals>::clone(&running.vitals));
         }
         running.probing = probing;
@@ -272,12 +269,12 @@ async fn assemble(
     let (health, leaving) = (Health::of(&[]).await, CancellationToken::new());
     let (routes, authorize) = (api.routes(&health).map_err(internal)?, Authorize::new(callers));
     let part = |name| vitals.parts.begin(name);
-    tasks.spawn(held_by(part("rotation"), rotation.run(journal.watch(), stop.clone())));
+    tasks.spawn(part("rotation").during(rotation.run(journal.watch(), stop.clone())));
     let kept = keep_authorities(authorities, Arc::clone(&vitals.not_kept), stop.clone());
-    tasks.spawn(held_by(part("authorities"), kept));
-    tasks.spawn(held_by(part("prune"), keep_pruned(journal.clone(), host, stop.clone())));
+    tasks.spawn(part("authorities").during(kept));
+    tasks.spawn(part("prune").during(keep_pruned(journal.clone(), host, stop.clone())));
     let said = health.keep(Arc::<ServerVitals>::clone(&vitals), leaving.clone());
-    tasks.spawn(held_by(part("health"), said));
+    tasks.spawn(part("health").during(said));
     tasks.close();
     let (address, socket, serving) = match way {
         Opening::Ports(ports, tls) => {
@@ -354,6 +351,16 @@ impl Running {
     }
 }
 
+impl Daemon for Running {
+    async fn failed(&mut self) {
+        Self::failed(self).await;
+    }
+
+    async fn shutdown(self) {
+        Self::shutdown(self).await;
+    }
+}
+
 impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Running")
@@ -378,12 +385,6 @@ impl Bundles for JournalBundles {
     fn bundle_of(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
         self.0.state().bundle_of(trust_domain)
     }
-}
-
-/// Does `work`, which counts as alive as long as it goes on.
-async fn held_by(alive: Alive, work: impl Future<Output = ()>) {
-    let _alive = alive;
-    work.await;
 }
 
 async fn keep_authorities(
@@ -420,7 +421,11 @@ fn node_methods(config: &Config, host: &Host, file: &str) -> Result<Vec<NodeMeth
             NodeAttestor::JoinToken => methods.push(NodeMethod::JoinToken),
             NodeAttestor::X509pop(x509pop) => {
                 let verifier = X509PopVerifier::open(x509pop, config.trust_domain.clone(), host.clone())
-                    .map_err(|error| ConfigError::caused(file, &format!("node_attestor[{at}]"), &error))?;
+                    .map_err(|error| {
+                        let remedy = "mend it, or take this node attestor out";
+                        let section = format!("node_attestor[{at}]");
+                        ConfigError::single(file, &section, exit::with_causes(&error), remedy)
+                    })?;
                 methods.push(NodeMethod::Verified(Arc::new(verifier)));
             }
         }

@@ -6,9 +6,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use passant_daemon::config::{Fault, duration, suggest};
 use toml::{Table, Value};
-
-use super::{Fault, duration};
 
 /// A table under reading.
 pub(super) struct Section<'a> {
@@ -155,15 +154,9 @@ impl<'a> Section<'a> {
 
     /// Refuses what was not read.
     pub(super) fn finish(&mut self) {
+        let known: Vec<&str> = self.known.iter().copied().collect();
         for (key, _) in std::mem::take(&mut self.table) {
-            let remedy = match nearest(&key, &self.known) {
-                Some(known) => format!("did you mean {known}?"),
-                None => {
-                    let known: Vec<&str> = self.known.iter().copied().collect();
-                    format!("remove it; known here: {}", known.join(", "))
-                }
-            };
-            self.fault(&key, "is an unknown key", &remedy);
+            self.fault(&key, "unknown key", &suggest(&key, &known));
         }
     }
 
@@ -176,48 +169,5 @@ impl<'a> Section<'a> {
         let what = format!("has the wrong type, {}", found.type_str());
         self.fault(key, &what, &format!("write {wanted}"));
         None
-    }
-}
-
-/// The known key that differs from `key` by the fewest edits, if these are few.
-fn nearest(key: &str, known: &BTreeSet<&'static str>) -> Option<&'static str> {
-    let near = known.iter().map(|candidate| (edits(key, candidate), *candidate)).min()?;
-    (near.0 <= 1 + key.chars().count() / 4).then_some(near.1)
-}
-
-/// Insertions, deletions and substitutions between two words.
-fn edits(one: &str, two: &str) -> usize {
-    let two: Vec<char> = two.chars().collect();
-    let mut row: Vec<usize> = (0..=two.len()).collect();
-    for (i, from) in one.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in two.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[two.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn edits_count_single_changes() {
-        for (one, two, count) in
-            [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("adress", "address", 1)]
-        {
-            assert_eq!(edits(one, two), count, "{one} {two}");
-        }
-    }
-
-    #[test]
-    fn a_key_without_likeness_gets_the_list() {
-        let known = BTreeSet::from(["bundle", "insecure_bootstrap"]);
-        assert_eq!(nearest("bundel", &known), Some("bundle"));
-        assert_eq!(nearest("colour", &known), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Which key did the operator mean?
+//! Which key did somebody mean who knows SPIRE?
 
 /// Keys of SPIRE's server configuration, and where the same thing stands here.
 const FROM_SPIRE: &[(&str, &str)] = &[
@@ -14,33 +14,13 @@ const FROM_SPIRE: &[(&str, &str)] = &[
     ("datastore", "store"),
 ];
 
-/// What to say after "unknown key": the nearest of `known`, what SPIRE's key is called here, or the whole list.
+/// What to say after "unknown key": what SPIRE's key is called here, or else the nearest of `known`, or all of them.
 pub(super) fn suggest(unknown: &str, known: &[&str]) -> String {
     let lower = unknown.to_ascii_lowercase();
-    if let Some((_, ours)) = FROM_SPIRE.iter().find(|(theirs, _)| *theirs == lower) {
-        return format!("here this is {ours}");
+    match FROM_SPIRE.iter().find(|(theirs, _)| *theirs == lower) {
+        Some((_, ours)) => format!("here this is {ours}"),
+        None => passant_daemon::config::suggest(unknown, known),
     }
-    let nearest = known.iter().map(|key| (distance(&lower, key), *key)).min();
-    match nearest {
-        Some((far, key)) if far <= 2 + key.len() / 8 => format!("did you mean {key}?"),
-        Some(_) | None if known.is_empty() => "this section takes no further keys".to_owned(),
-        Some(_) | None => format!("known keys: {}", known.join(", ")),
-    }
-}
-
-/// Edit distance (insertions, deletions, substitutions) in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -48,17 +28,9 @@ mod tests {
     use super::suggest;
 
     #[test]
-    fn the_nearest_key_is_named() {
-        let known = ["trust_domain", "data_dir", "listen", "default_x509_svid_ttl"];
-        for (typed, meant) in [
-            ("trustdomain", "trust_domain"),
-            ("datadir", "data_dir"),
-            ("default_x509svid_ttl", "default_x509_svid_ttl"),
-        ] {
-            assert_eq!(suggest(typed, &known), format!("did you mean {meant}?"));
-        }
-        assert_eq!(suggest("bind_port", &known), "here this is listen");
-        assert!(suggest("colour", &known).starts_with("known keys: trust_domain"));
-        assert_eq!(suggest("colour", &[]), "this section takes no further keys");
+    fn a_key_of_spire_is_told_from_a_slip() {
+        let known = ["trust_domain", "listen"];
+        assert_eq!(suggest("Bind_Port", &known), "here this is listen");
+        assert_eq!(suggest("trustdomain", &known), "did you mean trust_domain?");
     }
 }

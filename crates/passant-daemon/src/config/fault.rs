@@ -5,7 +5,7 @@ use std::fmt;
 /// One thing to mend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The key with its section, as in `bootstrap.bundle`; empty for a fault of the file itself.
+    /// The key, with its section, as in `socket.path`; empty for a fault of the file itself.
     pub key: String,
     /// What is wrong.
     pub what: String,
@@ -21,13 +21,14 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(crate) fn new(file: &str, faults: Vec<Fault>) -> Self {
+    /// All `faults` of the file named `file`.
+    pub fn new(file: &str, faults: Vec<Fault>) -> Self {
         Self { file: file.to_owned(), faults }
     }
 
-    pub(crate) fn single(file: &str, key: &str, what: &str, remedy: &str) -> Self {
-        let fault = Fault { key: key.to_owned(), what: what.to_owned(), remedy: remedy.to_owned() };
-        Self::new(file, vec![fault])
+    /// One fault of it.
+    pub fn single(file: &str, key: &str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(file, vec![Fault { key: key.to_owned(), what: what.into(), remedy: remedy.into() }])
     }
 
     /// Every fault, in the order of the checks.
@@ -40,9 +41,10 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the configuration {} cannot be used", self.file)?;
         for Fault { key, what, remedy } in &self.faults {
-            match key.is_empty() {
-                true => write!(f, "\n  {what}: {remedy}")?,
-                false => write!(f, "\n  {key}: {what}; {remedy}")?,
+            if key.is_empty() {
+                write!(f, "\n  {what}: {remedy}")?;
+            } else {
+                write!(f, "\n  {key}: {what}; {remedy}")?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// A sentence that says what was found and what is expected, for the operator.
-pub(super) fn parse(text: &str) -> Result<Duration, String> {
+pub fn parse(text: &str) -> Result<Duration, String> {
     let expected = "write whole numbers with units d, h, m or s, as in \"90s\", \"1h30m\" or \"7d\"";
     let mut rest = text;
     let mut total: u64 = 0;
@@ -42,7 +42,7 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
 }
 
 /// The shortest way to write `span` that [`parse`] reads back, for messages.
-pub(super) fn show(span: Duration) -> String {
+pub fn show(span: Duration) -> String {
     let mut seconds = span.as_secs();
     let mut out = String::new();
     for (unit, length) in [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)] {
@@ -80,6 +80,7 @@ mod tests {
             "5m1h",
             "1 h",
             "1w",
+            "1ü",
             "99999999999999999999s",
             "300000000000000d",
         ] {
