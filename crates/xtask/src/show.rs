@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::ablate;
 
 /// Shows of the product as it is shipped, optimised; `--dev` saves that time.
-const IN_RELEASE: [&str; 1] = ["kills"];
+const IN_RELEASE: [&str; 2] = ["kills", "storm"];
 /// Shows that run the server with planted bugs too. That one is not optimised: a bug is found without.
 const ABLATED: [&str; 2] = ["kills", "power-loss"];
 
