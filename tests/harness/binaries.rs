@@ -17,6 +17,17 @@ pub struct Binaries {
     pub show: PathBuf,
 }
 
+/// Cargo, without what it has set for the test or show that asks: left in place, that makes build scripts run again, and
+/// everything after them.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let ours = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
 /// The binaries of this tree, built in the profile of the test that asks; built at most once in a process.
 ///
 /// # Panics
@@ -25,15 +36,10 @@ pub fn binaries() -> &'static Binaries {
     static BUILT: OnceLock<Binaries> = OnceLock::new();
     BUILT.get_or_init(|| {
         let dir = profile_dir();
-        let mut build = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+        let mut build = cargo();
         // The whole workspace, so that features are chosen as `cargo xtask show` has them and nothing is built twice.
         build.args(["build", "--quiet", "--workspace", "--bins"]);
         build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
-        // What cargo has set for the test: left in place, it makes build scripts run again, and everything after them.
-        let ours = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
-            build.env_remove(name);
-        }
         if dir.file_name().is_some_and(|name| name == "release") {
             build.arg("--release");
         }

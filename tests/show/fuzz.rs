@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail, ensure};
+use passant_tests::binaries::cargo;
 
 use crate::report::{Report, say};
 
@@ -139,21 +140,15 @@ fn targets(here: &Path) -> anyhow::Result<Vec<String>> {
 
 /// Builds all targets; the directory in which they are.
 fn build(here: &Path, place: &Path) -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let version = Command::new("rustc").arg("-vV").output().context("failed to run rustc")?;
     let version = String::from_utf8(version.stdout)?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.context("rustc does not say what it builds for")?;
     let dir = place.join("build");
-    let mut build = Command::new(cargo);
+    let mut build = cargo();
     // With a target named, build scripts and macros are built without the flags.
     build.args(["build", "--quiet", "--release", "--locked", "--bins", "--target", host, "--target-dir"]);
     build.arg(&dir).current_dir(here).env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTED.join("\x1f"));
-    // What cargo has set for this program makes build scripts run again.
-    let ours = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
-        build.env_remove(name);
-    }
     let built = build.status().context("failed to run cargo")?;
     ensure!(built.success(), "the fuzz targets do not build");
     Ok(dir.join(host).join("release"))

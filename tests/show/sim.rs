@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
+use passant_tests::binaries::cargo;
 
 use crate::report::{Report, say};
 
@@ -49,9 +50,8 @@ struct Ran {
 
 /// Runs seeds from 1 by `cargo` with `arguments`, with the bug `planted` awake.
 fn simulate(arguments: &[&str], planted: Option<&str>, seeds: u64, jobs: usize) -> Result<Ran> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package has no workspace")?;
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command.args(arguments).args(["--", "--seeds", &seeds.to_string(), "--jobs", &jobs.to_string()]);
     match planted {
         Some(name) => command.env("PASSANT_ABLATION", name),

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::ablate;
+use crate::cargo::cargo;
 
 /// Shows of the product as it is shipped, optimised; `--dev` saves that time.
 const IN_RELEASE: [&str; 2] = ["kills", "storm"];
@@ -20,9 +21,8 @@ const ABLATED: [&str; 2] = ["kills", "power-loss"];
 pub(crate) fn run(root: &Path, arguments: &[OsString], dev: bool) -> Result<()> {
     let is_among = |names: &[&str]| arguments.first().is_some_and(|name| names.iter().any(|one| name == one));
     let profile: &[&str] = if is_among(&IN_RELEASE) && !dev { &["--release"] } else { &[] };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // With the daemons, in one choice of features: the program would have them built otherwise, and most of it again.
-    let built = Command::new(cargo)
+    let built = cargo()
         .args(["build", "--quiet", "--workspace", "--bins"])
         .args(profile)
         .current_dir(root)
