@@ -32,8 +32,10 @@ use self::world::{ANSWERED, BUNDLES, Dice, RETRIED, Stopped, VERIFIES, Work, Wor
 use crate::program::Program;
 use crate::report::{Report, say};
 
-/// Lifetimes so short that authorities succeed each other all the time.
-const KEYS: &str = "ca_ttl = \"30s\"\ndefault_x509_svid_ttl = \"10s\"\ndefault_jwt_svid_ttl = \"10s\"\nagent_ttl = \"15s\"\n";
+/// Lifetimes so short that authorities succeed each other all the time, and long enough that an agent that is killed with
+/// its server finds it again before it knows none of its authorities.
+const KEYS: &str =
+    "ca_ttl = \"48s\"\ndefault_x509_svid_ttl = \"6s\"\ndefault_jwt_svid_ttl = \"6s\"\nagent_ttl = \"15s\"\n";
 /// So little is kept of the record that segments are ended and removed during the show.
 const RECORD_MIB: u64 = 16;
 const ENTRIES: &str =
@@ -53,7 +55,7 @@ const ABLATION_ROUNDS: usize = 60;
 /// How long clients may take to notice that the server is gone.
 const CLIENTS_WITHIN: Duration = Duration::from_secs(60);
 /// How long a step of the authorities is waited for.
-const ROTATES_WITHIN: Duration = Duration::from_secs(40);
+const ROTATES_WITHIN: Duration = Duration::from_secs(60);
 
 /// When a kill comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,8 @@
 //! When does the server renew its own X509-SVID?
 //!
 //! Around half of its life, and as soon as another authority signs: peers have that authority's certificate already, it
-//! was published long before. The port stays open meanwhile; the next handshake shows the new SVID.
+//! was published long before. One that ends with its authority is not renewed by time: the next could end no later. The
+//! port stays open meanwhile; the next handshake shows the new SVID.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,8 @@ pub(crate) struct Rotation {
 /// What decides about the next renewal.
 #[derive(Debug)]
 struct Current {
-    renew_at: UnixTime,
+    /// None when a new one would end no later.
+    renew_at: Option<UnixTime>,
     signed_by: AuthorityId,
 }
 
@@ -103,7 +105,7 @@ impl Rotation {
 }
 
 fn is_due(current: &Current, active: &AuthorityId, now: UnixTime) -> bool {
-    now >= current.renew_at || *active != current.signed_by
+    current.renew_at.is_some_and(|renew_at| now >= renew_at) || *active != current.signed_by
 }
 
 async fn renew(
@@ -113,26 +115,57 @@ async fn renew(
     host: &Host,
 ) -> Result<Current, RotateError> {
     // Asked before, so that an authority that takes over in between is noticed at the next look.
-    let signed_by = authorities.x509().id().clone();
+    let authority = authorities.x509();
+    let now = host.now();
     let issued = issuer.server_svid().await?;
     let svid = issued.svid.svid();
     identity.show(svid, issued.key.pkcs8())?;
-    Ok(Current { renew_at: renew_at(svid.not_before(), svid.not_after(), host.jitter()), signed_by })
+    let ends_early = svid.not_after() < authority.not_after();
+    Ok(Current {
+        // Of the life that is left: `not_before` lies in the past, and by much of a short life.
+        renew_at: ends_early.then(|| renew_at(now, svid.not_after(), host.jitter())),
+        signed_by: authority.id().clone(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Current, is_due};
-    use crate::state::AuthorityId;
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use passant_core::UnixTime;
+
+    use super::{Current, is_due, renew};
+    use crate::rig::{HOUR, MINUTE, Rig};
+    use crate::state::AuthorityId;
+    use crate::tls::ServerIdentity;
+
+    #[tokio::test]
+    async fn an_svid_that_ends_with_its_authority_is_not_renewed_over_and_over() {
+        let rig = Rig::new().await;
+        let identity = Arc::new(ServerIdentity::default());
+        let renewed = || renew(&rig.issuer, &rig.authorities, &identity, &rig.host);
+        let current = renewed().await.unwrap();
+        let renew_at = current.renew_at.expect("it ends long before its authority");
+        assert!(renew_at > rig.now().plus(20 * MINUTE) && renew_at < rig.now().plus(40 * MINUTE));
+        for left in [HOUR, MINUTE, Duration::from_secs(1)] {
+            rig.clock.set(rig.authorities.x509().not_after().minus(left));
+            let current = renewed().await.unwrap();
+            assert_eq!(current.renew_at, None, "{left:?} before the end");
+            assert!(!is_due(&current, rig.authorities.x509().id(), rig.now()));
+        }
+    }
 
     #[test]
     fn renewal_is_due_by_time_or_by_another_authority() {
         let id = |byte| AuthorityId::of_key(&[byte; 20]).unwrap();
         let at = UnixTime::from_secs;
-        let current = Current { renew_at: at(100), signed_by: id(1) };
+        let current = Current { renew_at: Some(at(100)), signed_by: id(1) };
         assert!(!is_due(&current, &id(1), at(99)));
         assert!(is_due(&current, &id(1), at(100)));
         assert!(is_due(&current, &id(2), at(0)));
+        let last = Current { renew_at: None, signed_by: id(1) };
+        assert!(!is_due(&last, &id(1), at(1_000)), "another of this authority would end no later");
+        assert!(is_due(&last, &id(2), at(0)));
     }
 }
