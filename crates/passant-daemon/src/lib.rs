@@ -11,6 +11,7 @@
 //! | how fast may one caller go, and what is the log told of it? | [`buckets`], [`log_rate`] |
 //! | what does a client read for whom there is no room? | [`goaway`] |
 //! | what does the process itself use? | [`process`] |
+//! | how is what it keeps on disk kept from other users? | [`private_dir`] |
 //! | what is wrong with a configuration, and what would mend it? | [`config`] |
 //! | what is logged, and how is the level changed? | [`log`] |
 //! | how does it go from its command line to its end? | [`run`] |
@@ -26,6 +27,7 @@ pub mod label;
 pub mod log;
 pub mod log_rate;
 pub mod metrics;
+pub mod private_dir;
 pub mod probe;
 pub mod process;
 pub mod run;

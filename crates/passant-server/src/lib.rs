@@ -30,7 +30,6 @@ pub mod journal;
 pub mod keystore;
 pub mod limits;
 pub mod metrics;
-mod private_dir;
 mod query;
 pub mod record;
 pub mod restore;

@@ -3,9 +3,9 @@
 //! One file, `agent-data.json`, mode 0600: the node SVID with its key, the bundle, and the key of an attestation under way.
 //! It is replaced as a whole: written beside, synced, renamed, directory synced. Keys of workloads are never in it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use passant_core::bundle::Bundle;
 use passant_core::keys::SigningKey;
 use passant_core::x509_svid::X509Svid;
 use passant_core::{Host, Secret, SpiffeId, TrustDomain};
+use passant_daemon::private_dir::{Unsafe, make_data_dir, owned};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -224,28 +225,19 @@ impl DataDir {
     /// When it cannot be used, or another agent uses it.
     pub(crate) fn open(dir: &Path, trust_domain: &TrustDomain) -> Result<Self, DataError> {
         let failed = |source| DataError::Directory { dir: dir.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let metadata = fs::metadata(dir).map_err(failed)?;
-        let mode = metadata.permissions().mode();
-        let refused = |fault| DataError::Unsafe { path: dir.to_owned(), fault, remedy: DIRECTORY_REMEDY };
-        if metadata.uid() != rustix::process::geteuid().as_raw() {
-            return Err(refused(format!("belongs to uid {}", metadata.uid())));
-        }
-        if mode & 0o022 != 0 {
-            return Err(refused(format!("can be written by others (mode {:o})", mode & 0o777)));
-        }
-        if mode & 0o077 != 0 {
-            // Left as it is: the files in it are private by themselves, and it may be `/var/lib` by a slip.
-            warn!(dir = %dir.display(), mode = format!("{:o}", mode & 0o777),
-                "others can list the data directory; chmod 700 would keep them out");
-        }
+        make_data_dir(dir).map_err(|error| match error.downcast::<Unsafe>() {
+            Ok(found) => {
+                let (path, fault) = (dir.to_owned(), found.fault());
+                DataError::Unsafe { path, fault, remedy: DIRECTORY_REMEDY }
+            }
+            Err(source) => failed(source),
+        })?;
         let lock = open_private(&dir.join(LOCK)).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(DataError::InUse(dir.to_owned())),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        sync_above(dir).map_err(failed)?;
         let place = Place::Directory { dir: dir.to_owned(), _lock: lock };
         Ok(Self { place, trust_domain: trust_domain.clone() })
     }
@@ -433,21 +425,13 @@ fn open_existing(path: &Path) -> io::Result<File> {
 fn check_file(file: &File, path: &Path) -> Result<(), DataError> {
     let failed = |source| DataError::Io { what: "look at", path: path.to_owned(), source };
     let metadata = file.metadata().map_err(failed)?;
-    let mode = metadata.permissions().mode();
-    let fault = if !metadata.is_file() {
-        Some("is no file".to_owned())
-    } else if metadata.uid() != rustix::process::geteuid().as_raw() {
-        Some(format!("belongs to uid {}", metadata.uid()))
-    } else if mode & 0o022 != 0 {
-        Some(format!("can be written by others (mode {:o})", mode & 0o777))
-    } else {
-        None
-    };
-    if let Some(fault) = fault {
-        return Err(DataError::Unsafe { path: path.to_owned(), fault, remedy: FILE_REMEDY });
+    let refused = |fault| DataError::Unsafe { path: path.to_owned(), fault, remedy: FILE_REMEDY };
+    if !metadata.is_file() {
+        return Err(refused("is no file".to_owned()));
     }
+    let mode = owned(&metadata).map_err(|found| refused(found.fault()))?;
     if mode & 0o077 != 0 {
-        warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777),
+        warn!(path = %path.display(), mode = format!("{mode:o}"),
             "others could read the node's private key; the file is made mode 0600");
         file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
     }
@@ -474,21 +458,6 @@ fn replace(dir: &Path, text: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&beside, dir.join(FILE))?;
     File::open(dir)?.sync_all()
-}
-
-/// Makes the names of `dir` and of the directories above it last: a file in it lasts only where they do. Each time, since
-/// whoever made them may have been killed before this.
-fn sync_above(dir: &Path) -> io::Result<()> {
-    for (nth, above) in dir.ancestors().skip(1).enumerate() {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        match File::open(above).and_then(|above| above.sync_all()) {
-            Ok(()) => {}
-            Err(error) if nth == 0 && error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
-            // Not ours to read, so not made by us.
-            Err(_) => break,
-        }
-    }
-    Ok(())
 }
 
 fn open_private(path: &Path) -> io::Result<File> {

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::private_dir::make_private_dir;
+use passant_daemon::private_dir::make_private_dir;
 
 /// Numbered runs of bytes. Only the newest is ever appended to. Calls block, and come from one thread at a time.
 pub trait Segments: Send {

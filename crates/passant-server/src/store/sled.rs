@@ -39,12 +39,12 @@ use std::time::Duration;
 
 use crate::limits::{STORE_CACHE_BYTES, STORE_RECORD_BYTES};
 use passant_core::{Host, TrustDomain};
+use passant_daemon::private_dir::{make_data_dir, make_private_dir};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, IVec};
 
 use crate::keystore::FILE as KEY_FILE;
-use crate::private_dir::{make_data_dir, make_private_dir};
 use crate::state::change::{Change, Commit, Lineage, RequestId, Revision};
 use crate::store::witness::Witness;
 use crate::store::{AppendError, Loaded, Store, StoreError, check_trust_domain};

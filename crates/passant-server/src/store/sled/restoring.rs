@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use passant_core::{Host, TrustDomain};
+use passant_daemon::private_dir::{make_data_dir, make_private_dir};
 use sled::Batch;
 
 use super::{
@@ -14,7 +15,6 @@ use super::{
     io_error, object_key, open_db, sync,
 };
 use crate::limits::RESTORE_BATCH;
-use crate::private_dir::{make_data_dir, make_private_dir};
 use crate::state::change::{Change, Cursor, Lineage, Revision};
 use crate::store::StoreError;
 
