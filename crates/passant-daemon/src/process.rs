@@ -62,18 +62,25 @@ mod tests {
     use super::*;
     use crate::metrics::encode;
 
+    /// Other tests of this process open, close and free what they like meanwhile, and a kernel may add up memory over its
+    /// processors only now and then: so what is looked for is held by this test, and is much.
     #[test]
-    fn this_process_has_memory_and_descriptors() {
+    fn what_this_process_holds_is_in_its_numbers() {
+        let memory = std::hint::black_box(vec![1_u8; 64 << 20]);
+        let files: Vec<fs::File> = (0..40).map(|_| fs::File::open("/dev/null").unwrap()).collect();
         let text = encode([&registry(UnixTime::from_secs(1_790_000_000))]).unwrap();
-        let value = |name: &str| -> f64 {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)).expect(name);
-            line.trim().parse().unwrap()
+        drop((memory, files));
+        let check = |name: &str, least: f64, most: f64| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let value: f64 = line.unwrap_or_else(|| panic!("no {name}in\n{text}")).trim().parse().unwrap();
+            assert!((least..=most).contains(&value), "{name}is not from {least} to {most} in\n{text}");
+            value
         };
-        assert!(value("process_resident_memory_bytes ") > 100_000.0);
-        assert!(value("process_open_fds ") >= 3.0);
-        assert!(value("process_max_fds ") >= value("process_open_fds "));
-        assert!(value("process_cpu_seconds_total ") >= 0.0);
-        assert!((value("process_start_time_seconds ") - 1_790_000_000.0).abs() < 1.0);
+        let most = check("process_max_fds ", 40.0, f64::MAX);
+        check("process_open_fds ", 40.0, most);
+        check("process_resident_memory_bytes ", f64::from(32 << 20), f64::MAX);
+        check("process_cpu_seconds_total ", 0.0, f64::MAX);
+        check("process_start_time_seconds ", 1_790_000_000.0, 1_790_000_000.0);
     }
 
     #[test]
