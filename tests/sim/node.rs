@@ -182,7 +182,10 @@ impl Node {
     pub(crate) fn is_content(&self) -> bool {
         self.health.as_ref().is_some_and(|health| {
             let report = health.borrow();
-            [Part::Node, Part::Sync, Part::Mint].iter().all(|part| !report.troubles.contains_key(part))
+            // One that is refused every SVID is in contact all the same: what it lacks is for the oracle to find.
+            let is_refused = |why: &String| why.starts_with("no X509-SVID could be minted");
+            [Part::Node, Part::Sync].iter().all(|part| !report.troubles.contains_key(part))
+                && report.troubles.get(&Part::Mint).is_none_or(is_refused)
         })
     }
 

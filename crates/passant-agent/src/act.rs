@@ -105,8 +105,8 @@ impl Minter {
         }
         self.paused_until = None;
         if due.is_empty() {
-            // What failed before is not wanted any more.
-            self.is_fine();
+            // What failed before is not wanted any more, or not yet again.
+            self.judge();
         }
         while !due.is_empty() {
             let rest = due.split_off(due.len().min(self.batch));
@@ -119,8 +119,9 @@ impl Minter {
                 Ok(outcomes) => {
                     self.backoff.succeeded();
                     self.batch = (self.batch * 2).min(limits::MINT_BATCH);
-                    self.report(&outcomes);
+                    report(&outcomes);
                     self.cache.minted(outcomes);
+                    self.judge();
                 }
                 Err(error) => {
                     metrics.mint_failures.of(error.refusal.reason).inc();
@@ -232,29 +233,32 @@ impl Minter {
         })
     }
 
-    fn report(&self, outcomes: &[(EntryId, Result<Minted, MintFailure>)]) {
-        let mut failed = 0;
-        for (id, outcome) in outcomes {
-            match outcome {
-                Ok(minted) => {
-                    let serial = minted.svid.serial();
-                    info!(entry = %id, spiffe_id = %minted.entry.spiffe_id, %serial,
-                        not_after = %minted.svid.not_after(), "X509-SVID minted");
-                }
-                Err(MintFailure(why)) => {
-                    failed += 1;
-                    warn!(entry = %id, why, "failed to mint an X509-SVID");
-                }
-            }
+    /// The server answers; whether it mints is another question.
+    fn judge(&self) {
+        match self.cache.barren() {
+            Some(why) => self.health.bad(Part::Mint, &why),
+            None => self.health.good(Part::Mint),
         }
-        debug!(count = outcomes.len(), failed, "batch done");
-        self.is_fine();
-    }
-
-    fn is_fine(&self) {
-        self.health.good(Part::Mint);
         self.cache.mint_trouble(None);
     }
+}
+
+fn report(outcomes: &[(EntryId, Result<Minted, MintFailure>)]) {
+    let mut failed = 0;
+    for (id, outcome) in outcomes {
+        match outcome {
+            Ok(minted) => {
+                let serial = minted.svid.serial();
+                info!(entry = %id, spiffe_id = %minted.entry.spiffe_id, %serial,
+                    not_after = %minted.svid.not_after(), "X509-SVID minted");
+            }
+            Err(MintFailure(why)) => {
+                failed += 1;
+                warn!(entry = %id, why, "failed to mint an X509-SVID");
+            }
+        }
+    }
+    debug!(count = outcomes.len(), failed, "batch done");
 }
 
 /// The server as the issuer of JWT-SVIDs.

@@ -343,6 +343,18 @@ impl Cache {
         }
     }
 
+    /// Why attempts to mint fail and not one succeeds, if so.
+    pub(crate) fn barren(&self) -> Option<String> {
+        let book = self.shared.book();
+        book.state.barren().map(|(since, why)| format!("no X509-SVID could be minted since {since}: {why}"))
+    }
+
+    /// Whether there are entries, and none of them has an SVID that is valid now.
+    pub(crate) fn lacks_all(&self) -> bool {
+        let now = self.now();
+        self.shared.book().state.lacks_all(now)
+    }
+
     /// Drops every entry, SVID, key and token; all subscribers hear `why` until [`Self::lift`].
     pub(crate) fn withhold(&self, why: &str) {
         let now = self.now();

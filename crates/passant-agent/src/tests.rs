@@ -10,6 +10,7 @@ use std::sync::Arc;
 use passant_attest::node::join_token::Token;
 use passant_core::keys::KeyType;
 use passant_core::{Host, Reason};
+use passant_daemon::vitals::Vitals;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ use crate::node::DataDir;
 use crate::testing::ca::{Ca, foreign_bundle};
 use crate::testing::server::{Fake, wire_entry};
 use crate::testing::{entry_id, following_host, id, secs, selectors, trust_domain, until};
+use crate::vitals::AgentVitals;
 use crate::{DataError, Parts, StartError};
 
 /// A server and what agents leave behind.
@@ -37,6 +39,7 @@ struct Rig {
 /// An agent that runs.
 struct Agent {
     cache: Cache,
+    vitals: Arc<AgentVitals>,
     health: watch::Receiver<HealthReport>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -92,7 +95,7 @@ impl Rig {
         let live = &parts.vitals.parts;
         tasks.spawn(parts.driver.run(stop.clone(), live.begin("drive")));
         tasks.spawn(parts.minter.run(stop.clone(), live.begin("mint")));
-        Agent { cache: parts.cache, health: parts.health, stop, tasks }
+        Agent { cache: parts.cache, vitals: parts.vitals, health: parts.health, stop, tasks }
     }
 
     fn token_file(&self, token: &str) -> TokenSource {
@@ -457,6 +460,37 @@ async fn an_entry_that_is_refused_hinders_only_its_own_workloads() {
     until("the reason is told", || why(&mut other).contains("the entry has ended")).await;
     rig.fake.world().refused_entries.clear();
     serves(&mut other, &["/b"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_for_which_nothing_is_minted_says_so_until_something_is() {
+    let rig = Rig::new();
+    rig.fake.world().refused_entries.insert("a".to_owned());
+    let agent = rig.start();
+    until("the trouble is told", || agent.trouble(Part::Mint).is_some()).await;
+    assert!(agent.trouble(Part::Mint).unwrap().contains("the entry has ended"));
+    assert_eq!(agent.trouble(Part::Sync), None);
+    assert!(!agent.vitals.readiness().is_ready(), "its workloads ask in vain");
+    let asked = rig.fake.calls("BatchNewX509SVID");
+    until("it was asked again, in vain", || rig.fake.calls("BatchNewX509SVID") > asked + 3).await;
+    assert!(agent.trouble(Part::Mint).is_some(), "nor is it in order between two attempts");
+
+    // An entry that alone is refused is no trouble of the agent.
+    rig.fake.register(&[("b", 2)]);
+    serves(&mut agent.subscribe(2), &["/b"]).await;
+    agent.ready().await;
+    let asked = rig.fake.calls("BatchNewX509SVID");
+    until("it was asked again", || rig.fake.calls("BatchNewX509SVID") > asked + 1).await;
+    assert_eq!(agent.trouble(Part::Mint), None);
+
+    // New ones are refused, and what is held can still be served.
+    rig.fake.world().refused_entries.insert("c".to_owned());
+    rig.fake.register(&[("c", 3)]);
+    until("the trouble is told", || agent.trouble(Part::Mint).is_some()).await;
+    assert!(agent.vitals.readiness().is_ready());
+    rig.fake.world().refused_entries.clear();
+    serves(&mut agent.subscribe(3), &["/c"]).await;
+    agent.ready().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,8 @@
 //!
 //! An agent whose server is away is ready as long as it can serve: what it holds stays valid, and nobody is helped if an
 //! orchestrator takes it out or starts it anew. It is not ready when workloads would ask in vain: before the first sync,
-//! when its node was banned, and when the node's own SVID has expired or was never had.
+//! when its node was banned, when the node's own SVID has expired or was never had, and when minting fails and no valid
+//! X509-SVID is left.
 
 use std::collections::BTreeMap;
 
@@ -32,6 +33,8 @@ struct Standing {
     /// The end of the node's SVID.
     not_after: Option<UnixTime>,
     has_synced: bool,
+    /// There are entries, and none has a valid X509-SVID.
+    lacks_all: bool,
 }
 
 fn judge(report: &HealthReport, standing: Standing) -> Readiness {
@@ -49,6 +52,11 @@ fn judge(report: &HealthReport, standing: Standing) -> Readiness {
     if !standing.has_synced {
         readiness.trouble(Part::Sync, why(Part::Sync, "not yet synced"));
     }
+    if let Some(why) = report.troubles.get(&Part::Mint)
+        && standing.lacks_all
+    {
+        readiness.trouble(Part::Mint, why);
+    }
     for (part, why) in &report.troubles {
         if !readiness.troubles.contains_key(&part.to_string()) {
             readiness.degraded(part, why);
@@ -63,6 +71,7 @@ impl Vitals for AgentVitals {
             now: self.host.now(),
             not_after: self.link.not_after(),
             has_synced: self.cache.confirmed_at().is_some(),
+            lacks_all: self.cache.lacks_all(),
         };
         judge(&self.health.borrow(), standing)
     }
@@ -84,6 +93,7 @@ mod tests {
         now: UnixTime::from_secs(100),
         not_after: Some(UnixTime::from_secs(101)),
         has_synced: true,
+        lacks_all: false,
     };
 
     fn check(troubles: &[(Part, &str)], standing: Standing, not_ready: &[&str], degraded: &[&str]) {
@@ -105,5 +115,9 @@ mod tests {
     fn an_agent_that_cannot_serve_is_not_ready() {
         check(&[], Standing { has_synced: false, ..WELL }, &["sync"], &[]);
         check(&[(Part::Data, "full")], Standing { not_after: None, ..WELL }, &["node"], &["data"]);
+        let bare = Standing { lacks_all: true, ..WELL };
+        check(&[(Part::Mint, "refused")], bare, &["mint"], &[]);
+        // It has just synced, and what it lacks is under way.
+        check(&[], bare, &[], &[]);
     }
 }

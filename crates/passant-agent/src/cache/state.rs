@@ -70,6 +70,8 @@ pub(crate) struct Held {
 #[derive(Clone, Debug)]
 pub(crate) struct Failed {
     pub(crate) times: u32,
+    /// When the first of them failed.
+    pub(crate) since: UnixTime,
     pub(crate) at: UnixTime,
     pub(crate) wait: Duration,
     pub(crate) why: String,
@@ -94,6 +96,8 @@ pub(crate) struct State {
     confirmed_at: Option<UnixTime>,
     withheld: Option<String>,
     mint_trouble: Option<String>,
+    /// When the last SVID came.
+    minted_at: Option<UnixTime>,
 }
 
 /// How much is held.
@@ -176,6 +180,7 @@ impl State {
 
     /// A minted SVID. It is dropped if the entry has gone or now names another SPIFFE ID.
     pub(crate) fn put(&mut self, id: &EntryId, minted: Minted, now: UnixTime) {
+        self.minted_at = Some(now);
         let Some(slot) = self.slots.get_mut(id) else { return };
         if *minted.svid.id() != slot.entry.spiffe_id {
             return;
@@ -194,10 +199,24 @@ impl State {
     /// A failed attempt to mint; the SVID held before stays.
     pub(crate) fn fail(&mut self, id: &EntryId, failure: MintFailure, now: UnixTime, host: &Host) {
         let Some(slot) = self.slots.get_mut(id) else { return };
-        let times = slot.failed.as_ref().map_or(0, |failed| failed.times);
+        let (times, since) = slot.failed.as_ref().map_or((0, now), |failed| (failed.times, failed.since));
         let wait = backoff::grown(limits::MINT_AGAIN_FIRST, limits::MINT_AGAIN_LAST, times);
         let wait = backoff::spread(wait, host);
-        slot.failed = Some(Failed { times: times.saturating_add(1), at: now, wait, why: failure.0 });
+        slot.failed = Some(Failed { times: times.saturating_add(1), since, at: now, wait, why: failure.0 });
+    }
+
+    /// Since when, and why, attempts to mint have failed while not one has succeeded. An entry that alone is refused counts
+    /// only until the next SVID of another comes.
+    pub(super) fn barren(&self) -> Option<(UnixTime, &str)> {
+        let failed = self.slots.values().filter_map(|slot| slot.failed.as_ref());
+        let first =
+            failed.filter(|failed| self.minted_at < Some(failed.since)).min_by_key(|failed| failed.since)?;
+        Some((first.since, &first.why))
+    }
+
+    /// Whether there are entries, and none of them has an SVID that is valid at `now`.
+    pub(super) fn lacks_all(&self, now: UnixTime) -> bool {
+        !self.slots.is_empty() && self.slots.values().all(|slot| slot.usable(now).is_none())
     }
 
     /// Why no SVID can be had at present; true if that is news.
