@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use passant_proto::bundle::GetBundleRequest;
 use passant_tests::api::Operator;
 use passant_tests::daemon::Daemon;
@@ -18,6 +20,8 @@ use crate::program::Program;
 const STARTED_WITHIN: Duration = Duration::from_secs(60);
 /// How often a starting server is asked whether it answers.
 const LOOK: Duration = Duration::from_millis(2);
+/// How long a starting server runs between two looks at sled's snapshot, which is written within some ten of these.
+const STEP: Duration = Duration::from_micros(20);
 /// Lines of a log that are shown of a server that did not start.
 const LOG_LINES: usize = 6;
 
@@ -88,7 +92,11 @@ impl Scene<'_> {
             let before = size(&record);
             let began = Instant::now();
             // The record is opened after the store.
-            while !is_generating(&state)? && size(&record) == before {
+            while !stopped_while_generating(&server, &state)? && size(&record) == before {
+                let ran = Instant::now();
+                while ran.elapsed() < STEP {
+                    std::hint::spin_loop();
+                }
                 if let Some(status) = server.ended()? {
                     bail!("the server did not start ({status}): {}", last_lines(&server.log()));
                 }
@@ -134,6 +142,18 @@ impl Scene<'_> {
     pub(crate) fn decisions(&self) -> PathBuf {
         self.site.path("server-data").join("decisions")
     }
+}
+
+/// Stops the server for a look at what it writes, and lets it go on unless sled's snapshot is half-written: without that, it
+/// would mostly be whole when the kill arrives.
+fn stopped_while_generating(server: &Daemon, state: &Path) -> anyhow::Result<bool> {
+    let pid = Pid::from_raw(i32::try_from(server.pid())?);
+    signal::kill(pid, Signal::SIGSTOP)?;
+    let is_generating = is_generating(state)?;
+    if !is_generating {
+        signal::kill(pid, Signal::SIGCONT)?;
+    }
+    Ok(is_generating)
 }
 
 fn is_generating(state: &Path) -> anyhow::Result<bool> {
