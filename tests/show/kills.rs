@@ -530,15 +530,10 @@ async fn ablated(entries: usize) -> anyhow::Result<String> {
         churn::some(&world).await.map_err(|Stopped| anyhow!("the server cannot be written to"))?;
         server.kill()?;
         kills += 1;
-        loop {
-            let left = scene.kill_while_generating(scene.spawn()?).await;
-            kills += 1;
-            match left {
-                Ok(Left::Generating) => {}
-                Ok(Left::Nothing) => break,
-                Err(why) => return Ok(format!("after {kills} kills: {why}")),
-            }
+        if let Err(why) = scene.kill_while_generating(scene.spawn()?).await {
+            return Ok(format!("after {kills} kills: {why}"));
         }
+        kills += 1;
         server = scene.spawn()?;
         if let Err(why) = scene.answers(&mut server).await {
             return Ok(format!("after {kills} kills: {why}"));

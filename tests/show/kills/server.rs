@@ -1,5 +1,6 @@
 //! How is the real server started, watched while it starts, and killed?
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -90,9 +91,10 @@ impl Scene<'_> {
             let mut server = server;
             let size = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
             let before = size(&record);
+            let leftover = generating(&state)?;
             let began = Instant::now();
             // The record is opened after the store.
-            while !stopped_while_generating(&server, &state)? && size(&record) == before {
+            while !stopped_while_generating(&server, &state, leftover.as_ref())? && size(&record) == before {
                 let ran = Instant::now();
                 while ran.elapsed() < STEP {
                     std::hint::spin_loop();
@@ -118,7 +120,7 @@ impl Scene<'_> {
     /// # Errors
     /// When nothing can be seen.
     pub(crate) fn left(&self) -> anyhow::Result<Left> {
-        Ok(if is_generating(&self.state())? { Left::Generating } else { Left::Nothing })
+        Ok(if generating(&self.state())?.is_some() { Left::Generating } else { Left::Nothing })
     }
 
     /// What tells one version of the key file from the next.
@@ -146,24 +148,35 @@ impl Scene<'_> {
 
 /// Stops the server for a look at what it writes, and lets it go on unless sled's snapshot is half-written: without that, it
 /// would mostly be whole when the kill arrives.
-fn stopped_while_generating(server: &Daemon, state: &Path) -> anyhow::Result<bool> {
+fn stopped_while_generating(
+    server: &Daemon,
+    state: &Path,
+    leftover: Option<&Unfinished>,
+) -> anyhow::Result<bool> {
     let pid = Pid::from_raw(i32::try_from(server.pid())?);
     signal::kill(pid, Signal::SIGSTOP)?;
-    let is_generating = is_generating(state)?;
+    let found = generating(state)?;
+    let is_generating = found.is_some() && found.as_ref() != leftover;
     if !is_generating {
         signal::kill(pid, Signal::SIGCONT)?;
     }
     Ok(is_generating)
 }
 
-fn is_generating(state: &Path) -> anyhow::Result<bool> {
+/// sled's half-written snapshot: its name, when it was last written, in nanoseconds, and its length.
+type Unfinished = (OsString, i64, u64);
+
+fn generating(state: &Path) -> anyhow::Result<Option<Unfinished>> {
     for file in fs::read_dir(state)? {
-        let name = file?.file_name();
+        let file = file?;
+        let name = file.file_name();
         if name.to_str().is_some_and(|name| name.starts_with("snap.") && name.ends_with(".generating")) {
-            return Ok(true);
+            // It is renamed once it is whole.
+            let Ok(meta) = file.metadata() else { continue };
+            return Ok(Some((name, meta.mtime_nsec(), meta.len())));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn last_lines(log: &str) -> String {
