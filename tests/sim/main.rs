@@ -85,8 +85,8 @@ struct Arguments {
     from: u64,
     seeds: u64,
     jobs: usize,
-    /// How long faults go on in each run, in seconds.
-    troubled: u64,
+    /// How long faults go on in each run, in seconds; as [`settings::troubled`] says if nobody does.
+    troubled: Option<u64>,
     /// Runs each seed twice, and compares.
     twice: bool,
     trace: bool,
@@ -97,15 +97,8 @@ struct Arguments {
 impl Arguments {
     /// Of the command line; what a test runner is told besides is passed over.
     fn read() -> Result<Self, String> {
-        let mut read = Self {
-            from: 1,
-            seeds: 0,
-            jobs: 1,
-            troubled: settings::TROUBLED.as_secs(),
-            twice: false,
-            trace: false,
-            is_idle: false,
-        };
+        let mut read =
+            Self { from: 1, seeds: 0, jobs: 1, troubled: None, twice: false, trace: false, is_idle: false };
         let mut given = std::env::args().skip(1);
         while let Some(name) = given.next() {
             let mut number = || -> Result<u64, String> {
@@ -117,7 +110,7 @@ impl Arguments {
                 "--from" => read.from = number()?,
                 "--seed" => (read.from, read.seeds) = (number()?, 1),
                 "--jobs" => read.jobs = usize::try_from(number()?).map_err(|error| error.to_string())?,
-                "--seconds" => read.troubled = number()?,
+                "--seconds" => read.troubled = Some(number()?),
                 "--twice" => read.twice = true,
                 "--trace" => read.trace = true,
                 "--list" => read.is_idle = true,
@@ -126,7 +119,7 @@ impl Arguments {
             }
         }
         if read.seeds == 0 {
-            (read.seeds, read.troubled, read.twice) = (FEW, SHORT, true);
+            (read.seeds, read.troubled, read.twice) = (FEW, Some(SHORT), true);
         }
         Ok(read)
     }
@@ -205,7 +198,7 @@ fn run_all(arguments: &Arguments) -> Outcome {
 
 /// Runs one seed, and tells what was wrong and how to see it again.
 fn run(seed: u64, arguments: &Arguments) -> Outcome {
-    let troubled = Duration::from_secs(arguments.troubled);
+    let troubled = arguments.troubled.map_or_else(|| settings::troubled(seed), Duration::from_secs);
     let (mut outcome, lines) = world::run(seed, troubled, arguments.trace);
     outcome.violations.extend(PANICS.with(|panics| std::mem::take(&mut *panics.borrow_mut())));
     if arguments.trace {
@@ -224,7 +217,7 @@ fn run(seed: u64, arguments: &Arguments) -> Outcome {
     if outcome.violations.is_empty() {
         outcome.counts.insert("seeds that held".to_owned(), 1);
     } else {
-        let seconds = arguments.troubled;
+        let seconds = troubled.as_secs();
         say(&format!(
             "replay: cargo test -p passant-sim --test sim -- --seed {seed} --seconds {seconds} --trace"
         ));

@@ -23,8 +23,16 @@ pub(crate) const BOUND: Duration = Duration::from_secs(60);
 /// What clocks are off by at most, and a bit.
 pub(crate) const CLOCKS_OFF: Duration = Duration::from_secs(300);
 
-/// How long faults occur, unless said otherwise.
-pub(crate) const TROUBLED: Duration = Duration::from_secs(260);
+/// How long faults occur.
+const TROUBLED: Duration = Duration::from_secs(260);
+
+/// How long they do in one run of fifty: until authorities are forgotten, which is as long after their end as they lived.
+const LONG_TROUBLED: Duration = Duration::from_secs(700);
+
+/// How long faults occur in the run of this seed, unless said otherwise.
+pub(crate) const fn troubled(seed: u64) -> Duration {
+    if seed.is_multiple_of(50) { LONG_TROUBLED } else { TROUBLED }
+}
 
 /// How long it may take until all is as it should be again: the longest wait between two attempts after a refusal, and a
 /// few rounds more.
