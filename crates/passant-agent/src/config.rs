@@ -612,6 +612,14 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_key_is_named_as_it_is_written() {
+        for (written, named) in [("'' = 1", "\"\""), ("\"a b\" = 1", "\"a b\""), ("colour = 1", "colour")] {
+            let error = Config::parse("agent.toml", written).unwrap_err();
+            assert!(error.faults().iter().any(|fault| fault.key == named), "{error}");
+        }
+    }
+
+    #[test]
     fn a_token_file_open_to_the_world_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");

@@ -16,7 +16,7 @@ use passant_attest::node::x509pop::X509PopConfig;
 use passant_core::keys::KeyType;
 use passant_core::spiffe_id::SpiffeId;
 use passant_core::trust_domain::TrustDomain;
-use passant_daemon::config::duration;
+use passant_daemon::config::{duration, quoted};
 use passant_daemon::log::LevelError;
 use serde::Deserialize;
 
@@ -565,7 +565,7 @@ impl Check {
 
     fn unknown(&mut self, section: &str, unknown: &BTreeMap<String, toml::Value>, known: &[&str]) {
         for key in unknown.keys() {
-            self.note(&format!("{section}{key}"), "unknown key", suggest::suggest(key, known));
+            self.note(&format!("{section}{}", quoted(key)), "unknown key", suggest::suggest(key, known));
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use passant_daemon::config::{Fault, duration, suggest};
+use passant_daemon::config::{Fault, duration, quoted, suggest};
 use toml::{Table, Value};
 
 /// A table under reading.
@@ -156,7 +156,7 @@ impl<'a> Section<'a> {
     pub(super) fn finish(&mut self) {
         let known: Vec<&str> = self.known.iter().copied().collect();
         for (key, _) in std::mem::take(&mut self.table) {
-            self.fault(&key, "unknown key", &suggest(&key, &known));
+            self.fault(&quoted(&key), "unknown key", &suggest(&key, &known));
         }
     }
 

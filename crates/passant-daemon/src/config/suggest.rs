@@ -13,6 +13,12 @@ pub fn suggest(unknown: &str, known: &[&str]) -> String {
     }
 }
 
+/// How `key` is written in TOML: one that is empty, or has other characters than letters, digits, `_` and `-`, in quotes.
+pub fn quoted(key: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if !key.is_empty() && key.chars().all(is_bare) { key.to_owned() } else { format!("{key:?}") }
+}
+
 /// Insertions, deletions and substitutions of single characters between two words.
 fn edits(one: &str, two: &str) -> usize {
     let two: Vec<char> = two.chars().collect();
@@ -31,7 +37,16 @@ fn edits(one: &str, two: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{edits, suggest};
+    use super::{edits, quoted, suggest};
+
+    #[test]
+    fn a_key_that_needs_quotes_has_them() {
+        for (key, written) in
+            [("data_dir", "data_dir"), ("", "\"\""), ("a b", "\"a b\""), ("a\nb", "\"a\\nb\"")]
+        {
+            assert_eq!(quoted(key), written);
+        }
+    }
 
     #[test]
     fn edits_count_single_changes() {
