@@ -162,6 +162,7 @@ impl SledStore {
             if data_dir.join(KEY_FILE).exists() {
                 return Err(StoreError::StateGone { dir: data_dir.to_owned() });
             }
+            store.witness.check_empty(&store.place)?;
             store.create()?;
         } else {
             store.recognize(trust_domain)?;
@@ -836,6 +837,11 @@ mod tests {
         fs::copy(dir.path().join("revision"), older.path().join("revision")).unwrap();
         let refused = open(older.path()).unwrap_err().to_string();
         assert!(refused.contains("stands at revision 1") && refused.contains("revision 2"), "{refused}");
+        // Nor is one that lost them all taken for a new one, whether or not it has keys.
+        let empty = copy(older.path());
+        fs::remove_dir_all(empty.path().join("state")).unwrap();
+        let refused = open(empty.path()).unwrap_err().to_string();
+        assert!(refused.contains("stands at revision 0") && refused.contains("revision 2"), "{refused}");
         fs::remove_file(older.path().join("revision")).unwrap();
         assert_eq!(open(older.path()).unwrap().load().unwrap().objects, [put("e1")]);
     }
