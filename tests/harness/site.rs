@@ -136,9 +136,16 @@ impl Site {
     /// # Errors
     /// When the program cannot be started.
     pub fn spawn_server(&self) -> anyhow::Result<Daemon> {
-        let mut command = Command::new(&binaries().server);
-        command.arg("run").arg("--config").arg(self.server_config());
-        Daemon::start(command, &self.path("server.log"))
+        self.spawn_server_as(Command::new(&binaries().server))
+    }
+
+    /// Starts the server that `program` is, and does not wait.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn_server_as(&self, mut program: Command) -> anyhow::Result<Daemon> {
+        program.arg("run").arg("--config").arg(self.server_config());
+        Daemon::start(program, &self.path("server.log"))
     }
 
     /// Writes the server's bundle for agents.

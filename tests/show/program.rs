@@ -31,11 +31,10 @@ impl Program {
     /// # Errors
     /// When the program cannot be started.
     pub(crate) fn spawn(&self, site: &Site) -> anyhow::Result<Daemon> {
-        let mut command = Command::new(&self.path);
-        command.arg("run").arg("--config").arg(site.server_config());
+        let mut program = Command::new(&self.path);
         if let Some(name) = self.ablation {
-            command.env("PASSANT_ABLATION", name);
+            program.env("PASSANT_ABLATION", name);
         }
-        Daemon::start(command, &site.path("server.log"))
+        site.spawn_server_as(program)
     }
 }

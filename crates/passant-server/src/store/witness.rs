@@ -46,13 +46,12 @@ impl Witness {
     /// # Errors
     /// [`StoreError::Behind`].
     pub(super) fn check(&self, place: &Path, lineage: Lineage, found: Revision) -> Result<(), StoreError> {
-        let mut text = [0; 256];
-        let read = self.file.read_at(&mut text, 0).unwrap_or(0);
-        let Some(revision) = read_line(&text[..read]) else { return Ok(()) };
-        if revision <= found || line(lineage, revision).as_bytes() != &text[..read] {
-            return Ok(());
+        match self.newest() {
+            Some((of, acknowledged)) if of == lineage.to_string() && acknowledged > found => {
+                Err(self.behind(place, found, acknowledged))
+            }
+            Some(_) | None => Ok(()),
         }
-        Err(self.behind(place, found, revision))
     }
 
     /// Compares a store `place` that is empty with what was written down: damage at the beginning of its log makes it so.
@@ -60,25 +59,27 @@ impl Witness {
     /// # Errors
     /// [`StoreError::Behind`].
     pub(super) fn check_empty(&self, place: &Path) -> Result<(), StoreError> {
-        let mut text = [0; 256];
-        let read = self.file.read_at(&mut text, 0).unwrap_or(0);
-        match read_whole_line(&text[..read]) {
-            Some(acknowledged) => Err(self.behind(place, Revision::ZERO, acknowledged)),
+        match self.newest() {
+            Some((_, acknowledged)) => Err(self.behind(place, Revision::ZERO, acknowledged)),
             None => Ok(()),
         }
+    }
+
+    /// The life of the store and the newest revision of it that were written down, if the line is whole.
+    fn newest(&self) -> Option<(String, Revision)> {
+        let mut text = [0; 256];
+        let read = self.file.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..read]).ok()?;
+        let (says, sum) = text.strip_suffix('\n')?.rsplit_once(' ')?;
+        let lineage = says.split(' ').next()?;
+        let is_whole = format!("{:08x}", crc32fast::hash(says.as_bytes())) == sum;
+        if is_whole { Some((lineage.to_owned(), read_line(text.as_bytes())?)) } else { None }
     }
 
     fn behind(&self, place: &Path, found: Revision, acknowledged: Revision) -> StoreError {
         let place = place.display().to_string();
         StoreError::Behind { place, found, acknowledged, witness: self.path.clone() }
     }
-}
-
-/// The revision in a line that is whole, of whatever life of the store.
-fn read_whole_line(text: &[u8]) -> Option<Revision> {
-    let (says, sum) = std::str::from_utf8(text).ok()?.strip_suffix('\n')?.rsplit_once(' ')?;
-    let is_whole = format!("{:08x}", crc32fast::hash(says.as_bytes())) == sum;
-    if is_whole { read_line(text) } else { None }
 }
 
 /// The newest revision that was written down in `data_dir`, of whatever life of its store.
