@@ -467,12 +467,14 @@ impl Turns<'_> {
         Ok(())
     }
 
-    /// Removes keys that no unexpired authority needs.
+    /// Removes the keys of authorities that are gone, or retired and expired. One that signs, or is to sign next, keeps its
+    /// key whatever the clock says: a clock that is wrong for a moment would take it away for ever.
     async fn sweep(&self) -> Result<(), AuthorityError> {
         let now = self.parts.host.now();
         let state = self.parts.journal.state();
+        let is_needed = |a: &&Authority| a.phase != Phase::Retired || a.not_after > now;
         let needed: BTreeSet<AuthorityId> =
-            state.authorities().filter(|a| a.not_after > now).map(|a| a.id.clone()).collect();
+            state.authorities().filter(is_needed).map(|a| a.id.clone()).collect();
         let keystore = Arc::clone(&self.parts.keystore);
         let work = move || {
             let mut spare = keystore.ids()?.into_iter().filter(|id| !needed.contains(id));

@@ -91,6 +91,19 @@ async fn lost_keys_stop_the_start_and_the_way_out_is_named() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_wrong_for_a_moment_takes_no_key_away() {
+    let rig = Rig::new().await;
+    let active = [AuthorityKind::X509, AuthorityKind::Jwt].map(|kind| the_one(&rig, kind, Phase::Active).id);
+    rig.disk.is_full.store(true, Ordering::SeqCst);
+    rig.clock.set(START.plus(25 * HOUR));
+    rig.authorities.tick().await.unwrap_err();
+    rig.disk.is_full.store(false, Ordering::SeqCst);
+    let (disk, _) = rig.stop().await;
+    let rig = Rig::open(disk, START.plus(HOUR), Settings::default()).await.unwrap();
+    assert_eq!([rig.authorities.x509().id().clone(), rig.authorities.jwt().id().clone()], active);
+}
+
+#[tokio::test]
 async fn another_servers_key_file_is_refused() {
     let rig = Rig::new().await;
     let active = the_one(&rig, AuthorityKind::X509, Phase::Active);
