@@ -262,6 +262,17 @@ impl Oracle {
         self.lock().audit(entries, banned);
     }
 
+    /// Whether the server is believed by whoever has the right time: an authority that was made while its clock ran ahead
+    /// is not, until that time has come.
+    pub(crate) fn is_believed(&self) -> bool {
+        let book = self.lock();
+        let truth = book.truth();
+        book.authorities.values().all(|known| {
+            let signs = known.authority.phase == Phase::Active && known.authority.kind == AuthorityKind::X509;
+            !signs || known.authority.not_before <= truth
+        })
+    }
+
     /// The entries that stand now, without those that make an agent stand for its node.
     pub(crate) fn standing(&self) -> Vec<Arc<Entry>> {
         let book = self.lock();

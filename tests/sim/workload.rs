@@ -112,12 +112,16 @@ async fn token(mut api: SpiffeWorkloadApiClient<Channel>, process: Arc<Process>,
         Ok(answer) => answer.into_inner(),
         Err(_) => return log.count("tokens not had"),
     };
+    // A process that has exited meanwhile reads nothing any more.
+    if process.exit.is_cancelled() {
+        return;
+    }
+    // They came together: what the agent says of the first must not make the others older.
+    answer.svids.iter().for_each(|svid| oracle.delivered_token(&process, &svid.svid));
     for svid in answer.svids {
-        // A process that has exited meanwhile reads nothing any more.
         if process.exit.is_cancelled() {
             return;
         }
-        oracle.delivered_token(&process, &svid.svid);
         let request = ValidateJwtsvidRequest { audience: settings::AUDIENCE.to_owned(), svid: svid.svid };
         log.count(match api.validate_jwtsvid(meant_for_us(request)).await {
             Ok(_) => "tokens validated by the agent",

@@ -340,6 +340,7 @@ impl World {
     fn look(&self) {
         let now = Instant::now();
         let is_right = |wall: &Wall| wall.off_by_millis().abs() <= 2_000;
+        let is_believed = self.oracle.is_believed();
         for node in &self.nodes {
             let is_reachable = self.is_server_up()
                 && !self.server.disk.is_failing()
@@ -348,7 +349,8 @@ impl World {
                 && !node.road.link.is_blocked()
                 && node.road.link.latency() <= Duration::from_millis(500)
                 && is_right(&node.wall)
-                && is_right(&self.server.wall);
+                && is_right(&self.server.wall)
+                && is_believed;
             let is_known =
                 node.agent().and_then(|agent| self.oracle.node(&agent)).is_some_and(|row| !row.is_banned());
             let is_in_contact = is_reachable && is_known && node.is_content();
