@@ -33,9 +33,14 @@ use crate::program::Program;
 use crate::report::{Report, say};
 
 /// Lifetimes so short that authorities succeed each other all the time, and long enough that an agent that is killed with
-/// its server finds it again before it knows none of its authorities.
-const KEYS: &str =
-    "ca_ttl = \"48s\"\ndefault_x509_svid_ttl = \"6s\"\ndefault_jwt_svid_ttl = \"6s\"\nagent_ttl = \"15s\"\n";
+/// its server finds it again before it knows none of its authorities: the more entries, the longer a start takes.
+fn lifetimes(entries: usize) -> String {
+    let authority = 48 + entries / 2_400;
+    format!(
+        "ca_ttl = \"{authority}s\"\ndefault_x509_svid_ttl = \"6s\"\ndefault_jwt_svid_ttl = \"6s\"\nagent_ttl = \"15s\"\n"
+    )
+}
+
 /// So little is kept of the record that segments are ended and removed during the show.
 const RECORD_MIB: u64 = 16;
 const ENTRIES: &str =
@@ -151,7 +156,7 @@ struct Show<'a> {
 
 impl<'a> Show<'a> {
     async fn run(report: &Report, site: &'a Site, kills: usize, entries: usize) -> anyhow::Result<()> {
-        let authority = configure(site)?;
+        let authority = configure(site, entries)?;
         let world = Arc::new(World::new(site.address(), site.server_socket(), entries));
         nodes::certified(&world, &authority, site.dir())?;
         let scene = Scene { site, program: Program::sound() };
@@ -493,7 +498,7 @@ fn alive(server: &mut Daemon) -> anyhow::Result<()> {
 }
 
 /// Writes the server's configuration: short lives, a small record, two ways to attest.
-fn configure(site: &Site) -> anyhow::Result<NodeCa> {
+fn configure(site: &Site, entries: usize) -> anyhow::Result<NodeCa> {
     let authority = NodeCa::new(site.dir())?;
     let tables = format!(
         "[decision_log]\nmax_size_mib = {RECORD_MIB}\n[[node_attestor]]\nmethod = \"join_token\"\n\
@@ -501,7 +506,7 @@ fn configure(site: &Site) -> anyhow::Result<NodeCa> {
          agent_path_template = \"/{{{{ .PluginName }}}}/{{{{ .Subject.CommonName }}}}\"\n",
         authority.file
     );
-    site.configure(&ServerOptions { keys: KEYS.to_owned(), tables })?;
+    site.configure(&ServerOptions { keys: lifetimes(entries), tables })?;
     // A line for each call would be most of what the server does.
     let text = std::fs::read_to_string(site.server_config())?;
     std::fs::write(site.server_config(), text.replace("level = \"debug\"", "level = \"info\""))?;
@@ -514,7 +519,7 @@ const ABLATED_ENTRIES: usize = 20_000;
 /// Kills a server whose cure for sled's leftovers is taken out until it does not start; after how many kills.
 async fn ablated(entries: usize) -> anyhow::Result<String> {
     let site = Site::new(&ServerOptions::default())?;
-    configure(&site)?;
+    configure(&site, entries)?;
     let scene = Scene { site: &site, program: Program::with_bug("sled_cure") };
     let world = World::new(site.address(), site.server_socket(), entries);
     let mut server = scene.spawn()?;
