@@ -70,7 +70,10 @@ pub(crate) fn run(report: &Report, plan: &Plan) -> anyhow::Result<()> {
     std::thread::scope(|scope| {
         for _ in 0..plan.jobs.clamp(1, targets.len()) {
             scope.spawn(|| {
-                while let Some(target) = locked(&waiting).pop_front() {
+                loop {
+                    // In a statement of its own, lest the others wait for this target to end.
+                    let next = locked(&waiting).pop_front();
+                    let Some(target) = next else { return };
                     let outcome = fuzz(&here, &place, &programs.join(target), target, plan.seconds);
                     if let Ok(outcome) = &outcome {
                         locked(&rows).push((target.clone(), outcome.row(plan.seconds)));
