@@ -1,7 +1,7 @@
 //! Where do the private keys of authorities rest?
 //!
-//! A key is put here before its authority is journaled and removed once the authority is retired and has expired, so that the
-//! journal never names a usable authority whose key was not yet safe. Two stores keep one contract (`keystore/contract.rs`):
+//! A key is put here before its authority is journaled and removed once the authority is gone, or retired and expired, so that
+//! the journal never names a usable authority whose key was not yet safe. Two stores keep one contract (`keystore/contract.rs`):
 //! [`KeyFile`] for real servers and [`MemoryKeys`] for development and tests.
 
 mod file;
