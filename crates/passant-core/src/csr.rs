@@ -12,10 +12,17 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::prelude::FromDer;
 
-use crate::jwk::{Curve, PublicKey, PublicKeyError};
+use crate::jwk::{self, Curve, PublicKey, PublicKeyError};
 use crate::keys::{RcgenKey, SigningKey};
 use crate::limits::{CSR_BYTES, CSR_RSA_MODULUS_BITS_MAX};
 use crate::spiffe_id::SpiffeId;
+
+/// DER tags (X.690, clause 8).
+const BIT_STRING: u8 = 3;
+const NULL: u8 = 5;
+const OBJECT_IDENTIFIER: u8 = 6;
+const SEQUENCE: u8 = 16;
+const CONSTRUCTED: u8 = 0x20;
 
 /// A certificate signing request whose sender has proved to hold the private key.
 ///
@@ -37,7 +44,7 @@ pub enum CsrError {
     /// More than 64 KiB.
     #[error("CSR is longer than 64 KiB")]
     TooLong,
-    /// Not one DER PKCS #10 request, or one that asks for extensions twice or in a broken form.
+    /// Not exactly one DER PKCS #10 request, or one that asks for extensions twice or in a broken form.
     #[error("CSR is malformed")]
     Malformed,
     /// The public key cannot be read.
@@ -69,6 +76,9 @@ impl Csr {
         }
         let (rest, request) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Malformed)?;
         if !rest.is_empty() {
+            return Err(CsrError::Malformed);
+        }
+        if !is_canonical(der, &request) {
             return Err(CsrError::Malformed);
         }
         let info = &request.certification_request_info;
@@ -161,6 +171,33 @@ fn key_policy(key: &PublicKey) -> Result<&'static rcgen::SignatureAlgorithm, Csr
         }
         PublicKey::Ec { curve: Curve::P521, .. } | PublicKey::Rsa { .. } => Err(CsrError::UnfitKey),
     }
+}
+
+/// Is there nothing around the signed part but an algorithm and a signature, each in the one form that DER has for it?
+///
+/// x509-parser skips what follows the signature in the same sequence, and takes any parameters of an algorithm that has none.
+fn is_canonical(der: &[u8], request: &X509CertificationRequest<'_>) -> bool {
+    let algorithm = &request.signature_algorithm;
+    let parameters = match &algorithm.parameters {
+        None => Vec::new(),
+        Some(parameters) => match u8::try_from(parameters.tag().0) {
+            // RSASSA-PSS names its hash here, which is weighed when the signature is.
+            Ok(SEQUENCE) if algorithm.algorithm == OID_PKCS1_RSASSAPSS => {
+                jwk::der(CONSTRUCTED | SEQUENCE, parameters.data)
+            }
+            // RFC 4055, clause 5: PKCS #1 v1.5 has NULL, and absent parameters are to be taken as well.
+            Ok(NULL) => jwk::der(NULL, &[]),
+            _ => return false,
+        },
+    };
+    let identifier = [jwk::der(OBJECT_IDENTIFIER, algorithm.algorithm.as_bytes()), parameters].concat();
+    let signature = [&[0], request.signature_value.data.as_ref()].concat();
+    let content = [
+        request.certification_request_info.raw,
+        &jwk::der(CONSTRUCTED | SEQUENCE, &identifier),
+        &jwk::der(BIT_STRING, &signature),
+    ];
+    jwk::der(CONSTRUCTED | SEQUENCE, &content.concat()) == der
 }
 
 /// SHA-1 is left out, which x509-parser would still verify.
@@ -306,6 +343,31 @@ mod tests {
         assert!(matches!(Csr::parse(&RSA_2048[..100]), Err(CsrError::Malformed)));
         assert!(matches!(Csr::parse(&[]), Err(CsrError::Malformed)));
         assert!(matches!(Csr::parse(&vec![0x30; CSR_BYTES + 1]), Err(CsrError::TooLong)));
+    }
+
+    #[test]
+    fn nothing_is_hidden_around_the_signed_part() {
+        /// sha256WithRSAEncryption and its NULL.
+        const ALGORITHM: [u8; 15] = [0x30, 13, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 11, 5, 0];
+        let (_, request) = X509CertificationRequest::from_der(RSA_2048).unwrap();
+        let signed = request.certification_request_info.raw;
+        let bits = jwk::der(BIT_STRING, &[&[0], request.signature_value.data.as_ref()].concat());
+        let with = |algorithm: &[u8], after: &[u8]| {
+            Csr::parse(&jwk::der(0x30, &[signed, algorithm, &bits, after].concat()))
+        };
+        let identifier = |parameters: &[u8]| jwk::der(0x30, &[&ALGORITHM[2..13], parameters].concat());
+        with(&ALGORITHM, &[]).expect("that is the request itself");
+        with(&identifier(&[]), &[]).expect("RFC 4055 asks to take absent parameters");
+        let elsewhere: [(&[u8], &[u8]); 5] = [
+            (&ALGORITHM, &[0]),
+            (&ALGORITHM, &[5, 0]),
+            (&identifier(&[4, 1, 7]), &[]),
+            (&identifier(&[5, 1, 7]), &[]),
+            (&identifier(&[5, 0, 5, 0]), &[]),
+        ];
+        for (at, (algorithm, after)) in elsewhere.into_iter().enumerate() {
+            assert!(matches!(with(algorithm, after), Err(CsrError::Malformed)), "case {at}");
+        }
     }
 
     proptest! {

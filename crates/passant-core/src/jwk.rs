@@ -252,7 +252,7 @@ fn bit_length(number: &[u8]) -> usize {
 }
 
 /// One DER element.
-fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+pub(crate) fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len().to_be_bytes();
     let significant = without_leading_zeros(&length);
     let mut element = vec![tag];
