@@ -355,7 +355,11 @@ impl Book {
                     self.log.count("join tokens spent again by their holder");
                 }
             }
-            Change::PutToken(_) | Change::DeleteToken(_) | Change::DeleteBundle(_) => {}
+            Change::PutToken(_)
+            | Change::DeleteToken(_)
+            | Change::DeleteBundle(_)
+            | Change::PutFederation(_)
+            | Change::DeleteFederation(_) => {}
         }
         let sign = if change.is_put() { '+' } else { '-' };
         format!("{sign}{}", change.key())

@@ -11,6 +11,7 @@
 //! | what is a valid X509-SVID, JWT-SVID, CSR, serial number? | [`x509_svid`], [`jwt_svid`], [`csr`], [`serial`] |
 //! | how is JSON read that others signed or sent, how is PEM written? | [`strict_json`], [`pem_text`] |
 //! | what verifies them, and how is that published? | [`bundle`], [`bundle_document`], [`jwk`] |
+//! | from where do bundles of foreign trust domains come? | [`federation`] |
 //! | how is a refusal told to a caller? | [`refusal`] |
 //! | what is bounded, and why? | [`limits`] |
 //! | what must be asked of the machine? | [`host`], [`keys`] |
@@ -20,6 +21,7 @@ pub mod bundle;
 pub mod bundle_document;
 pub mod csr;
 pub mod entry;
+pub mod federation;
 pub mod host;
 pub mod jwk;
 pub mod jwt_svid;
@@ -44,6 +46,7 @@ mod test_ca;
 pub use bundle::{Bundle, JwtAuthority, X509Authority};
 pub use csr::Csr;
 pub use entry::{AuthorizedEntry, Entry, EntryDraft, EntryId};
+pub use federation::{EndpointProfile, EndpointUrl, FederationRelationship};
 pub use host::Host;
 pub use jwt_svid::{JwtClaims, JwtSvid};
 pub use refusal::{AgentFault, Reason, Refusal};

@@ -48,6 +48,8 @@ pub const BUNDLE_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 pub const BUNDLE_AUTHORITIES: usize = 1000;
 /// A JWT authority's key ID; SPIRE's have 32 bytes.
 pub const KEY_ID_BYTES: usize = 1024;
+/// The URL of a bundle endpoint: as long as any client or server is sure to take.
+pub const ENDPOINT_URL_BYTES: usize = 2048;
 /// One JWT-SVID: rust-spiffe's bound for a segment, and more than HTTP servers take in a header.
 pub const JWT_SVID_BYTES: usize = 64 * 1024;
 /// Audiences in one JWT-SVID: rust-spiffe takes no more, and one is what JWT-SVID 3.2 recommends.

@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod entry;
+pub mod federation;
 pub mod filter;
 pub mod id;
 pub mod mask;

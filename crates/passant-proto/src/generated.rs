@@ -16,6 +16,9 @@ pub mod bundle;
 #[path = "gen/entry.rs"]
 #[rustfmt::skip]
 pub mod entry;
+#[path = "gen/federation.rs"]
+#[rustfmt::skip]
+pub mod federation;
 #[path = "gen/logger.rs"]
 #[rustfmt::skip]
 pub mod logger;
@@ -28,6 +31,9 @@ pub mod store;
 #[path = "gen/svid.rs"]
 #[rustfmt::skip]
 pub mod svid;
+#[path = "gen/trustdomain.rs"]
+#[rustfmt::skip]
+pub mod trustdomain;
 #[path = "gen/types.rs"]
 #[rustfmt::skip]
 pub mod types;

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | [`workload`] | the SPIFFE Workload API (a proto without a package) |
 //! | [`types`] | `spire.api.types`: messages that the services below share |
-//! | [`agent`], [`entry`], [`svid`], [`bundle`], [`logger`] | `spire.api.server.*.v1`: messages, client and server |
+//! | [`agent`], [`entry`], [`svid`], [`bundle`], [`trustdomain`], [`logger`] | `spire.api.server.*.v1`: messages, client and server |
 //! | [`store`] | `passant.store.v1`: how operators back up a server |
+//! | [`federation`] | `passant.federation.v1`: how the fetching of foreign bundles goes |
 //! | [`descriptors`] | descriptions of all services, for reflection |
 //! | [`rpc`] | `google.rpc.Status`, the form of error details |
 //! | [`convert`] | wire to domain and back, one file per thing converted |
@@ -19,4 +20,6 @@ pub mod descriptors;
 mod generated;
 pub mod status;
 
-pub use generated::{agent, bundle, entry, logger, rpc, store, svid, types, workload};
+pub use generated::{
+    agent, bundle, entry, federation, logger, rpc, store, svid, trustdomain, types, workload,
+};

@@ -12,6 +12,7 @@ mod store;
 mod svid;
 #[cfg(test)]
 mod tests;
+mod trustdomain;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use passant_proto::logger::logger_server::LoggerServer;
 use passant_proto::status;
 use passant_proto::store::store_server::StoreServer;
 use passant_proto::svid::svid_server::SvidServer;
+use passant_proto::trustdomain::trust_domain_server::TrustDomainServer;
 use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::service::Routes;
@@ -35,7 +37,7 @@ use tonic::{Extensions, Status};
 
 use crate::attest_node::NodeAttestation;
 use crate::authority::Authorities;
-use crate::caller::{AgentCaller, Callers, ConnPeer, LocalCaller, OperatorCaller};
+use crate::caller::{AgentCaller, Callers, ConnPeer, DownstreamCaller, LocalCaller, OperatorCaller};
 use crate::issue::Issuer;
 use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
@@ -72,6 +74,7 @@ impl Api {
     pub(crate) fn routes(self, health: &Health) -> Result<Routes, ReflectionError> {
         let (agent, bundle) = (AgentServer::new(self.clone()), BundleServer::new(self.clone()));
         let (entry, svid) = (EntryServer::new(self.clone()), SvidServer::new(self.clone()));
+        let trust_domain = TrustDomainServer::new(self.clone());
         let (logger, store) = (LoggerServer::new(self.clone()), StoreServer::new(self));
         let routes = health.add_to(Routes::default());
         let routes = add_reflection(routes, descriptors::SERVER)?;
@@ -79,9 +82,7 @@ impl Api {
             .add_service(
                 agent.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
-            .add_service(
-                bundle.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
-            )
+            .add_service(bundle.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(entry.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(
                 logger.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
@@ -89,6 +90,7 @@ impl Api {
             .add_service(
                 store.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
+            .add_service(trust_domain.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(svid.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .prepare())
     }
@@ -135,6 +137,14 @@ impl Api {
     fn operator(&self, call: &Extensions) -> Result<OperatorCaller, Status> {
         match (call.get(), call.get::<ConnPeer>()) {
             (Some(Admitted::Operator), Some(peer)) => self.callers.operator(peer).map_err(refuse),
+            _ => Err(misrouted()),
+        }
+    }
+
+    /// The server below that [`authorize`] let in, as it stands now that its whole request has arrived.
+    fn downstream(&self, call: &Extensions) -> Result<DownstreamCaller, Status> {
+        match (call.get(), call.get::<ConnPeer>()) {
+            (Some(Admitted::Downstream), Some(peer)) => self.callers.downstream(peer).map_err(refuse),
             _ => Err(misrouted()),
         }
     }

@@ -53,6 +53,9 @@ pub struct Header {
 pub struct Holds {
     /// Bundles, the own one among them.
     pub bundles: u64,
+    /// Federation relationships. Backups made before there were any do not name it.
+    #[serde(default)]
+    pub relationships: u64,
     /// Authorities of the trust domain.
     pub authorities: u64,
     /// Join tokens, spent ones among them.
@@ -142,6 +145,7 @@ impl Holds {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         Self {
             bundles: count(state.bundles().count()),
+            relationships: count(state.relationship_count()),
             authorities: count(state.authorities().count()),
             join_tokens: count(state.tokens().count()),
             nodes: count(state.node_count()),
@@ -151,18 +155,20 @@ impl Holds {
 
     /// All objects.
     pub const fn objects(&self) -> u64 {
-        self.bundles + self.authorities + self.join_tokens + self.nodes + self.entries
+        self.bundles + self.relationships + self.authorities + self.join_tokens + self.nodes + self.entries
     }
 
     /// Counts one put more.
     pub(crate) const fn count(&mut self, put: &Change) {
         match put {
             Change::PutBundle(_) => self.bundles += 1,
+            Change::PutFederation(_) => self.relationships += 1,
             Change::PutAuthority(_) => self.authorities += 1,
             Change::PutToken(_) => self.join_tokens += 1,
             Change::PutNode(_) => self.nodes += 1,
             Change::PutEntry(_) => self.entries += 1,
             Change::DeleteBundle(_)
+            | Change::DeleteFederation(_)
             | Change::DeleteAuthority(_)
             | Change::DeleteToken(_)
             | Change::DeleteNode(_)

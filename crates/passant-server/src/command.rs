@@ -2,6 +2,8 @@
 //!
 //! Each function decides purely, against the state it is given, for `Journal::submit` to make durable.
 
+pub(crate) mod bundle;
 pub(crate) mod entry;
+pub(crate) mod federation;
 pub(crate) mod node;
 pub(crate) mod token;

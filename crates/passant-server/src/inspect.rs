@@ -85,8 +85,8 @@ pub fn data_dir(dir: &Path, host: &Host) -> Vec<Finding> {
 
 fn counts(holds: &backup::Holds) -> String {
     format!(
-        "{} entries, {} nodes, {} join tokens, {} authorities, {} bundles",
-        holds.entries, holds.nodes, holds.join_tokens, holds.authorities, holds.bundles
+        "{} entries, {} nodes, {} join tokens, {} authorities, {} bundles, {} federation relationships",
+        holds.entries, holds.nodes, holds.join_tokens, holds.authorities, holds.bundles, holds.relationships
     )
 }
 

@@ -165,9 +165,15 @@ impl Journal {
                 pruned += self.submit(command).await?;
             }
             if is_last {
-                return Ok(pruned);
+                break;
             }
         }
+        if prune::own_bundle(&self.state(), now).is_some() {
+            let command = move |state: &State| Ok((prune::own_bundle(state, now).into_iter().collect(), ()));
+            self.submit(command).await?;
+            pruned += 1;
+        }
+        Ok(pruned)
     }
 
     /// Prunes every `interval`, until dropped. Failures are logged, and tried again at the next turn.
@@ -178,7 +184,10 @@ impl Journal {
             turns.tick().await;
             match self.prune(host.now()).await {
                 Ok(0) => {}
-                Ok(pruned) => tracing::info!(pruned, "pruned ended entries and expired join tokens"),
+                Ok(pruned) => tracing::info!(
+                    pruned,
+                    "pruned ended entries, expired join tokens and ended authorities that were appended"
+                ),
                 Err(refusal) => tracing::warn!(%refusal, "failed to prune the state"),
             }
         }

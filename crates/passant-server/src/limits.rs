@@ -131,6 +131,10 @@ pub const ATTEST_STREAM_WITHIN: Duration = Duration::from_secs(50);
 pub const EVIDENCE: usize = 128 * 1024;
 /// Challenges of one attestation. The known methods need one or two.
 pub const CHALLENGES: usize = 8;
+/// Federation relationships. Each is asked for its bundle again and again, and the largest federations known have dozens.
+pub const RELATIONSHIPS: usize = 1_000;
+/// A request that anybody may make beside attestation: GetBundle, with nothing but a mask.
+pub const ANYBODYS_MESSAGE: usize = 4 * 1024;
 /// Messages of one stream that wait for a slow reader.
 pub const STREAM_WAITING: usize = 2;
 /// The version that an agent reports, in bytes, as in SPIRE.

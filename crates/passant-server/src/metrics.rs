@@ -61,6 +61,8 @@ labels! {
         Svid = "svid",
         /// `spire.api.server.bundle.v1.Bundle`.
         Bundle = "bundle",
+        /// `spire.api.server.trustdomain.v1.TrustDomain`.
+        TrustDomain = "trustdomain",
         /// `spire.api.server.logger.v1.Logger`.
         Logger = "logger",
         /// `grpc.health.v1.Health`.
@@ -177,6 +179,7 @@ impl Service {
             "spire.api.server.entry.v1.Entry" => Self::Entry,
             "spire.api.server.svid.v1.SVID" => Self::Svid,
             "spire.api.server.bundle.v1.Bundle" => Self::Bundle,
+            "spire.api.server.trustdomain.v1.TrustDomain" => Self::TrustDomain,
             "spire.api.server.logger.v1.Logger" => Self::Logger,
             "grpc.health.v1.Health" => Self::Health,
             name if name.starts_with("grpc.reflection.") => Self::Reflection,

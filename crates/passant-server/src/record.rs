@@ -19,7 +19,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 
 use crate::limits::{RECORD_BATCH, RECORD_QUEUE};
-use passant_core::{EntryId, Host, SpiffeId, UnixTime};
+use passant_core::{EntryId, Host, SpiffeId, TrustDomain, UnixTime};
 use passant_daemon::exit::with_causes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -50,6 +50,10 @@ pub enum Act {
     EvictAgent(SpiffeId),
     /// Registration entries were deleted.
     DeleteEntries(Vec<EntryId>),
+    /// Bundles of foreign trust domains were deleted.
+    DeleteBundles(Vec<TrustDomain>),
+    /// Federation with trust domains was ended; their bundles were deleted with it.
+    EndFederation(Vec<TrustDomain>),
     /// State was restored from a backup: what was done before it and after the backup is in the state only as far as
     /// this record tells of it.
     Restore {

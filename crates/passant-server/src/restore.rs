@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::unistd::Uid;
 use passant_attest::node::join_token::TokenHash;
-use passant_core::{Entry, EntryId, Host, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{Bundle, Entry, EntryId, FederationRelationship, Host, SpiffeId, TrustDomain, UnixTime};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -95,6 +95,10 @@ pub struct Again {
     pub evicted: Vec<SpiffeId>,
     /// Entries that are deleted again.
     pub deleted_entries: Vec<EntryId>,
+    /// Trust domains whose bundles are deleted again. One that was set anew since has to be set once more.
+    pub deleted_bundles: Vec<TrustDomain>,
+    /// Trust domains with which federation is ended again.
+    pub ended_federation: Vec<TrustDomain>,
     /// Agents whose newer SVIDs are accepted.
     pub renewed: Vec<SpiffeId>,
 }
@@ -289,13 +293,15 @@ impl Revival {
                     self.sequence = bundle.sequence.saturating_add(jump);
                     Arc::make_mut(&mut bundle).sequence = self.sequence;
                 }
-                Some(Change::PutBundle(bundle))
+                self.bundle(bundle).map(Change::PutBundle)
             }
+            Change::PutFederation(relationship) => self.relationship(relationship).map(Change::PutFederation),
             Change::PutAuthority(authority) => Some(Change::PutAuthority(self.authority(authority))),
             Change::PutToken(token) => self.token(token).map(Change::PutToken),
             Change::PutNode(node) => self.node(&node).map(|node| Change::PutNode(Arc::new(node))),
             Change::PutEntry(entry) => self.entry(&entry).map(|entry| Change::PutEntry(Arc::new(entry))),
             Change::DeleteBundle(_)
+            | Change::DeleteFederation(_)
             | Change::DeleteAuthority(_)
             | Change::DeleteToken(_)
             | Change::DeleteNode(_)
@@ -305,6 +311,26 @@ impl Revival {
             self.holds.count(object);
         }
         stands
+    }
+
+    /// Trust that was withdrawn since is not given again: whoever still wants it says so.
+    fn bundle(&mut self, bundle: Arc<Bundle>) -> Option<Arc<Bundle>> {
+        if !self.history.deleted_bundles.contains(&bundle.trust_domain) {
+            return Some(bundle);
+        }
+        self.again.deleted_bundles.push(bundle.trust_domain.clone());
+        None
+    }
+
+    fn relationship(
+        &mut self,
+        relationship: Arc<FederationRelationship>,
+    ) -> Option<Arc<FederationRelationship>> {
+        if !self.history.ended_federation.contains(&relationship.trust_domain) {
+            return Some(relationship);
+        }
+        self.again.ended_federation.push(relationship.trust_domain.clone());
+        None
     }
 
     fn authority(&mut self, authority: Authority) -> Authority {

@@ -3,7 +3,7 @@
 //! Each object is held against the rules by which it was made, and all of them against each other. Asked of a backup and
 //! of a data directory; a running server made its objects by these rules in the first place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use passant_core::bundle::{Bundle, JwtAuthority, X509Authority};
@@ -25,7 +25,6 @@ pub(crate) struct Audit {
     last: Option<(u8, String)>,
     authorities: Vec<Authority>,
     bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
-    federates_with: BTreeSet<TrustDomain>,
 }
 
 impl Audit {
@@ -34,11 +33,17 @@ impl Audit {
         Self {
             trust_domain,
             revision,
-            holds: Holds { bundles: 0, authorities: 0, join_tokens: 0, nodes: 0, entries: 0 },
+            holds: Holds {
+                bundles: 0,
+                relationships: 0,
+                authorities: 0,
+                join_tokens: 0,
+                nodes: 0,
+                entries: 0,
+            },
             last: None,
             authorities: Vec::new(),
             bundles: BTreeMap::new(),
-            federates_with: BTreeSet::new(),
         }
     }
 
@@ -58,25 +63,34 @@ impl Audit {
                 self.bundles.insert(bundle.trust_domain.clone(), Arc::clone(bundle));
                 0
             }
+            Change::PutFederation(relationship) => {
+                if relationship.trust_domain == self.trust_domain {
+                    return Err(format!(
+                        "federation with {}, which is the own trust domain",
+                        self.trust_domain
+                    ));
+                }
+                1
+            }
             Change::PutAuthority(authority) => {
                 authority_is_sound(authority)?;
                 self.authorities.push(authority.clone());
-                1
+                2
             }
             Change::PutToken(token) => {
                 self.token_is_sound(token)?;
-                2
+                3
             }
             Change::PutNode(node) => {
                 self.node_is_sound(node)?;
-                3
+                4
             }
             Change::PutEntry(entry) => {
                 self.entry_is_sound(entry)?;
-                self.federates_with.extend(entry.federates_with.iter().cloned());
-                4
+                5
             }
             Change::DeleteBundle(_)
+            | Change::DeleteFederation(_)
             | Change::DeleteAuthority(_)
             | Change::DeleteToken(_)
             | Change::DeleteNode(_)
@@ -107,15 +121,10 @@ impl Audit {
             None if self.authorities.is_empty() => {}
             None => faults.push("there are authorities, and no bundle of the own trust domain".to_owned()),
         }
-        for foreign in &self.federates_with {
-            if !self.bundles.contains_key(foreign) {
-                faults.push(format!("entries federate with {foreign}, whose bundle is missing"));
-            }
-        }
         faults
     }
 
-    /// The own bundle holds the authorities, all of them, and nothing else.
+    /// The own bundle holds the authorities, all of them. Others were appended to it by operators and servers below.
     fn compare_bundle(&self, bundle: &Bundle, faults: &mut Vec<String>) {
         for authority in &self.authorities {
             let is_published = match &authority.certificate {
@@ -130,11 +139,6 @@ impl Audit {
             if authority.published > bundle.sequence {
                 faults.push(format!("authority {} was published in a later bundle", authority.id));
             }
-        }
-        let stray = bundle.x509_authorities.len() + bundle.jwt_authorities.len();
-        if stray > self.authorities.len() {
-            faults
-                .push(format!("the bundle holds {stray} authorities, {} are known", self.authorities.len()));
         }
     }
 

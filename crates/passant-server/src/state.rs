@@ -6,7 +6,9 @@ use imbl::OrdMap;
 use passant_attest::node::join_token::TokenHash;
 use passant_core::authorized::{EntryGraph, authorized, is_authorized};
 use passant_core::bundle::Bundle;
-use passant_core::{Entry, EntryDraft, EntryId, Selector, Selectors, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{
+    Entry, EntryDraft, EntryId, FederationRelationship, Selector, Selectors, SpiffeId, TrustDomain, UnixTime,
+};
 
 pub mod authority;
 pub mod change;
@@ -42,6 +44,7 @@ pub struct State {
     tokens: OrdMap<TokenHash, JoinToken>,
     authorities: OrdMap<AuthorityId, Authority>,
     bundles: OrdMap<TrustDomain, Arc<Bundle>>,
+    relationships: OrdMap<TrustDomain, Arc<FederationRelationship>>,
 }
 
 /// The key of an entry in an index: what it names and is filed under, then its entry ID.
@@ -66,6 +69,7 @@ impl State {
             tokens: OrdMap::new(),
             authorities: OrdMap::new(),
             bundles: OrdMap::new(),
+            relationships: OrdMap::new(),
         }
     }
 
@@ -154,6 +158,12 @@ impl State {
             }
             Change::DeleteBundle(trust_domain) => {
                 self.bundles.remove(&trust_domain);
+            }
+            Change::PutFederation(relationship) => {
+                self.relationships.insert(relationship.trust_domain.clone(), relationship);
+            }
+            Change::DeleteFederation(trust_domain) => {
+                self.relationships.remove(&trust_domain);
             }
         }
     }
@@ -276,14 +286,31 @@ impl State {
         self.bundles.get(trust_domain).map(Arc::clone)
     }
 
-    /// A put for every object: bundles, authorities, join tokens, nodes, entries, each in the order of their keys.
+    /// The federation relationship with `trust_domain`.
+    pub fn relationship(&self, trust_domain: &TrustDomain) -> Option<&Arc<FederationRelationship>> {
+        self.relationships.get(trust_domain)
+    }
+
+    /// How many federation relationships there are.
+    pub fn relationship_count(&self) -> usize {
+        self.relationships.len()
+    }
+
+    /// All federation relationships, in the order of the names of their trust domains.
+    pub fn relationships(&self) -> impl Iterator<Item = &Arc<FederationRelationship>> {
+        self.relationships.values()
+    }
+
+    /// A put for every object: bundles, federation relationships, authorities, join tokens, nodes, entries, each in the order of their keys.
     pub fn objects(&self) -> impl Iterator<Item = Change> + Send {
         let bundles = self.bundles.values().map(|bundle| Change::PutBundle(Arc::clone(bundle)));
         let authorities = self.authorities.values().cloned().map(Change::PutAuthority);
         let tokens = self.tokens.values().cloned().map(Change::PutToken);
         let nodes = self.nodes.values().map(|node| Change::PutNode(Arc::clone(node)));
         let entries = self.entries.values().map(|entry| Change::PutEntry(Arc::clone(entry)));
-        bundles.chain(authorities).chain(tokens).chain(nodes).chain(entries)
+        let relationships = self.relationships.values();
+        let relationships = relationships.map(|one| Change::PutFederation(Arc::clone(one)));
+        bundles.chain(relationships).chain(authorities).chain(tokens).chain(nodes).chain(entries)
     }
 
     /// All bundles, this trust domain's among them, in the order of their names.

@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 9] = [
+const MODULES: [Module; 11] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -31,6 +31,12 @@ const MODULES: [Module; 9] = [
     Module { name: "svid", package: "spire.api.server.svid.v1", source: "spire/api/server/svid/v1" },
     Module { name: "bundle", package: "spire.api.server.bundle.v1", source: "spire/api/server/bundle/v1" },
     Module { name: "logger", package: "spire.api.server.logger.v1", source: "spire/api/server/logger/v1" },
+    Module {
+        name: "trustdomain",
+        package: "spire.api.server.trustdomain.v1",
+        source: "spire/api/server/trustdomain/v1",
+    },
+    Module { name: "federation", package: "passant.federation.v1", source: "passant/federation/v1" },
     Module { name: "store", package: "passant.store.v1", source: "passant/store/v1" },
 ];
 
@@ -40,12 +46,14 @@ const DESCRIPTIONS: [(&str, &[&str]); 2] = [
     (
         "server.bin",
         &[
+            "passant/federation/v1",
             "passant/store/v1",
             "spire/api/server/agent/v1",
             "spire/api/server/bundle/v1",
             "spire/api/server/entry/v1",
             "spire/api/server/logger/v1",
             "spire/api/server/svid/v1",
+            "spire/api/server/trustdomain/v1",
         ],
     ),
 ];

@@ -99,6 +99,8 @@ fn tell_again(to: &mut dyn Write, restored: &Restored) -> std::io::Result<()> {
     list(to, "Banned again, as the decision record tells", &again.banned)?;
     list(to, "Evicted again", &again.evicted)?;
     list(to, "Entries deleted again", &again.deleted_entries)?;
+    list(to, "Federation ended again", &again.ended_federation)?;
+    list(to, "Foreign bundles deleted again: set anew what was set anew since", &again.deleted_bundles)?;
     list(to, "Agents whose renewed SVIDs are accepted", &again.renewed)
 }
 

@@ -30,6 +30,47 @@ pub fn from_wire(bundle: &types::Bundle) -> Result<Bundle, Malformed> {
     })
 }
 
+/// Takes the bundle of a foreign trust domain. No authority of it counts as tainted: that is for its owner to say, and a
+/// bundle endpoint has no way to say it.
+///
+/// # Errors
+/// As [`from_wire`].
+pub fn foreign_from_wire(bundle: &types::Bundle) -> Result<Bundle, Malformed> {
+    let mut bundle = from_wire(bundle)?;
+    bundle.x509_authorities.iter_mut().for_each(|authority| authority.tainted = false);
+    bundle.jwt_authorities.iter_mut().for_each(|authority| authority.tainted = false);
+    Ok(bundle)
+}
+
+/// What becomes of `held` when the fields that `mask` names (all, without one) are taken from `given`, a bundle of the same
+/// trust domain.
+pub fn apply_update(held: &Bundle, given: Bundle, mask: Option<&types::BundleMask>) -> Bundle {
+    let Some(types::BundleMask {
+        x509_authorities,
+        jwt_authorities,
+        refresh_hint,
+        sequence_number,
+        wit_authorities: _,
+    }) = mask
+    else {
+        return given;
+    };
+    let mut updated = held.clone();
+    if *x509_authorities {
+        updated.x509_authorities = given.x509_authorities;
+    }
+    if *jwt_authorities {
+        updated.jwt_authorities = given.jwt_authorities;
+    }
+    if *refresh_hint {
+        updated.refresh_hint = given.refresh_hint;
+    }
+    if *sequence_number {
+        updated.sequence = given.sequence;
+    }
+    updated
+}
+
 /// Lists a bundle, tainted authorities included and marked.
 pub fn to_wire(bundle: &Bundle) -> types::Bundle {
     types::Bundle {
@@ -174,6 +215,31 @@ mod tests {
         check(|bundle| bundle.x509_authorities[0].asn1.push(0), "unable to parse X.509 authority: ");
         check(|bundle| bundle.jwt_authorities[0].key_id.clear(), "unable to parse JWT authority: ");
         check(|bundle| bundle.jwt_authorities[0].public_key.push(0), "unable to parse JWT authority: ");
+    }
+
+    #[test]
+    fn nothing_of_a_foreign_bundle_is_tainted() {
+        let bundle = foreign_from_wire(&wire()).unwrap();
+        assert!(bundle.x509_authorities.iter().all(|authority| !authority.tainted));
+        assert!(bundle.jwt_authorities.iter().all(|authority| !authority.tainted));
+        assert_eq!((bundle.x509_authorities.len(), bundle.jwt_authorities.len()), (2, 2));
+    }
+
+    #[test]
+    fn an_update_takes_what_its_mask_names() {
+        let held = from_wire(&wire()).unwrap();
+        let given = Bundle { sequence: 9, ..Bundle::empty(held.trust_domain.clone()) };
+        let under = |mask: types::BundleMask| apply_update(&held, given.clone(), Some(&mask));
+        assert_eq!(apply_update(&held, given.clone(), None), given);
+        assert_eq!(under(types::BundleMask::default()), held);
+        let mask = types::BundleMask { x509_authorities: true, ..types::BundleMask::default() };
+        assert_eq!(under(mask), Bundle { x509_authorities: Vec::new(), ..held.clone() });
+        let mask = types::BundleMask { jwt_authorities: true, ..types::BundleMask::default() };
+        assert_eq!(under(mask), Bundle { jwt_authorities: Vec::new(), ..held.clone() });
+        let mask = types::BundleMask { refresh_hint: true, ..types::BundleMask::default() };
+        assert_eq!(under(mask), Bundle { refresh_hint: None, ..held.clone() });
+        let mask = types::BundleMask { sequence_number: true, ..types::BundleMask::default() };
+        assert_eq!(under(mask), Bundle { sequence: 9, ..held.clone() });
     }
 
     #[test]

@@ -78,6 +78,22 @@ pub fn bundle(bundle: &mut types::Bundle, mask: Option<&types::BundleMask>) {
     keep(&mut bundle.wit_authorities, *wit_authorities);
 }
 
+/// Clears what `mask` does not name. Without a mask everything stays; the trust domain always does.
+pub fn relationship(
+    relationship: &mut types::FederationRelationship,
+    mask: Option<&types::FederationRelationshipMask>,
+) {
+    let Some(mask) = mask else { return };
+    let types::FederationRelationshipMask {
+        bundle_endpoint_url,
+        bundle_endpoint_profile,
+        trust_domain_bundle,
+    } = mask;
+    keep(&mut relationship.bundle_endpoint_url, *bundle_endpoint_url);
+    keep(&mut relationship.bundle_endpoint_profile, *bundle_endpoint_profile);
+    keep(&mut relationship.trust_domain_bundle, *trust_domain_bundle);
+}
+
 fn keep<T: Default>(field: &mut T, wanted: bool) {
     if !wanted {
         *field = T::default();
@@ -173,5 +189,32 @@ mod tests {
             wit_authorities: vec![types::WitKey::default()],
         };
         check(&whole, 6, bundle);
+    }
+
+    /// Its mask has numbers of its own.
+    #[test]
+    fn a_relationship_keeps_what_is_named() {
+        use types::federation_relationship::BundleEndpointProfile;
+        let whole = types::FederationRelationship {
+            trust_domain: "a".to_owned(),
+            bundle_endpoint_url: "b".to_owned(),
+            bundle_endpoint_profile: Some(BundleEndpointProfile::HttpsWeb(types::HttpsWebProfile {})),
+            trust_domain_bundle: Some(types::Bundle::default()),
+        };
+        let under = |mask: Option<[bool; 3]>| {
+            let mask = mask.map(|[url, profile, bundle]| types::FederationRelationshipMask {
+                bundle_endpoint_url: url,
+                bundle_endpoint_profile: profile,
+                trust_domain_bundle: bundle,
+            });
+            let mut masked = whole.clone();
+            relationship(&mut masked, mask.as_ref());
+            numbers(&masked)
+        };
+        assert_eq!(under(None), [1, 2, 3, 5].into());
+        assert_eq!(under(Some([false; 3])), [1].into());
+        assert_eq!(under(Some([true, false, false])), [1, 2].into());
+        assert_eq!(under(Some([false, true, false])), [1, 3].into());
+        assert_eq!(under(Some([false, false, true])), [1, 5].into());
     }
 }

@@ -408,6 +408,61 @@ pub mod federates_with_match {
         }
     }
 }
+/// That the server fetches the bundle of a foreign trust domain, and how.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FederationRelationship {
+    /// Name of the foreign trust domain: "example.org".
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Where its bundle is served: an https URL without user information.
+    #[prost(string, tag = "2")]
+    pub bundle_endpoint_url: ::prost::alloc::string::String,
+    /// The foreign bundle. In a request: what it is to be set to, if anything;
+    /// in an answer: as the server has it, if it has one.
+    #[prost(message, optional, tag = "5")]
+    pub trust_domain_bundle: ::core::option::Option<Bundle>,
+    /// How the endpoint proves who it is.
+    #[prost(oneof = "federation_relationship::BundleEndpointProfile", tags = "3, 4")]
+    pub bundle_endpoint_profile: ::core::option::Option<
+        federation_relationship::BundleEndpointProfile,
+    >,
+}
+/// Nested message and enum types in `FederationRelationship`.
+pub mod federation_relationship {
+    /// How the endpoint proves who it is.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum BundleEndpointProfile {
+        /// By a certificate of the Web PKI for the URL's host.
+        #[prost(message, tag = "3")]
+        HttpsWeb(super::HttpsWebProfile),
+        /// By an X509-SVID.
+        #[prost(message, tag = "4")]
+        HttpsSpiffe(super::HttpsspiffeProfile),
+    }
+}
+/// The endpoint proves itself by an X509-SVID.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpsspiffeProfile {
+    /// The SPIFFE ID of the endpoint.
+    #[prost(string, tag = "1")]
+    pub endpoint_spiffe_id: ::prost::alloc::string::String,
+}
+/// The endpoint proves itself by a certificate of the Web PKI.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpsWebProfile {}
+/// Names fields of a FederationRelationship. The trust domain is always meant.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FederationRelationshipMask {
+    /// FederationRelationship.bundle_endpoint_url
+    #[prost(bool, tag = "1")]
+    pub bundle_endpoint_url: bool,
+    /// FederationRelationship.bundle_endpoint_profile
+    #[prost(bool, tag = "2")]
+    pub bundle_endpoint_profile: bool,
+    /// FederationRelationship.trust_domain_bundle
+    #[prost(bool, tag = "3")]
+    pub trust_domain_bundle: bool,
+}
 /// A secret with which one node may attest, once.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinToken {

@@ -5,15 +5,19 @@
 //! run for anybody else. A method without a row does not exist.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use passant_core::{Reason, Refusal};
 use passant_proto::status;
+use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
 use crate::caller::{AgentCaller, Callers, ConnPeer};
+use crate::limits::ANYBODYS_MESSAGE;
 
 /// Who a method is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +35,9 @@ enum Role {
 }
 
 use Role::{Agent, Anyone, Downstream, Local, Operator};
+
+/// The one unary method that is open to strangers; the others of its service take large bundles.
+const GET_BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/GetBundle";
 
 /// Every method of this server and who it is for: SPIRE's as in its default policy, and our own.
 const METHODS: &[(&str, &[Role])] = &[
@@ -58,7 +65,7 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.svid.v1.SVID/NewJWTSVID", &[Agent]),
     ("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", &[Agent]),
     ("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA", &[Downstream]),
-    ("/spire.api.server.bundle.v1.Bundle/GetBundle", &[Anyone]),
+    (GET_BUNDLE, &[Anyone]),
     ("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", &[Agent, Operator]),
     ("/spire.api.server.bundle.v1.Bundle/CountBundles", &[Operator]),
     ("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", &[Operator]),
@@ -69,9 +76,16 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle", &[Operator]),
     ("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", &[Downstream]),
     ("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", &[Downstream]),
+    ("/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships", &[Operator]),
+    ("/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship", &[Operator]),
+    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship", &[Operator]),
+    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship", &[Operator]),
+    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship", &[Operator]),
+    ("/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle", &[Operator]),
     ("/spire.api.server.logger.v1.Logger/GetLogger", &[Local]),
     ("/spire.api.server.logger.v1.Logger/SetLogLevel", &[Local]),
     ("/spire.api.server.logger.v1.Logger/ResetLogLevel", &[Local]),
+    ("/passant.federation.v1.Federation/ListStatus", &[Operator]),
     ("/passant.store.v1.Store/Backup", &[Local]),
     ("/grpc.health.v1.Health/Check", &[Local]),
     ("/grpc.health.v1.Health/Watch", &[Local]),
@@ -141,13 +155,28 @@ where
         Box::pin(async move {
             match admit(&callers, request.uri().path(), request.extensions().get::<ConnPeer>()).await {
                 Ok(admitted) => {
+                    let is_open = request.uri().path() == GET_BUNDLE;
                     request.extensions_mut().insert(admitted);
+                    if is_open {
+                        request = request.map(small);
+                    }
                     inner.call(request).await
                 }
                 Err(refusal) => Ok(status::to_status(&refusal).into_http()),
             }
         })
     }
+}
+
+/// A body that fails once it is larger than what a stranger has to say.
+fn small(body: Body) -> Body {
+    let failed = |error: Box<dyn Error + Send + Sync>| {
+        if error.is::<LengthLimitError>() {
+            return Status::out_of_range(format!("request is larger than {ANYBODYS_MESSAGE} bytes"));
+        }
+        Status::from_error(error)
+    };
+    Body::new(Limited::new(body, ANYBODYS_MESSAGE).map_err(failed))
 }
 
 async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Result<Admitted, Refusal> {
@@ -194,11 +223,14 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use super::{METHODS, admit};
+    use super::{METHODS, admit, small};
     use crate::caller::{ConnPeer, LocalPeer};
+    use crate::limits::ANYBODYS_MESSAGE;
     use crate::rig::Rig;
+    use http_body_util::{BodyExt, Full};
     use passant_core::Reason;
     use std::collections::BTreeSet;
+    use tonic::body::Body;
 
     const PROTOS: &[&str] = &[
         include_str!("../../../../proto/spire/api/server/agent/v1/agent.proto"),
@@ -206,6 +238,8 @@ mod tests {
         include_str!("../../../../proto/spire/api/server/entry/v1/entry.proto"),
         include_str!("../../../../proto/spire/api/server/svid/v1/svid.proto"),
         include_str!("../../../../proto/spire/api/server/logger/v1/logger.proto"),
+        include_str!("../../../../proto/spire/api/server/trustdomain/v1/trustdomain.proto"),
+        include_str!("../../../../proto/passant/federation/v1/federation.proto"),
         include_str!("../../../../proto/passant/store/v1/store.proto"),
     ];
 
@@ -247,5 +281,17 @@ mod tests {
         }
         let nobody = admit(&rig.callers, METHODS[0].0, None).await.unwrap_err();
         assert_eq!(nobody.reason, Reason::Internal);
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_the_bundle_sends_little() {
+        for (bytes, is_taken) in [(ANYBODYS_MESSAGE, true), (ANYBODYS_MESSAGE + 1, false)] {
+            let body = small(Body::new(Full::from(vec![0_u8; bytes])));
+            let taken = body.collect().await;
+            assert_eq!(taken.is_ok(), is_taken);
+            if let Err(status) = taken {
+                assert_eq!(status.code(), tonic::Code::OutOfRange);
+            }
+        }
     }
 }

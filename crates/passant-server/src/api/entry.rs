@@ -243,14 +243,16 @@ fn twin() -> types::Status {
 }
 
 /// Takes out what could not be decoded, keeping the places: `Ok` where a decided outcome belongs.
-fn sorted_out<T>(items: impl Iterator<Item = Result<T, Refusal>>) -> (Vec<T>, Vec<Result<(), Refusal>>) {
+pub(super) fn sorted_out<T>(
+    items: impl Iterator<Item = Result<T, Refusal>>,
+) -> (Vec<T>, Vec<Result<(), Refusal>>) {
     let mut sound = Vec::new();
     let places = items.map(|item| item.map(|item| sound.push(item))).collect();
     (sound, places)
 }
 
 /// Puts outcomes back into their places.
-fn merged<T>(
+pub(super) fn merged<T>(
     places: Vec<Result<(), Refusal>>,
     outcomes: Vec<Result<T, Refusal>>,
 ) -> impl Iterator<Item = Result<T, Refusal>> {

@@ -2,6 +2,7 @@
 
 mod agents;
 mod entries;
+mod federation;
 mod rig;
 mod store;
 mod svids;

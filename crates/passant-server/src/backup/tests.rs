@@ -8,7 +8,8 @@ use passant_core::keys::KeyType;
 use super::*;
 use crate::authority::authority_id;
 use crate::state::samples::{
-    at, authority, bundle, commit, draft, entry, node, other_trust_domain, registered, token, trust_domain,
+    at, authority, bundle, commit, draft, entry, node, other_trust_domain, registered, relationship, token,
+    trust_domain,
 };
 use crate::state::{Authority, AuthorityKind, Cursor, Phase};
 
@@ -36,6 +37,7 @@ pub(crate) fn state() -> State {
         vec![
             Change::PutBundle(own.into()),
             Change::PutBundle(passant_core::bundle::Bundle::empty(other_trust_domain()).into()),
+            Change::PutFederation(relationship(other_trust_domain(), None)),
             Change::PutAuthority(jwt),
             Change::PutToken(token("t1", 50)),
             Change::PutToken(token("t2", 60)),
@@ -89,7 +91,8 @@ fn what_is_written_is_read() {
     let state = state();
     let (header, objects) = read(&text_of(&state)).unwrap();
     assert_eq!((header.revision, header.made_at), (Revision::new(42), at(1_000)));
-    assert_eq!(header.holds, Holds { bundles: 2, authorities: 1, join_tokens: 2, nodes: 1, entries: 2 });
+    let holds = Holds { bundles: 2, relationships: 1, authorities: 1, join_tokens: 2, nodes: 1, entries: 2 };
+    assert_eq!(header.holds, holds);
     assert_eq!(State::of_objects(header.trust_domain, state.cursor(), objects), state);
 }
 
@@ -110,7 +113,7 @@ fn pieces_are_small_and_many() {
     state.apply(&commit(2, changes.collect()));
     let pieces: Vec<Vec<u8>> = pieces(&state, at(1)).collect();
     assert!(pieces.len() > 2 && pieces.iter().all(|piece| piece.len() <= BACKUP_PIECE));
-    assert_eq!(read(&pieces.concat()).unwrap().1.len(), 4_008);
+    assert_eq!(read(&pieces.concat()).unwrap().1.len(), 4_009);
 }
 
 #[test]
@@ -137,13 +140,13 @@ fn lines_taken_out_doubled_or_added_are_noticed() {
     let whole = lines(&text_of(&state()));
     let mut less = whole.clone();
     less.remove(3);
-    assert!(damaged(&less.concat(), 9).contains("number"), "the header says how many there are");
+    assert!(damaged(&less.concat(), 10).contains("number"), "the header says how many there are");
     let mut more = whole.clone();
     more.insert(4, whole[4].clone());
     assert!(damaged(&sealed(&more), 6).contains("twice"));
     let mut after = whole.concat();
     after.extend(b"{}\n");
-    assert!(damaged(&after, 10).contains("after"));
+    assert!(damaged(&after, 11).contains("after"));
 }
 
 #[test]
@@ -154,11 +157,11 @@ fn what_no_server_would_hold_is_refused_though_the_checksum_fits() {
         let changed: Vec<Vec<u8>> = lines(text.replacen(find, put, 1).as_bytes());
         sealed(&changed)
     };
-    let said = damaged(&swap("spiffe://example.org/w/1", "spiffe://example.org/spire/x"), 9);
+    let said = damaged(&swap("spiffe://example.org/w/1", "spiffe://example.org/spire/x"), 10);
     assert!(said.contains("reserved"), "{said}");
-    assert!(damaged(&swap("/spire/agent/x509pop/1", "/no/agent"), 7).contains("no agent"));
-    assert!(damaged(&swap("\"revision\":0", "\"revision\":43"), 8).contains("newer"));
-    assert!(damaged(&swap("put_token", "put_whatever"), 5).contains("put_whatever"));
+    assert!(damaged(&swap("/spire/agent/x509pop/1", "/no/agent"), 8).contains("no agent"));
+    assert!(damaged(&swap("\"revision\":0", "\"revision\":43"), 9).contains("newer"));
+    assert!(damaged(&swap("put_token", "put_whatever"), 6).contains("put_whatever"));
     let error = read(&swap("\"published\":7", "\"published\":10")).unwrap_err();
     assert!(
         matches!(&error, BackupError::Unsound { what, .. } if what.contains("later bundle")),
@@ -177,12 +180,26 @@ fn bundle_and_authorities_must_agree() {
     };
     check(Change::PutBundle(passant_core::bundle::Bundle::empty(trust_domain()).into()), "not in the bundle");
     check(Change::DeleteBundle(trust_domain()), "no bundle");
-    check(Change::DeleteBundle(other_trust_domain()), "whose bundle is missing");
-    check(Change::DeleteAuthority(state.authorities().next().unwrap().id.clone()), "0 are known");
+    let own = Change::PutFederation(relationship(trust_domain(), None));
+    let mut with_own = state.clone();
+    with_own.apply(&commit(2, vec![own]));
+    assert!(damaged(&text_of(&with_own), 4).contains("own trust domain"));
     let bad = Change::PutBundle(bundle(trust_domain(), 1, 5));
     let mut with_bad = state.clone();
     with_bad.apply(&commit(2, vec![bad]));
     assert!(damaged(&text_of(&with_bad), 2).contains("bundle of example.org"));
+}
+
+#[test]
+fn appended_authorities_and_entries_that_wait_for_a_bundle_are_sound() {
+    let mut state = state();
+    let mut own = passant_core::bundle::Bundle::clone(&state.bundle().unwrap());
+    let key = Host::system().keys.generate(KeyType::EcP256).unwrap();
+    own.jwt_authorities
+        .push(passant_core::bundle::JwtAuthority::new("of-a-server-below", key.public_key(), None).unwrap());
+    state.apply(&commit(2, vec![Change::PutBundle(own.into()), Change::DeleteBundle(other_trust_domain())]));
+    let (header, objects) = read(&text_of(&state)).unwrap();
+    assert_eq!(State::of_objects(header.trust_domain, state.cursor(), objects), state);
 }
 
 #[test]

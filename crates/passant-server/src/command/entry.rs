@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use passant_core::{Entry, EntryDraft, EntryId, Refusal, UnixTime};
+use passant_core::{Entry, EntryDraft, EntryId, Refusal, TrustDomain, UnixTime};
 
 use crate::state::State;
 use crate::state::change::{Change, Commit, RequestId};
@@ -43,6 +43,7 @@ pub(crate) fn create(
             return Err(Refusal::already_exists(format!("an entry with ID \"{id}\" already exists")));
         }
         let entry = Arc::new(register(so_far, draft, id, revision, now)?);
+        is_federated(so_far, &entry, None)?;
         Ok((Some(Change::PutEntry(Arc::clone(&entry))), Created { entry, existed: false }))
     })
 }
@@ -56,6 +57,7 @@ pub(crate) fn update(
         let old = so_far.entry(&id).ok_or_else(no_entry)?;
         let draft = edit.apply(old)?;
         let entry = Arc::new(register(so_far, draft, id, revision, old.created_at)?);
+        is_federated(so_far, &entry, Some(old))?;
         Ok((Some(Change::PutEntry(Arc::clone(&entry))), entry))
     })
 }
@@ -79,11 +81,16 @@ fn register(
     revision: u64,
     created_at: UnixTime,
 ) -> Result<Entry, Refusal> {
-    let entry = draft
+    draft
         .register(state.trust_domain(), id, revision, created_at)
-        .map_err(|error| Refusal::invalid(error.to_string()))?;
-    match entry.federates_with.iter().find(|foreign| state.bundle_of(foreign).is_none()) {
-        None => Ok(entry),
+        .map_err(|error| Refusal::invalid(error.to_string()))
+}
+
+/// Refuses a trust domain without a bundle, unless `old` named it before: a bundle may have gone since.
+fn is_federated(state: &State, entry: &Entry, old: Option<&Entry>) -> Result<(), Refusal> {
+    let is_new = |foreign: &&TrustDomain| old.is_none_or(|old| !old.federates_with.contains(*foreign));
+    match entry.federates_with.iter().filter(is_new).find(|foreign| state.bundle_of(foreign).is_none()) {
+        None => Ok(()),
         Some(foreign) => Err(Refusal::precondition(format!(
             "federates_with: there is no bundle of trust domain \"{foreign}\"; add it first"
         ))),
@@ -93,22 +100,21 @@ fn register(
 /// Decides `items` one after the other, each against the state that the ones before it leave. All changes make one
 /// commit, whose number is the new revision of every entry it touches: an entry that is deleted and made again never
 /// has a revision that an agent has seen before.
-fn each<I, T>(
+pub(super) fn each<I, C: IntoIterator<Item = Change>, T>(
     state: &State,
     items: Vec<I>,
-    mut decide: impl FnMut(&State, I, u64) -> Result<(Option<Change>, T), Refusal>,
+    mut decide: impl FnMut(&State, I, u64) -> Result<(C, T), Refusal>,
 ) -> (Vec<Change>, Vec<Result<T, Refusal>>) {
     let revision = state.cursor().revision.next().number();
     let mut so_far = state.clone();
     let mut changes = Vec::new();
     let mut outcomes = Vec::with_capacity(items.len());
     for item in items {
-        outcomes.push(decide(&so_far, item, revision).map(|(change, outcome)| {
-            if let Some(change) = change {
-                // Only this function sees the copy, so the commit needs no name.
-                so_far.apply(&Commit { request_id: RequestId::new([0; 16]), changes: vec![change.clone()] });
-                changes.push(change);
-            }
+        outcomes.push(decide(&so_far, item, revision).map(|(wanted, outcome)| {
+            let from = changes.len();
+            changes.extend(wanted);
+            // Only this function sees the copy, so the commit needs no name.
+            so_far.apply(&Commit { request_id: RequestId::new([0; 16]), changes: changes[from..].to_vec() });
             outcome
         }));
     }
@@ -117,10 +123,13 @@ fn each<I, T>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::{create, delete, update};
+    use crate::state::Change;
     use crate::state::State;
     use crate::state::change::{Commit, Cursor, Lineage, RequestId, Revision};
-    use passant_core::{Entry, EntryDraft, EntryId, Reason, Selector, TrustDomain, UnixTime};
+    use passant_core::{Bundle, Entry, EntryDraft, EntryId, Reason, Selector, TrustDomain, UnixTime};
 
     const NOW: UnixTime = UnixTime::from_secs(1_000);
 
@@ -139,7 +148,7 @@ mod tests {
         EntryId::parse(text).unwrap()
     }
 
-    fn take(state: &mut State, changes: Vec<crate::state::Change>) {
+    fn take(state: &mut State, changes: Vec<Change>) {
         state.apply(&Commit { request_id: RequestId::new([2; 16]), changes });
     }
 
@@ -179,6 +188,27 @@ mod tests {
         let refusal = outcomes.into_iter().next().unwrap().unwrap_err();
         assert_eq!(refusal.reason, Reason::Precondition);
         assert!(refusal.public.contains("elsewhere.org"), "{refusal}");
+    }
+
+    #[test]
+    fn an_entry_whose_federated_bundle_has_gone_can_be_changed_otherwise() {
+        let elsewhere = TrustDomain::parse("elsewhere.org").unwrap();
+        let mut state = empty();
+        take(&mut state, vec![Change::PutBundle(Arc::new(Bundle::empty(elsewhere.clone())))]);
+        let foreign = EntryDraft { federates_with: [elsewhere.clone()].into(), ..draft("/a", "unix:uid:1") };
+        let (changes, _) = create(&state, vec![(foreign, id("x"))], NOW);
+        take(&mut state, changes);
+        take(&mut state, vec![Change::DeleteBundle(elsewhere.clone())]);
+        let hint = |entry: &Entry| Ok(EntryDraft { hint: "new".to_owned(), ..entry.to_draft() });
+        let (changes, outcomes) = update(&state, vec![(id("x"), Box::new(hint))]);
+        assert_eq!((changes.len(), outcomes[0].as_ref().unwrap().hint.as_str()), (1, "new"));
+        let more = |entry: &Entry| {
+            let mut draft = entry.to_draft();
+            draft.federates_with.insert(TrustDomain::parse("third.org").unwrap());
+            Ok(draft)
+        };
+        let (_, outcomes) = update(&state, vec![(id("x"), Box::new(more))]);
+        assert!(outcomes[0].as_ref().unwrap_err().public.contains("third.org"));
     }
 
     #[test]

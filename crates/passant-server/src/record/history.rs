@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use passant_core::serial::Serial;
-use passant_core::{EntryId, SpiffeId, UnixTime};
+use passant_core::{EntryId, SpiffeId, TrustDomain, UnixTime};
 
 use super::chain::{Body, Line};
 use super::segments::{FileSegments, Segments};
@@ -26,6 +26,10 @@ pub(crate) struct History {
     /// Entries that were deleted. What was issued for them before that is not among `entries`; what was underway then
     /// may be.
     pub(crate) deleted: BTreeSet<EntryId>,
+    /// Foreign trust domains whose bundles were deleted, by themselves or with the federation.
+    pub(crate) deleted_bundles: BTreeSet<TrustDomain>,
+    /// Trust domains with which federation was ended.
+    pub(crate) ended_federation: BTreeSet<TrustDomain>,
     /// Authorities that were made.
     pub(crate) authorities: Vec<Arc<Decision>>,
     /// The highest revision that is named anywhere.
@@ -110,6 +114,11 @@ impl History {
                     self.entries.remove(&id);
                     self.deleted.insert(id);
                 }
+            }
+            Act::DeleteBundles(names) => self.deleted_bundles.extend(names),
+            Act::EndFederation(names) => {
+                self.deleted_bundles.extend(names.iter().cloned());
+                self.ended_federation.extend(names);
             }
             Act::Restore { revision, .. } => self.revision = self.revision.max(revision),
         }

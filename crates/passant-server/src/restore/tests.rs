@@ -110,6 +110,25 @@ fn has_entry(loaded: &Loaded, name: &str) -> bool {
 }
 
 #[tokio::test]
+async fn trust_that_was_withdrawn_since_is_not_given_again() {
+    let other = other_trust_domain();
+    let stands = |loaded: &Loaded, kind: &str| {
+        loaded.objects.iter().any(|object| object.key() == format!("{kind}/{other}"))
+    };
+    let site = Site::new(vec![]);
+    site.record(vec![Said::Act(Act::DeleteBundles(vec![other.clone()]))]).await;
+    let again = site.restore().await.unwrap().again;
+    assert_eq!((again.deleted_bundles, again.ended_federation), (vec![other.clone()], vec![]));
+    assert!(stands(&site.load(), "federation") && !stands(&site.load(), "bundle"));
+
+    let site = Site::new(vec![]);
+    site.record(vec![Said::Act(Act::EndFederation(vec![other.clone()]))]).await;
+    let again = site.restore().await.unwrap().again;
+    assert_eq!((again.deleted_bundles, again.ended_federation), (vec![other.clone()], vec![other.clone()]));
+    assert!(!stands(&site.load(), "federation") && !stands(&site.load(), "bundle"));
+}
+
+#[tokio::test]
 async fn a_restored_state_is_what_was_backed_up_in_a_life_of_its_own() {
     let site = Site::new(vec![]);
     let restored = site.restore().await.unwrap();
@@ -189,6 +208,8 @@ async fn what_the_record_tells_is_done_again() {
             banned: ids(&["banned", "new-and-banned"]),
             evicted: ids(&["evicted"]),
             deleted_entries: vec![entry_id("doomed"), entry_id("renewed")],
+            deleted_bundles: vec![],
+            ended_federation: vec![],
             renewed: ids(&["renewed", "renewed-twice"]),
         }
     );

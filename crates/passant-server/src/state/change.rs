@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use passant_attest::node::join_token::TokenHash;
 use passant_core::bundle::Bundle;
-use passant_core::{Entry, EntryId, SpiffeId, TrustDomain};
+use passant_core::{Entry, EntryId, FederationRelationship, SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use crate::encoding;
@@ -41,11 +41,15 @@ pub enum Change {
     PutBundle(Arc<Bundle>),
     /// Removes the bundle of a trust domain.
     DeleteBundle(TrustDomain),
+    /// Adds or replaces a federation relationship.
+    PutFederation(Arc<FederationRelationship>),
+    /// Ends the federation relationship with a trust domain.
+    DeleteFederation(TrustDomain),
 }
 
 impl Change {
     /// The key of the object, unique over all kinds: `entry/<id>`, `node/<SPIFFE ID>`, `token/<hash>`,
-    /// `authority/<id>`, `bundle/<trust domain>`.
+    /// `authority/<id>`, `bundle/<trust domain>`, `federation/<trust domain>`.
     pub fn key(&self) -> String {
         match self {
             Self::PutEntry(entry) => entry_key(&entry.id),
@@ -58,6 +62,8 @@ impl Change {
             Self::DeleteAuthority(id) => authority_key(id),
             Self::PutBundle(bundle) => bundle_key(&bundle.trust_domain),
             Self::DeleteBundle(trust_domain) => bundle_key(trust_domain),
+            Self::PutFederation(relationship) => federation_key(&relationship.trust_domain),
+            Self::DeleteFederation(trust_domain) => federation_key(trust_domain),
         }
     }
 
@@ -68,12 +74,14 @@ impl Change {
             | Self::PutNode(_)
             | Self::PutToken(_)
             | Self::PutAuthority(_)
-            | Self::PutBundle(_) => true,
+            | Self::PutBundle(_)
+            | Self::PutFederation(_) => true,
             Self::DeleteEntry(_)
             | Self::DeleteNode(_)
             | Self::DeleteToken(_)
             | Self::DeleteAuthority(_)
-            | Self::DeleteBundle(_) => false,
+            | Self::DeleteBundle(_)
+            | Self::DeleteFederation(_) => false,
         }
     }
 }
@@ -96,6 +104,10 @@ fn authority_key(id: &AuthorityId) -> String {
 
 fn bundle_key(trust_domain: &TrustDomain) -> String {
     format!("bundle/{trust_domain}")
+}
+
+fn federation_key(trust_domain: &TrustDomain) -> String {
+    format!("federation/{trust_domain}")
 }
 
 /// Changes that happen together or not at all. Each commit takes one revision.

@@ -7,7 +7,10 @@ use passant_attest::node::join_token::TokenHash;
 use passant_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use passant_core::host::ManualClock;
 use passant_core::serial::Serial;
-use passant_core::{Entry, EntryDraft, EntryId, Host, Selector, Selectors, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{
+    EndpointProfile, EndpointUrl, Entry, EntryDraft, EntryId, FederationRelationship, Host, Selector,
+    Selectors, SpiffeId, TrustDomain, UnixTime,
+};
 use proptest::prelude::*;
 
 use crate::state::{
@@ -107,6 +110,19 @@ pub(crate) fn bundle(trust_domain: TrustDomain, sequence: u64, der_bytes: usize)
     })
 }
 
+/// The relationship with `trust_domain`, whose endpoint proves itself by https_spiffe if it has an ID, else by https_web.
+pub(crate) fn relationship(
+    trust_domain: TrustDomain,
+    endpoint_id: Option<SpiffeId>,
+) -> Arc<FederationRelationship> {
+    Arc::new(FederationRelationship {
+        url: EndpointUrl::parse(&format!("https://{trust_domain}/bundle")).unwrap(),
+        profile: endpoint_id
+            .map_or(EndpointProfile::HttpsWeb, |endpoint_id| EndpointProfile::HttpsSpiffe { endpoint_id }),
+        trust_domain,
+    })
+}
+
 /// A commit of `changes`, whose request ID is `number`.
 pub(crate) fn commit(number: u64, changes: Vec<Change>) -> Commit {
     let mut request_id = [0; 16];
@@ -158,6 +174,14 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
         }),
         1 => any::<bool>().prop_map(|own| {
             Change::DeleteBundle(if own { trust_domain() } else { other_trust_domain() })
+        }),
+        1 => any::<[bool; 2]>().prop_map(|[put, web]| {
+            let other = other_trust_domain();
+            if !put {
+                return Change::DeleteFederation(other);
+            }
+            let endpoint_id = (!web).then(|| other.join("/endpoint").unwrap());
+            Change::PutFederation(relationship(other, endpoint_id))
         }),
     ]
 }

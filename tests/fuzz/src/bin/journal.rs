@@ -35,11 +35,15 @@ fn check_key(change: &Change) {
         Change::PutToken(token) => (Change::DeleteToken(token.hash), "token/"),
         Change::PutAuthority(authority) => (Change::DeleteAuthority(authority.id.clone()), "authority/"),
         Change::PutBundle(bundle) => (Change::DeleteBundle(bundle.trust_domain.clone()), "bundle/"),
+        Change::PutFederation(relationship) => {
+            (Change::DeleteFederation(relationship.trust_domain.clone()), "federation/")
+        }
         Change::DeleteEntry(_)
         | Change::DeleteNode(_)
         | Change::DeleteToken(_)
         | Change::DeleteAuthority(_)
-        | Change::DeleteBundle(_) => return assert!(!change.is_put()),
+        | Change::DeleteBundle(_)
+        | Change::DeleteFederation(_) => return assert!(!change.is_put()),
     };
     assert!(change.is_put() && change.key() == delete.key() && change.key().starts_with(kind));
 }
