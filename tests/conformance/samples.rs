@@ -21,7 +21,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
@@ -76,9 +76,34 @@ impl Ca {
         params.signed_by(&new_key(), &self.issuer()).expect("a sample is signed").der().to_vec()
     }
 
+    /// A certificate with its key that names `names` and lasts.
+    pub(crate) fn server(
+        &self,
+        names: Vec<SanType>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (CertificateDer<'static>, PrivatePkcs8KeyDer<'static>) {
+        let mut params = params("spiffe://unused.test");
+        params.subject_alt_names = names;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        lasting(&mut params);
+        change(&mut params);
+        let key = new_key();
+        let certificate = params.signed_by(&key, &self.issuer()).expect("a sample is signed").der().clone();
+        (certificate, PrivatePkcs8KeyDer::from(key.serialize_der()))
+    }
+
     fn issuer(&self) -> Issuer<'_, &KeyPair> {
         Issuer::from_params(&self.params, &self.key)
     }
+}
+
+/// Makes a sample valid now, too.
+pub(crate) fn lasting(params: &mut CertificateParams) {
+    (params.not_before, params.not_after) = (at(NOW - 3600), at(NOW + 20 * 365 * 86_400));
 }
 
 fn new_key() -> KeyPair {

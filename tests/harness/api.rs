@@ -6,7 +6,9 @@ use hyper_util::rt::TokioIo;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::entry::entry_client::EntryClient;
+use passant_proto::federation::federation_client::FederationClient;
 use passant_proto::svid::svid_client::SvidClient;
+use passant_proto::trustdomain::trust_domain_client::TrustDomainClient;
 use passant_proto::types;
 use passant_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tokio::net::UnixStream;
@@ -52,6 +54,16 @@ impl Operator {
     /// The Entry service.
     pub fn entries(&self) -> EntryClient<Channel> {
         EntryClient::new(self.0.clone())
+    }
+
+    /// The TrustDomain service.
+    pub fn trust_domains(&self) -> TrustDomainClient<Channel> {
+        TrustDomainClient::new(self.0.clone())
+    }
+
+    /// Our own Federation service.
+    pub fn federation(&self) -> FederationClient<Channel> {
+        FederationClient::new(self.0.clone())
     }
 
     /// The SVID service.

@@ -7,6 +7,7 @@ mod agent;
 pub(crate) mod authorize;
 mod bundle;
 mod entry;
+mod federation;
 mod logger;
 mod store;
 mod svid;
@@ -25,6 +26,7 @@ use passant_proto::agent::agent_server::AgentServer;
 use passant_proto::bundle::bundle_server::BundleServer;
 use passant_proto::descriptors;
 use passant_proto::entry::entry_server::EntryServer;
+use passant_proto::federation::federation_server::FederationServer;
 use passant_proto::logger::logger_server::LoggerServer;
 use passant_proto::status;
 use passant_proto::store::store_server::StoreServer;
@@ -38,6 +40,7 @@ use tonic::{Extensions, Status};
 use crate::attest_node::NodeAttestation;
 use crate::authority::Authorities;
 use crate::caller::{AgentCaller, Callers, ConnPeer, DownstreamCaller, LocalCaller, OperatorCaller};
+use crate::federation::Federation;
 use crate::issue::Issuer;
 use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
@@ -58,6 +61,7 @@ pub(crate) struct Api {
     pub(crate) record: DecisionLog,
     /// For each backup that may be sent now.
     pub(crate) backups: Arc<Semaphore>,
+    pub(crate) federation: Federation,
     pub(crate) host: Host,
     pub(crate) metrics: Arc<Metrics>,
     /// How fast one address may attest nodes.
@@ -74,7 +78,8 @@ impl Api {
     pub(crate) fn routes(self, health: &Health) -> Result<Routes, ReflectionError> {
         let (agent, bundle) = (AgentServer::new(self.clone()), BundleServer::new(self.clone()));
         let (entry, svid) = (EntryServer::new(self.clone()), SvidServer::new(self.clone()));
-        let trust_domain = TrustDomainServer::new(self.clone());
+        let (trust_domain, federation) =
+            (TrustDomainServer::new(self.clone()), FederationServer::new(self.clone()));
         let (logger, store) = (LoggerServer::new(self.clone()), StoreServer::new(self));
         let routes = health.add_to(Routes::default());
         let routes = add_reflection(routes, descriptors::SERVER)?;
@@ -89,6 +94,9 @@ impl Api {
             )
             .add_service(
                 store.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
+            )
+            .add_service(
+                federation.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
             .add_service(trust_domain.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(svid.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))

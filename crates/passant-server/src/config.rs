@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 pub use passant_daemon::config::{ConfigError, Fault};
 pub use passant_daemon::log::{Log, LogFormat};
-use raw::{Field, Raw, RawDecisionLog, RawLog, RawNodeAttestor, RawProbe, RawSocket};
+use raw::{Field, Raw, RawDecisionLog, RawFederation, RawLog, RawNodeAttestor, RawProbe, RawSocket};
 
 /// Everything a server needs to know before it starts. Whoever holds one holds a checked one.
 #[derive(Clone, Debug)]
@@ -65,6 +65,8 @@ pub struct Config {
     pub log: Log,
     /// How long decisions are kept.
     pub decision_log: DecisionLogRetention,
+    /// A PEM file with the authorities of the Web PKI that bundle endpoints are verified by; `None`: those of the machine.
+    pub web_roots: Option<PathBuf>,
     /// What is allowed but probably not meant, for the log at start.
     pub warnings: Vec<String>,
 }
@@ -217,6 +219,7 @@ impl Check {
         let probe = self.probe(raw.probe);
         let log = self.log(raw.log);
         let decision_log = self.decision_log(raw.decision_log);
+        let web_roots = self.web_roots(raw.federation);
         let node_attestors = self.node_attestors(raw.node_attestor);
         Some(Config {
             trust_domain: trust_domain?,
@@ -238,6 +241,7 @@ impl Check {
             probe: probe?,
             log: log?,
             decision_log: decision_log?,
+            web_roots: web_roots?,
             warnings,
         })
     }
@@ -461,6 +465,19 @@ impl Check {
         Some(Log { level: level?, format: format? })
     }
 
+    fn web_roots(&mut self, field: Field<RawFederation>) -> Option<Option<PathBuf>> {
+        let raw = self.optional("federation", field)?.unwrap_or_default();
+        self.unknown("federation.", &raw.unknown, RawFederation::KEYS);
+        match self.optional("federation.web_roots", raw.web_roots)? {
+            Some(path) if path.is_empty() => self.fault(
+                "federation.web_roots",
+                "is empty",
+                "name a PEM file, or leave it out to use the authorities of this machine",
+            ),
+            path => Some(path.map(PathBuf::from)),
+        }
+    }
+
     fn decision_log(&mut self, field: Field<RawDecisionLog>) -> Option<DecisionLogRetention> {
         let raw = self.optional("decision_log", field)?.unwrap_or_default();
         self.unknown("decision_log.", &raw.unknown, RawDecisionLog::KEYS);
@@ -621,6 +638,7 @@ mod tests {
                 "format",
                 "max_age",
                 "max_size_mib",
+                "web_roots",
                 "method",
             ])
             .chain(RawNodeAttestor::X509POP.iter().copied())

@@ -12,6 +12,7 @@
 //! | how is an SVID issued? | [`issue`] |
 //! | how does a node become an attested agent? | [`attest_node`] |
 //! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
+//! | when are bundles of foreign trust domains fetched, and how? | `federation` |
 //! | how are the services answered? | `api` |
 //! | what is counted and timed? | [`metrics`] |
 //! | how do connections come in, and how does the server prove itself? | `serve`, [`tls`], `rotate` |
@@ -24,6 +25,7 @@ pub mod caller;
 mod command;
 pub mod config;
 mod encoding;
+mod federation;
 pub mod inspect;
 pub mod issue;
 pub mod journal;

@@ -133,6 +133,30 @@ pub const EVIDENCE: usize = 128 * 1024;
 pub const CHALLENGES: usize = 8;
 /// Federation relationships. Each is asked for its bundle again and again, and the largest federations known have dozens.
 pub const RELATIONSHIPS: usize = 1_000;
+/// Foreign bundles that are fetched at once. A fetch takes a fraction of a second, or half a minute where nobody answers.
+pub const FETCHES: usize = 8;
+/// One fetch of a bundle, with its redirects, from resolving the name to the last byte.
+pub const FETCH_WITHIN: Duration = Duration::from_secs(30);
+/// A TCP connection to one address of a bundle endpoint, so that a dead one leaves time for the next.
+pub const ENDPOINT_CONNECT_WITHIN: Duration = Duration::from_secs(8);
+/// Addresses of one bundle endpoint that are tried.
+pub const ENDPOINT_ADDRESSES: usize = 8;
+/// Redirects of one fetch. One or two are in use; a loop ends here.
+pub const ENDPOINT_REDIRECTS: usize = 5;
+/// What is read of a bundle endpoint's answer before its body, in bytes.
+pub const ENDPOINT_HEADERS: usize = 64 * 1024;
+/// Between fetches of a bundle whose owner hints at less: what agents need to synchronize twice.
+pub const POLL_LEAST: Duration = Duration::from_secs(10);
+/// Between fetches of a bundle whose owner hints at more: by then a key that was taken out of it is believed no longer.
+pub const POLL_MOST: Duration = Duration::from_secs(24 * 60 * 60);
+/// Between fetches of a bundle without a hint (SPIFFE Federation 4.1).
+pub const POLL_DEFAULT: Duration = Duration::from_secs(300);
+/// Between attempts to get the first bundle.
+pub const POLL_WITHOUT: Duration = Duration::from_secs(60);
+/// How long an endpoint is left alone that fails again and again, unless its bundle's hint is longer.
+pub const POLL_PATIENCE: Duration = Duration::from_secs(300);
+/// Operators' demands for a bundle that wait to be looked at.
+pub const REFRESHES_WAITING: usize = 64;
 /// A request that anybody may make beside attestation: GetBundle, with nothing but a mask.
 pub const ANYBODYS_MESSAGE: usize = 4 * 1024;
 /// Messages of one stream that wait for a slow reader.

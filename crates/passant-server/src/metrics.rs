@@ -63,6 +63,8 @@ labels! {
         Bundle = "bundle",
         /// `spire.api.server.trustdomain.v1.TrustDomain`.
         TrustDomain = "trustdomain",
+        /// `passant.federation.v1.Federation`.
+        Federation = "federation",
         /// `spire.api.server.logger.v1.Logger`.
         Logger = "logger",
         /// `grpc.health.v1.Health`.
@@ -124,6 +126,20 @@ labels! {
     }
 }
 
+labels! {
+    /// What came of fetching a foreign bundle.
+    pub enum FetchResult: "result" {
+        /// It is held from now on.
+        Taken = "taken",
+        /// It is the one that is held.
+        Same = "same",
+        /// It is older than the one that is held.
+        Older = "older",
+        /// There is none.
+        Failed = "failed",
+    }
+}
+
 /// Everything that a server counts and times. Clones count together; without a registry nobody reads it.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -157,6 +173,8 @@ pub struct Metrics {
     pub handshake: Seconds,
     /// Connections that are open.
     pub connections: Family<Peer, Gauge>,
+    /// Fetches of foreign bundles.
+    pub federation_fetches: Family<FetchResult, Counter>,
 }
 
 impl Method {
@@ -180,6 +198,7 @@ impl Service {
             "spire.api.server.svid.v1.SVID" => Self::Svid,
             "spire.api.server.bundle.v1.Bundle" => Self::Bundle,
             "spire.api.server.trustdomain.v1.TrustDomain" => Self::TrustDomain,
+            "passant.federation.v1.Federation" => Self::Federation,
             "spire.api.server.logger.v1.Logger" => Self::Logger,
             "grpc.health.v1.Health" => Self::Health,
             name if name.starts_with("grpc.reflection.") => Self::Reflection,
@@ -245,6 +264,7 @@ impl Metrics {
         to.register("handshakes", "TCP connections by how their TLS handshake ended", &self.handshakes);
         to.register("handshake_seconds", "Time of the TLS handshakes that passed", &self.handshake);
         to.register("connections", "Open connections", &self.connections);
+        to.register("federation_fetches", "Fetches of foreign bundles", &self.federation_fetches);
     }
 }
 
@@ -278,6 +298,9 @@ fn watch_state(registry: &mut Registry, journal: &Journal, record: &DecisionLog)
         journal.state().nodes().filter(|node| node.is_banned()).count()
     });
     watch("join_tokens", "Join tokens, spent ones included", |journal| journal.state().tokens().count());
+    watch("federation_relationships", "Trust domains whose bundles are fetched", |journal| {
+        journal.state().relationship_count()
+    });
     let queue = record.clone();
     registry.watch(
         "record_queue",

@@ -27,6 +27,9 @@ use crate::attest_node::{NodeAttestation, NodeMethod};
 use crate::authority::{Authorities, AuthorityConfig, AuthorityParts};
 use crate::caller::Callers;
 use crate::config::{Config, ConfigError, KeysMethod, NodeAttestor, StoreMethod};
+use crate::federation::Federation;
+use crate::federation::endpoint::WebRoots;
+use crate::federation::fetch::{Fetch, Https, NoNetwork};
 use crate::issue::{IssueConfig, Issuer, SigningPool};
 use crate::journal::Journal;
 use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
@@ -97,7 +100,9 @@ pub enum StartError {
 /// # Errors
 /// Every node attestor whose files cannot be used.
 pub fn check(config: &Config, path: &Path) -> Result<(), ConfigError> {
-    node_methods(config, &Host::system(), &path.display().to_string()).map(drop)
+    let file = path.display().to_string();
+    node_methods(config, &Host::system(), &file)?;
+    web_roots(config, &file).map(drop)
 }
 
 impl Server {
@@ -110,6 +115,7 @@ impl Server {
             tracing::warn!("{warning}");
         }
         let methods = node_methods(&config, &host, "given")?;
+        let fetch = Arc::new(Https { host: host.clone(), roots: web_roots(&config, "given")? });
         // At once, so that it can be seen to live while it reads its store.
         let probing = Probing::begin(config.probe).await.map_err(unavailable)?;
         // The ports first: they are what a second server on this machine would collide on.
@@ -131,7 +137,7 @@ impl Server {
                 host,
                 methods,
                 Way::Ports(ports),
-                Held { journal, record, keystore, pool, metrics },
+                Held { journal, record, keystore, pool, metrics, fetch },
             )
             .await
         };
@@ -162,7 +168,8 @@ impl Server {
         let journal = Journal::open(stage.store, &config.trust_domain, host.clone()).map_err(unavailable)?;
         let record =
             DecisionLog::over(stage.segments, retention(&config), host.clone()).map_err(unavailable)?;
-        let held = Held { journal, record, keystore: stage.keys, pool: SigningPool::inline(), metrics };
+        let (keystore, pool) = (stage.keys, SigningPool::inline());
+        let held = Held { journal, record, keystore, pool, metrics, fetch: Arc::new(NoNetwork) };
         assemble(config, host, methods, Way::Arrivals(stage.arrivals), held).await
     }
 }
@@ -192,6 +199,7 @@ struct Held {
     keystore: Arc<dyn KeyStore>,
     pool: SigningPool,
     metrics: Arc<Metrics>,
+    fetch: Arc<dyn Fetch>,
 }
 
 /// Everything between an open store and an open port.
@@ -202,7 +210,7 @@ async fn assemble(
     way: Way,
     held: Held,
 ) -> Result<Running, StartError> {
-    let Held { journal, record, keystore, pool, metrics } = held;
+    let Held { journal, record, keystore, pool, metrics, fetch } = held;
     let parts = AuthorityParts {
         journal: journal.clone(),
         keystore,
@@ -240,6 +248,7 @@ async fn assemble(
     let callers = Callers::new(journal.clone(), config.admin_ids, host.clone());
     let attestation = NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone());
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let (federation, refresher) = Federation::new(journal.clone(), fetch, host.clone(), Arc::clone(&metrics));
     let api = Api {
         journal: journal.clone(),
         issuer,
@@ -248,6 +257,7 @@ async fn assemble(
         join_tokens: config.node_attestors.contains(&NodeAttestor::JoinToken),
         callers: callers.clone(),
         record: record.clone(),
+        federation,
         backups: Arc::new(Semaphore::new(limits::BACKUPS)),
         host: host.clone(),
         metrics: Arc::clone(&metrics),
@@ -272,6 +282,7 @@ async fn assemble(
     tasks.spawn(part("rotation").during(rotation.run(journal.watch(), stop.clone())));
     let kept = keep_authorities(authorities, Arc::clone(&vitals.not_kept), stop.clone());
     tasks.spawn(part("authorities").during(kept));
+    tasks.spawn(part("federation").during(refresher.run(journal.watch(), stop.clone())));
     tasks.spawn(part("prune").during(keep_pruned(journal.clone(), host, stop.clone())));
     let said = health.keep(Arc::<ServerVitals>::clone(&vitals), leaving.clone());
     tasks.spawn(part("health").during(said));
@@ -431,6 +442,17 @@ fn node_methods(config: &Config, host: &Host, file: &str) -> Result<Vec<NodeMeth
         }
     }
     Ok(methods)
+}
+
+/// Where the authorities of the Web PKI are. Whether those of the machine are there shows once they are needed.
+fn web_roots(config: &Config, file: &str) -> Result<WebRoots, ConfigError> {
+    let Some(path) = &config.web_roots else { return Ok(WebRoots::System) };
+    let roots = WebRoots::File(path.clone());
+    roots.load().map_err(|error| {
+        let remedy = "name a PEM file with authorities of the Web PKI, or leave it out";
+        ConfigError::single(file, "federation.web_roots", exit::with_causes(&error), remedy)
+    })?;
+    Ok(roots)
 }
 
 async fn open_journal(config: &Config, host: &Host, metrics: &Arc<Metrics>) -> Result<Journal, StartError> {

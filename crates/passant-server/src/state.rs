@@ -47,6 +47,13 @@ pub struct State {
     relationships: OrdMap<TrustDomain, Arc<FederationRelationship>>,
 }
 
+/// Relationships and bundles as they stood in some state; costs next to nothing to keep.
+#[derive(Clone, Debug)]
+pub struct FederationMark {
+    relationships: OrdMap<TrustDomain, Arc<FederationRelationship>>,
+    bundles: OrdMap<TrustDomain, Arc<Bundle>>,
+}
+
 /// The key of an entry in an index: what it names and is filed under, then its entry ID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Filed<K> {
@@ -289,6 +296,16 @@ impl State {
     /// The federation relationship with `trust_domain`.
     pub fn relationship(&self, trust_domain: &TrustDomain) -> Option<&Arc<FederationRelationship>> {
         self.relationships.get(trust_domain)
+    }
+
+    /// A mark of the relationships and bundles of this state.
+    pub fn federation_mark(&self) -> FederationMark {
+        FederationMark { relationships: self.relationships.clone(), bundles: self.bundles.clone() }
+    }
+
+    /// Whether relationships and bundles are known to be those of `mark`. Quick, and sometimes wrong when it says no.
+    pub fn is_marked(&self, mark: &FederationMark) -> bool {
+        self.relationships.ptr_eq(&mark.relationships) && self.bundles.ptr_eq(&mark.bundles)
     }
 
     /// How many federation relationships there are.

@@ -21,6 +21,7 @@ import (
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
+	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -55,6 +56,8 @@ type client struct {
 	bundles bundlev1.BundleClient
 	entries entryv1.EntryClient
 	svids   svidv1.SVIDClient
+
+	trustDomains trustdomainv1.TrustDomainClient
 }
 
 func newClient(conn *grpc.ClientConn) *client {
@@ -64,6 +67,8 @@ func newClient(conn *grpc.ClientConn) *client {
 		bundles: bundlev1.NewBundleClient(conn),
 		entries: entryv1.NewEntryClient(conn),
 		svids:   svidv1.NewSVIDClient(conn),
+
+		trustDomains: trustdomainv1.NewTrustDomainClient(conn),
 	}
 }
 
@@ -128,6 +133,8 @@ func runNodeSuite(ctx context.Context, args []string) error {
 		s.syncChecks(ctx)
 		s.mintChecks(ctx)
 		s.issueChecks(ctx)
+		s.federatedBundleChecks(ctx)
+		s.federationChecks(ctx)
 		s.authorizationChecks(ctx)
 		s.renewChecks(ctx)
 		s.x509popChecks(ctx)

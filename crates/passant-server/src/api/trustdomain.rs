@@ -158,8 +158,12 @@ impl trust_domain_server::TrustDomain for Api {
         Ok(Response::new(BatchDeleteFederationRelationshipResponse { results: results.collect() }))
     }
 
-    async fn refresh_bundle(&self, _: Request<RefreshBundleRequest>) -> Result<Response<()>, Status> {
-        Err(refuse(Refusal::unimplemented("this server does not fetch bundles")))
+    async fn refresh_bundle(&self, request: Request<RefreshBundleRequest>) -> Result<Response<()>, Status> {
+        let (_, call, request) = request.into_parts();
+        self.operator(&call)?;
+        let trust_domain = trust_domain(&request.trust_domain).map_err(refuse)?;
+        self.federation.refresh(trust_domain).await.map_err(refuse)?;
+        Ok(Response::new(()))
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) struct Raw {
     pub(super) probe: Field<RawProbe>,
     pub(super) log: Field<RawLog>,
     pub(super) decision_log: Field<RawDecisionLog>,
+    pub(super) federation: Field<RawFederation>,
     pub(super) node_attestor: Field<Vec<RawNodeAttestor>>,
     #[serde(flatten)]
     pub(super) unknown: BTreeMap<String, toml::Value>,
@@ -72,6 +73,7 @@ impl Raw {
         "probe",
         "log",
         "decision_log",
+        "federation",
         "node_attestor",
     ];
 }
@@ -127,6 +129,18 @@ pub(super) struct RawDecisionLog {
 
 impl RawDecisionLog {
     pub(super) const KEYS: &[&str] = &["max_age", "max_size_mib"];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawFederation {
+    pub(super) web_roots: Field<String>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawFederation {
+    pub(super) const KEYS: &[&str] = &["web_roots"];
 }
 
 /// The options of a method are read by the method.

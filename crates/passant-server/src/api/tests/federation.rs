@@ -9,17 +9,22 @@ use passant_proto::bundle::{
     GetFederatedBundleRequest, ListFederatedBundlesRequest, PublishJwtAuthorityRequest,
     PublishWitAuthorityRequest,
 };
+use passant_proto::convert;
 use passant_proto::entry::GetEntryRequest;
+use passant_proto::federation::ListStatusRequest;
+use passant_proto::federation::federation_client::FederationClient;
 use passant_proto::trustdomain::trust_domain_client::TrustDomainClient;
 use passant_proto::trustdomain::{
     BatchCreateFederationRelationshipRequest, BatchDeleteFederationRelationshipRequest,
     BatchUpdateFederationRelationshipRequest, GetFederationRelationshipRequest,
-    ListFederationRelationshipsRequest,
+    ListFederationRelationshipsRequest, RefreshBundleRequest,
 };
 use passant_proto::types;
 use passant_proto::types::federation_relationship::BundleEndpointProfile;
 use tonic::Code;
 use tonic::transport::Channel;
+
+use crate::federation::testing::{Ca, FakeEndpoint, document, uri};
 
 use super::rig::{Identity, Rig, bundles, entries, entry, refusal, trust_domain};
 
@@ -62,9 +67,9 @@ fn jwt_key(rig: &Rig, key_id: &str) -> types::JwtKey {
 }
 
 /// The SVID of an entry of a new agent, changed by `change`.
-async fn holder(rig: &Rig, change: fn(&mut types::Entry)) -> Identity {
+async fn holder(rig: &Rig, path: &str, change: fn(&mut types::Entry)) -> Identity {
     let agent = rig.agent().await;
-    let mut wanted = entry(agent.svid.id(), "/holder", "unix:uid:7");
+    let mut wanted = entry(agent.svid.id(), path, "unix:uid:7");
     change(&mut wanted);
     let entry = rig.register(vec![wanted]).await.remove(0);
     rig.svid_of(&agent, &entry.id).await
@@ -316,7 +321,7 @@ async fn the_own_bundle_takes_what_operators_append_and_servers_below_publish() 
     let taken = client.append_bundle(append(vec![other], None)).await;
     assert_eq!(refusal(taken).reason, Reason::AlreadyExists);
 
-    let below = holder(&rig, |entry| entry.downstream = true).await;
+    let below = holder(&rig, "/below", |entry| entry.downstream = true).await;
     let mut downstream = bundles(rig.remote(Some(&below)).await.unwrap());
     let request = PublishJwtAuthorityRequest { jwt_authority: Some(jwt_key(&rig, "below")) };
     let published = downstream.publish_jwt_authority(request.clone()).await.unwrap().into_inner();
@@ -331,10 +336,58 @@ async fn the_own_bundle_takes_what_operators_append_and_servers_below_publish() 
 }
 
 #[tokio::test]
+async fn bundles_are_fetched_on_demand_and_how_that_went_is_told() {
+    let rig = Rig::start().await;
+    let mut client = relationships(rig.local().await);
+    let ca = Ca::new("spiffe://one.test");
+    let served = document(&ca.bundle("one.test", 9));
+    let leaf = ca.leaf(vec![uri("spiffe://one.test/endpoint")]);
+    let endpoint = FakeEndpoint::start(leaf, move |_| served.clone()).await;
+    let one = types::FederationRelationship {
+        bundle_endpoint_url: endpoint.url("/"),
+        trust_domain_bundle: Some(convert::bundle::to_wire(&ca.bundle("one.test", 1))),
+        ..relationship("one.test")
+    };
+    let request = BatchCreateFederationRelationshipRequest {
+        federation_relationships: vec![one, relationship("two.test")],
+        output_mask: None,
+    };
+    client.batch_create_federation_relationship(request).await.unwrap();
+    let refresh = |name: &str| RefreshBundleRequest { trust_domain: name.to_owned() };
+    client.refresh_bundle(refresh("one.test")).await.unwrap();
+    let request = GetFederatedBundleRequest { trust_domain: "one.test".to_owned(), output_mask: None };
+    let agent = rig.agent().await;
+    let fetched =
+        bundles(rig.remote(Some(&agent)).await.unwrap()).get_federated_bundle(request).await.unwrap();
+    assert_eq!(fetched.into_inner(), convert::bundle::to_wire(&ca.bundle("one.test", 9)));
+    for (name, reason, said) in [
+        ("two.test", Reason::Internal, "whose bundle is not held"),
+        ("three.test", Reason::NotFound, "no relationship"),
+        ("UPPER", Reason::Invalid, "trust domain"),
+    ] {
+        let refused = refusal(client.refresh_bundle(refresh(name)).await);
+        assert_eq!(refused.reason, reason, "{refused}");
+        assert!(refused.public.contains(said), "{refused}");
+    }
+    let list = |page_token: String| ListStatusRequest { page_size: 1, page_token };
+    let mut federation = FederationClient::new(rig.local().await);
+    let first = federation.list_status(list(String::new())).await.unwrap().into_inner();
+    let second = federation.list_status(list(first.next_page_token)).await.unwrap().into_inner();
+    let (one, two) = (&first.statuses[0], &second.statuses[0]);
+    assert_eq!((one.trust_domain.as_str(), one.last_error.as_str(), one.failures), ("one.test", "", 0));
+    assert!(one.last_success > 0 && one.last_attempt > 0 && one.next_attempt > one.last_attempt);
+    assert_eq!((two.trust_domain.as_str(), two.last_success), ("two.test", 0));
+    assert!(two.failures > 0 && two.last_error.contains("\"two.test\""), "{two:?}");
+    let denied =
+        FederationClient::new(rig.remote(Some(&agent)).await.unwrap()).list_status(list(String::new())).await;
+    assert_eq!(refusal(denied).reason, Reason::Denied);
+}
+
+#[tokio::test]
 async fn only_operators_federate() {
     let rig = Rig::start().await;
-    let (agent, admin) = (rig.agent().await, holder(&rig, |entry| entry.admin = true).await);
-    let below = holder(&rig, |entry| entry.downstream = true).await;
+    let (agent, admin) = (rig.agent().await, holder(&rig, "/admin", |entry| entry.admin = true).await);
+    let below = holder(&rig, "/below", |entry| entry.downstream = true).await;
     let everything =
         || ListFederationRelationshipsRequest { output_mask: None, page_size: 0, page_token: String::new() };
     let set = || BatchSetFederatedBundleRequest { bundle: vec![bundle("a.test", 1)], output_mask: None };
