@@ -22,7 +22,10 @@ use serde_json::json;
 use tonic::Code;
 
 use crate::endpoint::{Endpoint, Shown};
-use crate::samples::{Ca, at, ders, dns, lasting, mint_x509, now, own_bundle, uri, x509_bundle};
+use crate::samples::{
+    AUDIENCE, Ca, Tokens, at, decode_jwt, ders, dns, lasting, mint_jwt, mint_x509, now, own_bundle, uri,
+    x509_bundle,
+};
 
 const OTHER: &str = "other.test";
 const OTHER_ENDPOINT: &str = "spiffe://other.test/endpoint";
@@ -344,7 +347,10 @@ async fn redirects_are_followed_by_the_same_rules_and_forgotten() -> anyhow::Res
     let world = World::new().await?;
     let target = world.web_endpoint(&world.bundle(7, None)).await?;
     let web = Endpoint::start(world.web_leaf()).await?;
+    web.serve("/b", &world.bundle(7, None))?;
     world.federate(OTHER, &web.url("/b"), None, None).await?;
+    // The fetch that a new relationship begins with is over.
+    world.refreshed(OTHER).await?;
     for status in [
         "301 Moved Permanently",
         "302 Found",
@@ -494,7 +500,7 @@ async fn workloads_get_what_is_fetched_and_lose_it_when_federation_ends() -> any
     // Nobody believes us for that: the endpoint was asked for its bundle, and told nothing.
     let chain = mint_x509(&world.site, "spiffe://example.org/w", 60).await?;
     let chain: Vec<&[u8]> = chain.iter().map(Vec::as_slice).collect();
-    assert!(x509_svid::verify(ders(&chain), &own_bundle(&world.site).await?.clone(), now()).is_ok());
+    assert!(x509_svid::verify(ders(&chain), &*own_bundle(&world.site).await?, now()).is_ok());
     assert!(x509_svid::verify(ders(&chain), &both, now()).is_err());
     assert!(endpoint.heads().iter().all(|head| head.starts_with("GET / HTTP/1.1\r\n")));
 

@@ -172,7 +172,13 @@ impl Refresher {
                 biased;
                 () = stop.cancelled() => return,
                 Some(ended) = self.running.join_next_with_id() => self.end(ended),
-                Some(demand) = self.demanded.recv() => self.demand(demand),
+                Some(demand) = self.demanded.recv() => {
+                    self.demand(demand);
+                    // One fetch serves all who ask at once.
+                    while let Ok(demand) = self.demanded.try_recv() {
+                        self.demand(demand);
+                    }
+                }
                 changed = revisions.changed() => if changed.is_err() { return },
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
@@ -352,7 +358,7 @@ async fn take(journal: Journal, fetch: Arc<dyn Fetch>, order: Order) -> Result<F
     let command = move |state: &State| Ok(command::federation::fetched(state, &relationship, bundle));
     match journal.submit(command).await.map_err(Failure::Store)? {
         Fetched::Older { held } => Err(Failure::Older { served, held }),
-        other => Ok(other),
+        other @ (Fetched::Taken | Fetched::Same | Fetched::Unwanted) => Ok(other),
     }
 }
 

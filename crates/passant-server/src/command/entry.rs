@@ -198,7 +198,7 @@ mod tests {
         let foreign = EntryDraft { federates_with: [elsewhere.clone()].into(), ..draft("/a", "unix:uid:1") };
         let (changes, _) = create(&state, vec![(foreign, id("x"))], NOW);
         take(&mut state, changes);
-        take(&mut state, vec![Change::DeleteBundle(elsewhere.clone())]);
+        take(&mut state, vec![Change::DeleteBundle(elsewhere)]);
         let hint = |entry: &Entry| Ok(EntryDraft { hint: "new".to_owned(), ..entry.to_draft() });
         let (changes, outcomes) = update(&state, vec![(id("x"), Box::new(hint))]);
         assert_eq!((changes.len(), outcomes[0].as_ref().unwrap().hint.as_str()), (1, "new"));

@@ -236,8 +236,7 @@ mod tests {
 
     #[test]
     fn sequence_numbers_order_what_is_fetched() {
-        let other = other_trust_domain();
-        let wanted = relationship(other.clone(), None);
+        let wanted = relationship(other_trust_domain(), None);
         let check = |held: Option<u64>, sequence: u64, expected: Fetched| {
             let mut changes = vec![Change::PutFederation(Arc::clone(&wanted))];
             changes.extend(held.map(|sequence| Change::PutBundle(bundle(sequence).into())));
@@ -264,7 +263,7 @@ mod tests {
     fn what_was_fetched_for_another_relationship_is_not_taken() {
         let other = other_trust_domain();
         let endpoint_id = other.join("/endpoint").unwrap();
-        let before = relationship(other.clone(), None);
+        let before = relationship(other, None);
         let changed = FederationRelationship {
             profile: EndpointProfile::HttpsSpiffe { endpoint_id },
             ..FederationRelationship::clone(&before)

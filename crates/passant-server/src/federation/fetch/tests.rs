@@ -205,7 +205,7 @@ async fn whatever_an_endpoint_answers_the_fetch_ends() {
         "/latin" => response("200 OK", "", b"{\"keys\":[],\"\xe9\":1}"),
         "/short" => b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"keys\":[]}".to_vec(),
         "/large" => response("200 OK", "", &vec![b' '; BUNDLE_DOCUMENT_BYTES + 1]),
-        "/headers" => response("200 OK", &format!("X: {}\r\n", "x".repeat(ENDPOINT_HEADERS)), b"{}"),
+        "/headers" => response("200 OK", &format!("X: {}\r\n", "x".repeat(8 * ENDPOINT_HEADERS)), b"{}"),
         "/close" => Vec::new(),
         _ => b"SSH-2.0-OpenSSH_9.6\r\n".to_vec(),
     };
