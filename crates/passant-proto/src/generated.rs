@@ -19,6 +19,9 @@ pub mod entry;
 #[path = "gen/federation.rs"]
 #[rustfmt::skip]
 pub mod federation;
+#[path = "gen/localauthority.rs"]
+#[rustfmt::skip]
+pub mod localauthority;
 #[path = "gen/logger.rs"]
 #[rustfmt::skip]
 pub mod logger;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`workload`] | the SPIFFE Workload API (a proto without a package) |
 //! | [`types`] | `spire.api.types`: messages that the services below share |
-//! | [`agent`], [`entry`], [`svid`], [`bundle`], [`trustdomain`], [`logger`] | `spire.api.server.*.v1`: messages, client and server |
+//! | [`agent`], [`entry`], [`svid`], [`bundle`], [`trustdomain`], [`localauthority`], [`logger`] | `spire.api.server.*.v1`: messages, client and server |
 //! | [`store`] | `passant.store.v1`: how operators back up a server |
 //! | [`federation`] | `passant.federation.v1`: how the fetching of foreign bundles goes |
 //! | [`descriptors`] | descriptions of all services, for reflection |
@@ -21,5 +21,5 @@ mod generated;
 pub mod status;
 
 pub use generated::{
-    agent, bundle, entry, federation, logger, rpc, store, svid, trustdomain, types, workload,
+    agent, bundle, entry, federation, localauthority, logger, rpc, store, svid, trustdomain, types, workload,
 };

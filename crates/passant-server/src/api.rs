@@ -8,6 +8,7 @@ pub(crate) mod authorize;
 mod bundle;
 mod entry;
 mod federation;
+mod local_authority;
 mod logger;
 mod store;
 mod svid;
@@ -27,6 +28,7 @@ use passant_proto::bundle::bundle_server::BundleServer;
 use passant_proto::descriptors;
 use passant_proto::entry::entry_server::EntryServer;
 use passant_proto::federation::federation_server::FederationServer;
+use passant_proto::localauthority::local_authority_server::LocalAuthorityServer;
 use passant_proto::logger::logger_server::LoggerServer;
 use passant_proto::status;
 use passant_proto::store::store_server::StoreServer;
@@ -80,7 +82,8 @@ impl Api {
         let (entry, svid) = (EntryServer::new(self.clone()), SvidServer::new(self.clone()));
         let (trust_domain, federation) =
             (TrustDomainServer::new(self.clone()), FederationServer::new(self.clone()));
-        let (logger, store) = (LoggerServer::new(self.clone()), StoreServer::new(self));
+        let (logger, authority) = (LoggerServer::new(self.clone()), LocalAuthorityServer::new(self.clone()));
+        let store = StoreServer::new(self);
         let routes = health.add_to(Routes::default());
         let routes = add_reflection(routes, descriptors::SERVER)?;
         Ok(routes
@@ -89,6 +92,9 @@ impl Api {
             )
             .add_service(bundle.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(entry.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
+            .add_service(
+                authority.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
+            )
             .add_service(
                 logger.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )

@@ -5,6 +5,7 @@
 //! journaled in one commit, and only then is the key used for anybody else. A crash anywhere in between leaves at most a
 //! key that belongs to no authority, which the next start removes.
 
+mod by_hand;
 mod mint;
 mod reach;
 mod slots;
@@ -30,6 +31,7 @@ use crate::state::State;
 use crate::state::authority::{Authority, AuthorityId, AuthorityKind, Phase};
 use crate::state::change::Change;
 
+pub use by_hand::Slots;
 pub use mint::{ActiveJwt, ActiveX509, MintError};
 pub(crate) use mint::{authority_id, ia5, moment, subject};
 pub use reach::Reach;
@@ -196,25 +198,20 @@ impl Authorities {
     /// The first failure; the other kind has been taken care of all the same. Try again at the next turn.
     pub async fn tick(&self) -> Result<(), AuthorityError> {
         let _turn = self.turn.lock().await;
-        let turns = Turns { parts: &self.parts, config: &self.config, reach: &self.reach };
+        let turns = self.turns();
         let x509 = self.take(&turns, AuthorityKind::X509).await;
         let jwt = self.take(&turns, AuthorityKind::Jwt).await;
         x509.and(jwt)
     }
 
+    const fn turns(&self) -> Turns<'_> {
+        Turns { parts: &self.parts, config: &self.config, reach: &self.reach }
+    }
+
     async fn take(&self, turns: &Turns<'_>, kind: AuthorityKind) -> Result<(), AuthorityError> {
         let taken = turns.take(kind).await;
         // Whatever steps were taken stand, even if a later one failed.
-        let active = turns.active(kind).map(|active| active.id);
-        match (kind, &active) {
-            (AuthorityKind::X509, Ok(id)) if id != self.x509.load().id() => {
-                self.x509.store(Arc::new(turns.active_x509().await?));
-            }
-            (AuthorityKind::Jwt, Ok(id)) if id != self.jwt.load().id() => {
-                self.jwt.store(Arc::new(turns.active_jwt().await?));
-            }
-            (AuthorityKind::X509 | AuthorityKind::Jwt, _) => {}
-        }
+        let followed = self.follow(turns, kind).await;
         let taken = taken?;
         if let Some(forced) = taken.forced {
             self.forced.store(Some(Arc::new(forced)));
@@ -222,7 +219,22 @@ impl Authorities {
         if taken.steps > 0 {
             turns.sweep().await?;
         }
-        active.map(|_| ())
+        followed
+    }
+
+    /// Signs with the authority that the journal says is active.
+    async fn follow(&self, turns: &Turns<'_>, kind: AuthorityKind) -> Result<(), AuthorityError> {
+        let active = turns.active(kind)?.id;
+        match kind {
+            AuthorityKind::X509 if active != *self.x509.load().id() => {
+                self.x509.store(Arc::new(turns.active_x509().await?));
+            }
+            AuthorityKind::Jwt if active != *self.jwt.load().id() => {
+                self.jwt.store(Arc::new(turns.active_jwt().await?));
+            }
+            AuthorityKind::X509 | AuthorityKind::Jwt => {}
+        }
+        Ok(())
     }
 }
 
@@ -237,6 +249,18 @@ struct Turns<'a> {
 struct Taken {
     steps: usize,
     forced: Option<ForcedActivation>,
+}
+
+/// Who wants a new authority, and why; for the record.
+struct Asked {
+    caller: String,
+    reason: String,
+}
+
+impl Asked {
+    fn by_rotation() -> Self {
+        Self { caller: "server".to_owned(), reason: "rotation of authorities".to_owned() }
+    }
 }
 
 impl Turns<'_> {
@@ -255,7 +279,7 @@ impl Turns<'_> {
             let lacks = |sequence| self.reach.lacking(&state, sequence, now);
             let Some(step) = policy.due(&authorities, lacks, now) else { break };
             match step {
-                Step::Prepare => self.prepare(kind, now).await?,
+                Step::Prepare => drop(self.prepare(kind, now, Asked::by_rotation()).await?),
                 Step::Activate { id, lacking } => {
                     if self.activate(kind, &id, &lacking, now).await? && !lacking.is_empty() {
                         taken.forced = Some(ForcedActivation { id, at: now, lacking });
@@ -269,7 +293,12 @@ impl Turns<'_> {
     }
 
     /// Makes a new authority and publishes it.
-    async fn prepare(&self, kind: AuthorityKind, now: UnixTime) -> Result<(), AuthorityError> {
+    async fn prepare(
+        &self,
+        kind: AuthorityKind,
+        now: UnixTime,
+        asked: Asked,
+    ) -> Result<Authority, AuthorityError> {
         // Its key would be made in vain, at every turn another one.
         if let Some(why) = self.parts.journal.fault() {
             return Err(Refusal::unavailable("the datastore has failed and is being opened again")
@@ -281,13 +310,14 @@ impl Turns<'_> {
         let key = self.new_key(kind).await?;
         let id = authority_id(key.public_key());
         let authority = match kind {
-            AuthorityKind::X509 => self.new_x509(&id, &key, now).await?,
-            AuthorityKind::Jwt => self.new_jwt(&id, &key, now).await?,
+            AuthorityKind::X509 => self.new_x509(&id, &key, now, asked).await?,
+            AuthorityKind::Jwt => self.new_jwt(&id, &key, now, asked).await?,
         };
         let refresh_hint = self.config.refresh_hint;
-        self.parts.journal.submit(move |state| publish(state, authority, refresh_hint)).await?;
+        let published =
+            self.parts.journal.submit(move |state| publish(state, authority, refresh_hint)).await?;
         tracing::info!(authority = %id, kind = kind_name(kind), "prepared a new authority");
-        Ok(())
+        Ok(published)
     }
 
     /// A new key, in custody.
@@ -311,6 +341,7 @@ impl Turns<'_> {
         id: &AuthorityId,
         key: &Arc<dyn SigningKey>,
         now: UnixTime,
+        asked: Asked,
     ) -> Result<Authority, AuthorityError> {
         let order = mint::RootOrder {
             trust_domain_id: self.parts.journal.state().trust_domain().id(),
@@ -319,8 +350,8 @@ impl Turns<'_> {
             not_after: now.plus(self.config.ca_ttl),
         };
         let (not_before, not_after) = (order.not_before, order.not_after);
-        let decision =
-            self.decision(DecisionKind::X509Authority, order.serial.to_string(), key, not_after, now);
+        let named = (DecisionKind::X509Authority, order.serial.to_string());
+        let decision = self.decision(named, key, (now, not_after), asked);
         let signer = Arc::clone(key);
         let certificate = self.recorded(decision, move |intent| mint::root(intent, &order, &*signer)).await?;
         Ok(Authority {
@@ -334,10 +365,12 @@ impl Turns<'_> {
         id: &AuthorityId,
         key: &Arc<dyn SigningKey>,
         now: UnixTime,
+        asked: Asked,
     ) -> Result<Authority, AuthorityError> {
         let not_after = now.plus(self.config.ca_ttl);
         // Nothing is signed, but whoever audits tokens wants to know where their key comes from.
-        let decision = self.decision(DecisionKind::JwtAuthority, id.to_string(), key, not_after, now);
+        let named = (DecisionKind::JwtAuthority, id.to_string());
+        let decision = self.decision(named, key, (now, not_after), asked);
         self.recorded(decision, |_| Ok(())).await?;
         Ok(self.new_authority(id, AuthorityKind::Jwt, key, (now, not_after), now))
     }
@@ -368,11 +401,10 @@ impl Turns<'_> {
 
     fn decision(
         &self,
-        kind: DecisionKind,
-        serial: String,
+        (kind, serial): (DecisionKind, String),
         key: &Arc<dyn SigningKey>,
-        not_after: UnixTime,
-        now: UnixTime,
+        (at, not_after): (UnixTime, UnixTime),
+        asked: Asked,
     ) -> Decision {
         Decision {
             kind,
@@ -381,10 +413,10 @@ impl Turns<'_> {
             entry: None,
             key_hash: key_hash(key.public_key()),
             not_after,
-            caller: "server".to_owned(),
-            reason: "rotation of authorities".to_owned(),
+            caller: asked.caller,
+            reason: asked.reason,
             authority: None,
-            at: now,
+            at,
         }
     }
 
@@ -536,14 +568,20 @@ fn next_bundle(state: &State) -> Bundle {
     bundle
 }
 
-/// The authority and the bundle that holds it.
+/// The authority and the bundle that holds it. One of its kind that is still prepared makes way.
 fn publish(
     state: &State,
     mut authority: Authority,
     refresh_hint: Option<Duration>,
-) -> Result<(Vec<Change>, ()), Refusal> {
+) -> Result<(Vec<Change>, Authority), Refusal> {
     let mut bundle = next_bundle(state);
     bundle.refresh_hint = refresh_hint;
+    let mut changes = Vec::new();
+    let is_replaced = |other: &&Authority| other.kind == authority.kind && other.phase == Phase::Prepared;
+    for replaced in state.authorities().filter(is_replaced) {
+        take_out(&mut bundle, replaced);
+        changes.push(Change::DeleteAuthority(replaced.id.clone()));
+    }
     match &authority.certificate {
         Some(der) => {
             bundle.x509_authorities.push(X509Authority::from_der(der).map_err(Refusal::internal)?);
@@ -555,7 +593,8 @@ fn publish(
         }
     }
     authority.published = bundle.sequence;
-    Ok((vec![Change::PutAuthority(authority), Change::PutBundle(Arc::new(bundle))], ()))
+    changes.extend([Change::PutAuthority(authority.clone()), Change::PutBundle(Arc::new(bundle))]);
+    Ok((changes, authority))
 }
 
 /// The prepared authority active, and whatever was active retired. Nothing when it is no longer prepared.
@@ -576,13 +615,18 @@ fn withdrawal(state: &State, id: &AuthorityId) -> Vec<Change> {
     let Some(authority) = state.authority(id) else { return Vec::new() };
     let mut changes = vec![Change::DeleteAuthority(id.clone())];
     let mut bundle = next_bundle(state);
-    let before = bundle.x509_authorities.len() + bundle.jwt_authorities.len();
-    bundle.x509_authorities.retain(|published| Some(&published.der) != authority.certificate.as_ref());
-    bundle.jwt_authorities.retain(|published| published.key_id != id.as_str());
-    if bundle.x509_authorities.len() + bundle.jwt_authorities.len() < before {
+    if take_out(&mut bundle, authority) {
         changes.push(Change::PutBundle(Arc::new(bundle)));
     }
     changes
+}
+
+/// The bundle without the authority; whether it held it.
+fn take_out(bundle: &mut Bundle, authority: &Authority) -> bool {
+    let before = bundle.x509_authorities.len() + bundle.jwt_authorities.len();
+    bundle.x509_authorities.retain(|published| Some(&published.der) != authority.certificate.as_ref());
+    bundle.jwt_authorities.retain(|published| published.key_id != authority.id.as_str());
+    bundle.x509_authorities.len() + bundle.jwt_authorities.len() < before
 }
 
 #[cfg(test)]

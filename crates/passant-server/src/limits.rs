@@ -173,3 +173,6 @@ pub const BACKUPS: usize = 2;
 pub const BACKUP_LINE: u64 = 128 << 20;
 /// Objects written with one sync while state is restored.
 pub const RESTORE_BATCH: usize = 1_000;
+/// Authorities of one kind, the prepared one aside, beyond which operators may prepare no other: every agent and workload
+/// holds them all. Rotation alone keeps four at most.
+pub const AUTHORITIES: usize = 32;

@@ -26,7 +26,7 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::encoding;
-use crate::state::authority::AuthorityId;
+use crate::state::authority::{AuthorityId, AuthorityKind};
 use crate::state::change::{Lineage, Revision};
 use crate::writer::{self, Next, Pauses, Place};
 
@@ -54,6 +54,14 @@ pub enum Act {
     DeleteBundles(Vec<TrustDomain>),
     /// Federation with trust domains was ended; their bundles were deleted with it.
     EndFederation(Vec<TrustDomain>),
+    /// An authority was made and published; one that was prepared before made way.
+    PrepareAuthority(AuthorityKind, AuthorityId),
+    /// A prepared authority began to sign.
+    ActivateAuthority(AuthorityKind, AuthorityId),
+    /// An authority was declared untrustworthy.
+    TaintAuthority(AuthorityKind, AuthorityId),
+    /// An authority was taken out of the bundle: nothing that it signed verifies any more.
+    RevokeAuthority(AuthorityKind, AuthorityId),
     /// State was restored from a backup: what was done before it and after the backup is in the state only as far as
     /// this record tells of it.
     Restore {

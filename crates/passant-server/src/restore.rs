@@ -1,8 +1,9 @@
 //! How is a state brought back from a backup, and what cannot be brought back?
 //!
 //! The data directory gets a new lineage, whose revisions begin above all that the lost journal may have given. What the
-//! decision record in the directory tells of the time after the backup is done again: bans, evictions and deletions of
-//! entries, and the serials of renewed node SVIDs. What it cannot tell is named, for the operator to act on.
+//! decision record in the directory tells of the time after the backup is done again: bans, evictions, deletions of entries,
+//! taints and revocations of authorities, and the serials of renewed node SVIDs. What it cannot tell is named, for the
+//! operator to act on.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -15,7 +16,9 @@ use passant_attest::node::join_token::TokenHash;
 use passant_core::{Bundle, Entry, EntryId, FederationRelationship, Host, SpiffeId, TrustDomain, UnixTime};
 use serde::Serialize;
 use thiserror::Error;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::authority::authority_id;
 use crate::backup::{BackupError, Header, Holds, Reader, verify};
 use crate::command::node::is_token_alias;
 use crate::keystore::{FILE as KEY_FILE, KeyFile, KeyStore, KeyStoreError};
@@ -101,6 +104,10 @@ pub struct Again {
     pub ended_federation: Vec<TrustDomain>,
     /// Agents whose newer SVIDs are accepted.
     pub renewed: Vec<SpiffeId>,
+    /// Authorities that are tainted again.
+    pub tainted_authorities: Vec<AuthorityId>,
+    /// Authorities that are revoked again: what they signed is not believed.
+    pub revoked_authorities: Vec<AuthorityId>,
 }
 
 /// What was there after the backup and is not there now.
@@ -291,12 +298,14 @@ impl Revival {
                     // Whoever holds a bundle of the lost server is not to be taken for one who has the next of ours.
                     let jump = self.revision.number().saturating_sub(self.backup_revision.number());
                     self.sequence = bundle.sequence.saturating_add(jump);
-                    Arc::make_mut(&mut bundle).sequence = self.sequence;
+                    let bundle = Arc::make_mut(&mut bundle);
+                    bundle.sequence = self.sequence;
+                    self.own_bundle(bundle);
                 }
                 self.bundle(bundle).map(Change::PutBundle)
             }
             Change::PutFederation(relationship) => self.relationship(relationship).map(Change::PutFederation),
-            Change::PutAuthority(authority) => Some(Change::PutAuthority(self.authority(authority))),
+            Change::PutAuthority(authority) => self.authority(authority).map(Change::PutAuthority),
             Change::PutToken(token) => self.token(token).map(Change::PutToken),
             Change::PutNode(node) => self.node(&node).map(|node| Change::PutNode(Arc::new(node))),
             Change::PutEntry(entry) => self.entry(&entry).map(|entry| Change::PutEntry(Arc::new(entry))),
@@ -333,12 +342,35 @@ impl Revival {
         None
     }
 
-    fn authority(&mut self, authority: Authority) -> Authority {
+    /// Takes out of the own bundle what was revoked, and marks what was tainted.
+    fn own_bundle(&self, bundle: &mut Bundle) {
+        let (revoked, tainted) = (&self.history.revoked, &self.history.tainted);
+        bundle.x509_authorities.retain_mut(|published| {
+            let Some(id) = id_of_certificate(&published.der) else { return true };
+            published.tainted |= tainted.contains(&id);
+            !revoked.contains(&id)
+        });
+        bundle.jwt_authorities.retain_mut(|published| {
+            let Ok(id) = AuthorityId::parse(&published.key_id) else { return true };
+            published.tainted |= tainted.contains(&id);
+            !revoked.contains(&id)
+        });
+    }
+
+    fn authority(&mut self, authority: Authority) -> Option<Authority> {
+        self.history.authorities.retain(|made| id_of_key(&made.key_hash).as_ref() != Some(&authority.id));
+        if self.history.revoked.contains(&authority.id) {
+            self.again.revoked_authorities.push(authority.id);
+            return None;
+        }
         if authority.phase == Phase::Active && authority.not_after > self.now {
             self.active.push(authority.id.clone());
         }
-        self.history.authorities.retain(|made| id_of_key(&made.key_hash).as_ref() != Some(&authority.id));
-        Authority { published: self.sequence, ..authority }
+        let was_tainted = self.history.tainted.contains(&authority.id);
+        if was_tainted {
+            self.again.tainted_authorities.push(authority.id.clone());
+        }
+        Some(Authority { published: self.sequence, tainted: authority.tainted || was_tainted, ..authority })
     }
 
     /// A token that may have been spent since would attest a second node.
@@ -446,7 +478,7 @@ impl Revival {
 
     fn finished(mut self, backup: Header, cursor: Cursor, keys: &[AuthorityId], order: &Order) -> Restored {
         let made = self.history.authorities.iter().filter_map(|made| id_of_key(&made.key_hash));
-        self.lost.authorities = made.collect();
+        self.lost.authorities = made.filter(|id| !self.history.revoked.contains(id)).collect();
         let keys_missing: Vec<AuthorityId> =
             self.active.into_iter().filter(|id| !keys.contains(id)).collect();
         if !keys_missing.is_empty() {
@@ -463,6 +495,12 @@ impl Revival {
             keys_missing,
         }
     }
+}
+
+/// The authority with this certificate, unless it is one that no server of ours can have made.
+fn id_of_certificate(der: &[u8]) -> Option<AuthorityId> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(authority_id(certificate.public_key().raw))
 }
 
 /// The authority of the public key with this SHA-256.

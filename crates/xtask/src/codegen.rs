@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 11] = [
+const MODULES: [Module; 12] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -35,6 +35,11 @@ const MODULES: [Module; 11] = [
         name: "trustdomain",
         package: "spire.api.server.trustdomain.v1",
         source: "spire/api/server/trustdomain/v1",
+    },
+    Module {
+        name: "localauthority",
+        package: "spire.api.server.localauthority.v1",
+        source: "spire/api/server/localauthority/v1",
     },
     Module { name: "federation", package: "passant.federation.v1", source: "passant/federation/v1" },
     Module { name: "store", package: "passant.store.v1", source: "passant/store/v1" },
@@ -51,6 +56,7 @@ const DESCRIPTIONS: [(&str, &[&str]); 2] = [
             "spire/api/server/agent/v1",
             "spire/api/server/bundle/v1",
             "spire/api/server/entry/v1",
+            "spire/api/server/localauthority/v1",
             "spire/api/server/logger/v1",
             "spire/api/server/svid/v1",
             "spire/api/server/trustdomain/v1",

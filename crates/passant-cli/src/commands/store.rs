@@ -101,7 +101,9 @@ fn tell_again(to: &mut dyn Write, restored: &Restored) -> std::io::Result<()> {
     list(to, "Entries deleted again", &again.deleted_entries)?;
     list(to, "Federation ended again", &again.ended_federation)?;
     list(to, "Foreign bundles deleted again: set anew what was set anew since", &again.deleted_bundles)?;
-    list(to, "Agents whose renewed SVIDs are accepted", &again.renewed)
+    list(to, "Agents whose renewed SVIDs are accepted", &again.renewed)?;
+    list(to, "Authorities tainted again", &again.tainted_authorities)?;
+    list(to, "Authorities revoked again: what they signed is not believed", &again.revoked_authorities)
 }
 
 fn tell_lost(to: &mut dyn Write, restored: &Restored) -> std::io::Result<()> {

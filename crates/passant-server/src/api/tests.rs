@@ -3,6 +3,7 @@
 mod agents;
 mod entries;
 mod federation;
+mod local_authority;
 mod rig;
 mod store;
 mod svids;

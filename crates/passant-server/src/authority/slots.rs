@@ -76,13 +76,16 @@ impl Policy {
         }
         let in_phase = |phase| authorities.iter().find(|a| a.phase == phase && a.not_after > now);
         let prepared = in_phase(Phase::Prepared);
-        let left = in_phase(Phase::Active).map(|active| now.until(active.not_after));
+        let active = in_phase(Phase::Active);
+        let left = active.map(|active| now.until(active.not_after));
+        // Comes of a restored backup alone. What it signs is believed until it is revoked, so agents are still waited for.
+        let is_tainted = active.is_some_and(|active| active.tainted);
         match (prepared, left) {
             (None, None) => Some(Step::Prepare),
-            (None, Some(left)) => (left < self.prepare).then_some(Step::Prepare),
+            (None, Some(left)) => (is_tainted || left < self.prepare).then_some(Step::Prepare),
             (Some(next), left) => {
                 let left = left.unwrap_or(Duration::ZERO);
-                if left >= self.activate {
+                if !is_tainted && left >= self.activate {
                     return None;
                 }
                 let lacking = lacks(next.published);
@@ -183,6 +186,15 @@ mod tests {
         assert_eq!(due(&active, false, 0), Some(Step::Prepare));
         let both = [authority("a", Phase::Active, 0), authority("b", Phase::Prepared, 12 * HOURS)];
         assert_eq!(due(&both, false, 0), activate("b", vec![agent()]));
+    }
+
+    #[test]
+    fn a_tainted_one_that_signs_is_succeeded_as_soon_as_the_agents_have_another() {
+        let tainted = Authority { tainted: true, ..authority("a", Phase::Active, 0) };
+        assert_eq!(due(std::slice::from_ref(&tainted), true, -23 * HOURS), Some(Step::Prepare));
+        let both = [tainted, authority("b", Phase::Prepared, 12 * HOURS)];
+        assert_eq!(due(&both, false, -23 * HOURS), None);
+        assert_eq!(due(&both, true, -23 * HOURS), activate("b", Vec::new()));
     }
 
     #[test]

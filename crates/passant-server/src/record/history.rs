@@ -10,6 +10,7 @@ use passant_core::{EntryId, SpiffeId, TrustDomain, UnixTime};
 use super::chain::{Body, Line};
 use super::segments::{FileSegments, Segments};
 use super::{Act, Decision, DecisionKind, RecordError};
+use crate::state::authority::AuthorityId;
 use crate::state::change::Revision;
 
 /// What was done since a moment.
@@ -32,6 +33,10 @@ pub(crate) struct History {
     pub(crate) ended_federation: BTreeSet<TrustDomain>,
     /// Authorities that were made.
     pub(crate) authorities: Vec<Arc<Decision>>,
+    /// Authorities that were tainted; those that were then revoked are not among them.
+    pub(crate) tainted: BTreeSet<AuthorityId>,
+    /// Authorities that were revoked.
+    pub(crate) revoked: BTreeSet<AuthorityId>,
     /// The highest revision that is named anywhere.
     pub(crate) revision: Revision,
 }
@@ -120,6 +125,15 @@ impl History {
                 self.deleted_bundles.extend(names.iter().cloned());
                 self.ended_federation.extend(names);
             }
+            Act::TaintAuthority(_, id) => {
+                self.tainted.insert(id);
+            }
+            Act::RevokeAuthority(_, id) => {
+                self.tainted.remove(&id);
+                self.revoked.insert(id);
+            }
+            // Which authority signs is decided anew, by what the agents have.
+            Act::PrepareAuthority(..) | Act::ActivateAuthority(..) => {}
             Act::Restore { revision, .. } => self.revision = self.revision.max(revision),
         }
     }

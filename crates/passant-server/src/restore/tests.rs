@@ -2,14 +2,17 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use passant_core::bundle::{JwtAuthority, X509Authority};
+use passant_core::keys::{KeyType, RcgenKey};
 use passant_core::serial::Serial;
 
 use super::*;
 use crate::backup::tests::{state, text_of};
 use crate::record::{Decision, DecisionKind};
 use crate::state::samples::{
-    at, commit, entry, entry_id, host_at, id, node, other_trust_domain, token, trust_domain,
+    self, at, commit, entry, entry_id, host_at, id, node, other_trust_domain, token, trust_domain,
 };
+use crate::state::{AuthorityKind, State};
 use crate::store::sled::SledStore;
 use crate::store::{Loaded, Store};
 
@@ -23,8 +26,11 @@ struct Site {
 
 impl Site {
     fn new(changes: Vec<Change>) -> Self {
+        Self::over(state(), changes)
+    }
+
+    fn over(mut state: State, changes: Vec<Change>) -> Self {
         let site = Self { dir: tempfile::tempdir().unwrap(), host: host_at(NOW).0 };
-        let mut state = state();
         state.apply(&commit(7, changes));
         std::fs::write(site.backup(), text_of(&state)).unwrap();
         site
@@ -211,6 +217,7 @@ async fn what_the_record_tells_is_done_again() {
             deleted_bundles: vec![],
             ended_federation: vec![],
             renewed: ids(&["renewed", "renewed-twice"]),
+            ..Again::default()
         }
     );
     assert_eq!(
@@ -228,6 +235,79 @@ async fn what_the_record_tells_is_done_again() {
     let history = History::read(&site.data_dir().join("decisions"), at(NOW)).unwrap();
     assert_eq!(history.revision, restored.cursor.revision);
     verify_chain(&site.data_dir().join("decisions")).unwrap();
+}
+
+#[tokio::test]
+async fn taints_and_revocations_of_authorities_are_done_again() {
+    let mut own = Bundle { sequence: 9, ..Bundle::empty(trust_domain()) };
+    let mut ids = Vec::new();
+    let mut changes = Vec::new();
+    for (kind, phase) in [
+        (AuthorityKind::X509, Phase::Retired),
+        (AuthorityKind::X509, Phase::Active),
+        (AuthorityKind::Jwt, Phase::Retired),
+        (AuthorityKind::Jwt, Phase::Active),
+    ] {
+        let key = Host::system().keys.generate(KeyType::EcP256).unwrap();
+        let mut authority = Authority {
+            id: authority_id(key.public_key()),
+            public_key: key.public_key().to_vec(),
+            certificate: None,
+            not_after: at(9_000),
+            ..samples::authority("a", kind, phase)
+        };
+        match kind {
+            AuthorityKind::X509 => {
+                let mut params = rcgen::CertificateParams::default();
+                params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+                let der = params.self_signed(&RcgenKey(&*key)).unwrap().der().to_vec();
+                own.x509_authorities.push(X509Authority::from_der(&der).unwrap());
+                let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+                authority.not_after = UnixTime::from_secs(certificate.validity().not_after.timestamp());
+                authority.certificate = Some(der);
+            }
+            AuthorityKind::Jwt => own
+                .jwt_authorities
+                .push(JwtAuthority::new(authority.id.as_str(), key.public_key(), None).unwrap()),
+        }
+        ids.push(authority.id.clone());
+        changes.push(Change::PutAuthority(authority));
+    }
+    let before = state();
+    changes.extend(before.authorities().map(|sample| Change::DeleteAuthority(sample.id.clone())));
+    changes.push(Change::PutBundle(own.into()));
+    let site = Site::over(before, changes);
+    let (kinds, mut said) = ([AuthorityKind::X509, AuthorityKind::Jwt], Vec::new());
+    for (kind, ids) in kinds.into_iter().zip(ids.chunks(2)) {
+        said.push(Said::Act(Act::TaintAuthority(kind, ids[0].clone())));
+        said.push(Said::Act(Act::TaintAuthority(kind, ids[1].clone())));
+        said.push(Said::Act(Act::RevokeAuthority(kind, ids[0].clone())));
+    }
+    site.record(said).await;
+    let restored = site.restore().await.unwrap();
+    let sorted = |mut ids: Vec<AuthorityId>| {
+        ids.sort();
+        ids
+    };
+    assert_eq!(
+        sorted(restored.again.revoked_authorities.clone()),
+        sorted(vec![ids[0].clone(), ids[2].clone()])
+    );
+    assert_eq!(
+        sorted(restored.again.tainted_authorities.clone()),
+        sorted(vec![ids[1].clone(), ids[3].clone()])
+    );
+    let loaded = State::of_objects(trust_domain(), restored.cursor, site.load().objects);
+    let bundle = loaded.bundle().unwrap();
+    let x509: Vec<_> =
+        bundle.x509_authorities.iter().map(|a| (id_of_certificate(&a.der).unwrap(), a.tainted)).collect();
+    let jwt: Vec<_> = bundle.jwt_authorities.iter().map(|a| (a.key_id.as_str(), a.tainted)).collect();
+    assert_eq!((x509, jwt), (vec![(ids[1].clone(), true)], vec![(ids[3].as_str(), true)]));
+    let mut left: Vec<_> = loaded.authorities().map(|a| (a.id.clone(), a.tainted, a.phase)).collect();
+    left.sort();
+    let mut expected = vec![(ids[1].clone(), true, Phase::Active), (ids[3].clone(), true, Phase::Active)];
+    expected.sort();
+    assert_eq!(left, expected);
 }
 
 #[tokio::test]

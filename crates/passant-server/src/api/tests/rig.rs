@@ -38,7 +38,7 @@ pub(super) struct Rig {
     pub(super) running: Running,
     pub(super) host: Host,
     /// Holds the operator socket.
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// An X509-SVID with its key.
@@ -68,7 +68,18 @@ impl Rig {
             socket.display()
         );
         let running = Server::start(Config::parse(&text, "test.toml").unwrap(), host.clone()).await.unwrap();
-        Self { running, host, _dir: dir }
+        Self::around(running, host, dir)
+    }
+
+    /// With what a test has configured itself below `dir`.
+    pub(super) fn around(running: Running, host: Host, dir: tempfile::TempDir) -> Self {
+        Self { running, host, dir }
+    }
+
+    /// Stops the server; what it has written stays as long as the directory is held.
+    pub(super) async fn stop(self) -> tempfile::TempDir {
+        self.running.shutdown().await;
+        self.dir
     }
 
     /// Over the operator socket.

@@ -1,0 +1,261 @@
+//! How is spire.api.server.localauthority.v1.LocalAuthority answered?
+
+use passant_core::Refusal;
+use passant_proto::localauthority::local_authority_server::LocalAuthority;
+use passant_proto::localauthority::{
+    ActivateJwtAuthorityRequest, ActivateJwtAuthorityResponse, ActivateWitAuthorityRequest,
+    ActivateWitAuthorityResponse, ActivateX509AuthorityRequest, ActivateX509AuthorityResponse,
+    AuthorityState, GetJwtAuthorityStateRequest, GetJwtAuthorityStateResponse, GetWitAuthorityStateRequest,
+    GetWitAuthorityStateResponse, GetX509AuthorityStateRequest, GetX509AuthorityStateResponse,
+    PrepareJwtAuthorityRequest, PrepareJwtAuthorityResponse, PrepareWitAuthorityRequest,
+    PrepareWitAuthorityResponse, PrepareX509AuthorityRequest, PrepareX509AuthorityResponse,
+    RevokeJwtAuthorityRequest, RevokeJwtAuthorityResponse, RevokeWitAuthorityRequest,
+    RevokeWitAuthorityResponse, RevokeX509AuthorityRequest, RevokeX509AuthorityResponse,
+    RevokeX509UpstreamAuthorityRequest, RevokeX509UpstreamAuthorityResponse, TaintJwtAuthorityRequest,
+    TaintJwtAuthorityResponse, TaintWitAuthorityRequest, TaintWitAuthorityResponse,
+    TaintX509AuthorityRequest, TaintX509AuthorityResponse, TaintX509UpstreamAuthorityRequest,
+    TaintX509UpstreamAuthorityResponse,
+};
+use tonic::{Extensions, Request, Response, Status, async_trait};
+
+use super::{Api, refuse};
+use crate::authority::Slots;
+use crate::record::Act;
+use crate::state::{Authority, AuthorityKind};
+
+use AuthorityKind::{Jwt, X509};
+
+#[async_trait]
+impl LocalAuthority for Api {
+    async fn get_jwt_authority_state(
+        &self,
+        request: Request<GetJwtAuthorityStateRequest>,
+    ) -> Result<Response<GetJwtAuthorityStateResponse>, Status> {
+        let Slots { active, prepared, old } = self.slots(request.extensions(), Jwt)?;
+        let (active, prepared, old) = (active.map(shown), prepared.map(shown), old.map(shown));
+        Ok(Response::new(GetJwtAuthorityStateResponse { active, prepared, old }))
+    }
+
+    async fn prepare_jwt_authority(
+        &self,
+        request: Request<PrepareJwtAuthorityRequest>,
+    ) -> Result<Response<PrepareJwtAuthorityResponse>, Status> {
+        let prepared_authority = Some(self.prepare(request.extensions(), Jwt).await?);
+        Ok(Response::new(PrepareJwtAuthorityResponse { prepared_authority }))
+    }
+
+    async fn activate_jwt_authority(
+        &self,
+        request: Request<ActivateJwtAuthorityRequest>,
+    ) -> Result<Response<ActivateJwtAuthorityResponse>, Status> {
+        let id = &request.get_ref().authority_id;
+        let activated_authority = Some(self.activate(request.extensions(), Jwt, id).await?);
+        Ok(Response::new(ActivateJwtAuthorityResponse { activated_authority }))
+    }
+
+    async fn taint_jwt_authority(
+        &self,
+        request: Request<TaintJwtAuthorityRequest>,
+    ) -> Result<Response<TaintJwtAuthorityResponse>, Status> {
+        let id = &request.get_ref().authority_id;
+        let tainted_authority = Some(self.taint(request.extensions(), Jwt, id).await?);
+        Ok(Response::new(TaintJwtAuthorityResponse { tainted_authority }))
+    }
+
+    async fn revoke_jwt_authority(
+        &self,
+        request: Request<RevokeJwtAuthorityRequest>,
+    ) -> Result<Response<RevokeJwtAuthorityResponse>, Status> {
+        let id = &request.get_ref().authority_id;
+        let revoked_authority = Some(self.revoke(request.extensions(), Jwt, id).await?);
+        Ok(Response::new(RevokeJwtAuthorityResponse { revoked_authority }))
+    }
+
+    async fn get_x509_authority_state(
+        &self,
+        request: Request<GetX509AuthorityStateRequest>,
+    ) -> Result<Response<GetX509AuthorityStateResponse>, Status> {
+        let Slots { active, prepared, old } = self.slots(request.extensions(), X509)?;
+        let (active, prepared, old) = (active.map(shown), prepared.map(shown), old.map(shown));
+        Ok(Response::new(GetX509AuthorityStateResponse { active, prepared, old }))
+    }
+
+    async fn prepare_x509_authority(
+        &self,
+        request: Request<PrepareX509AuthorityRequest>,
+    ) -> Result<Response<PrepareX509AuthorityResponse>, Status> {
+        let prepared_authority = Some(self.prepare(request.extensions(), X509).await?);
+        Ok(Response::new(PrepareX509AuthorityResponse { prepared_authority }))
+    }
+
+    async fn activate_x509_authority(
+        &self,
+        request: Request<ActivateX509AuthorityRequest>,
+    ) -> Result<Response<ActivateX509AuthorityResponse>, Status> {
+        let id = &request.get_ref().authority_id;
+        let activated_authority = Some(self.activate(request.extensions(), X509, id).await?);
+        Ok(Response::new(ActivateX509AuthorityResponse { activated_authority }))
+    }
+
+    async fn taint_x509_authority(
+        &self,
+        request: Request<TaintX509AuthorityRequest>,
+    ) -> Result<Response<TaintX509AuthorityResponse>, Status> {
+        let id = &request.get_ref().authority_id;
+        let tainted_authority = Some(self.taint(request.extensions(), X509, id).await?);
+        Ok(Response::new(TaintX509AuthorityResponse { tainted_authority }))
+    }
+
+    async fn taint_x509_upstream_authority(
+        &self,
+        _: Request<TaintX509UpstreamAuthorityRequest>,
+    ) -> Result<Response<TaintX509UpstreamAuthorityResponse>, Status> {
+        Err(no_upstream_authority())
+    }
+
+    async fn revoke_x509_authority(
+        &self,
+        request: Request<RevokeX509AuthorityRequest>,
+    ) -> Result<Response<RevokeX509AuthorityResponse>, Status> {
+        let id = &request.get_ref().authority_id;
+        let revoked_authority = Some(self.revoke(request.extensions(), X509, id).await?);
+        Ok(Response::new(RevokeX509AuthorityResponse { revoked_authority }))
+    }
+
+    async fn revoke_x509_upstream_authority(
+        &self,
+        _: Request<RevokeX509UpstreamAuthorityRequest>,
+    ) -> Result<Response<RevokeX509UpstreamAuthorityResponse>, Status> {
+        Err(no_upstream_authority())
+    }
+
+    async fn get_wit_authority_state(
+        &self,
+        _: Request<GetWitAuthorityStateRequest>,
+    ) -> Result<Response<GetWitAuthorityStateResponse>, Status> {
+        Err(no_wit())
+    }
+
+    async fn prepare_wit_authority(
+        &self,
+        _: Request<PrepareWitAuthorityRequest>,
+    ) -> Result<Response<PrepareWitAuthorityResponse>, Status> {
+        Err(no_wit())
+    }
+
+    async fn activate_wit_authority(
+        &self,
+        _: Request<ActivateWitAuthorityRequest>,
+    ) -> Result<Response<ActivateWitAuthorityResponse>, Status> {
+        Err(no_wit())
+    }
+
+    async fn taint_wit_authority(
+        &self,
+        _: Request<TaintWitAuthorityRequest>,
+    ) -> Result<Response<TaintWitAuthorityResponse>, Status> {
+        Err(no_wit())
+    }
+
+    async fn revoke_wit_authority(
+        &self,
+        _: Request<RevokeWitAuthorityRequest>,
+    ) -> Result<Response<RevokeWitAuthorityResponse>, Status> {
+        Err(no_wit())
+    }
+}
+
+/// The same for both kinds.
+impl Api {
+    fn slots(&self, call: &Extensions, kind: AuthorityKind) -> Result<Slots, Status> {
+        self.operator(call)?;
+        let slots = self.authorities.slots(kind);
+        if slots.active.is_none() {
+            return Err(refuse(Refusal::unavailable("no authority of this kind is active at present")));
+        }
+        Ok(slots)
+    }
+
+    async fn prepare(&self, call: &Extensions, kind: AuthorityKind) -> Result<AuthorityState, Status> {
+        let (api, operator) = (self.clone(), self.operator(call)?);
+        to_the_end(async move {
+            let prepared = api.authorities.prepare(kind, &operator.to_string()).await?;
+            tracing::info!(authority = %prepared.id, caller = %operator, "authority prepared by an operator");
+            api.note(Act::PrepareAuthority(kind, prepared.id.clone()), &operator).await;
+            Ok(shown(prepared))
+        })
+        .await
+    }
+
+    async fn activate(
+        &self,
+        call: &Extensions,
+        kind: AuthorityKind,
+        id: &str,
+    ) -> Result<AuthorityState, Status> {
+        let (api, operator, id) = (self.clone(), self.operator(call)?, id.to_owned());
+        to_the_end(async move {
+            let activated = api.authorities.activate(kind, &id).await?;
+            tracing::info!(authority = %activated.id, caller = %operator, "authority activated by an operator");
+            api.note(Act::ActivateAuthority(kind, activated.id.clone()), &operator).await;
+            Ok(shown(activated))
+        })
+        .await
+    }
+
+    async fn taint(
+        &self,
+        call: &Extensions,
+        kind: AuthorityKind,
+        id: &str,
+    ) -> Result<AuthorityState, Status> {
+        let (api, operator, id) = (self.clone(), self.operator(call)?, id.to_owned());
+        to_the_end(async move {
+            let tainted = api.authorities.taint(kind, &id).await?;
+            tracing::warn!(authority = %tainted.id, caller = %operator, "authority tainted");
+            api.note(Act::TaintAuthority(kind, tainted.id.clone()), &operator).await;
+            Ok(shown(tainted))
+        })
+        .await
+    }
+
+    async fn revoke(
+        &self,
+        call: &Extensions,
+        kind: AuthorityKind,
+        id: &str,
+    ) -> Result<AuthorityState, Status> {
+        let (api, operator, id) = (self.clone(), self.operator(call)?, id.to_owned());
+        to_the_end(async move {
+            let revoked = api.authorities.revoke(kind, &id).await?;
+            tracing::warn!(authority = %revoked.id, caller = %operator, "authority revoked");
+            api.note(Act::RevokeAuthority(kind, revoked.id.clone()), &operator).await;
+            Ok(shown(revoked))
+        })
+        .await
+    }
+}
+
+/// Does `act` whole and puts it on record, even if the caller goes away meanwhile.
+async fn to_the_end<T: Send + 'static>(
+    act: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::spawn(act).await.unwrap_or_else(|lost| Err(Refusal::internal(lost)));
+    done.map_err(refuse)
+}
+
+fn shown(authority: Authority) -> AuthorityState {
+    AuthorityState {
+        authority_id: authority.id.to_string(),
+        expires_at: authority.not_after.secs(),
+        upstream_authority_subject_key_id: String::new(),
+    }
+}
+
+fn no_upstream_authority() -> Status {
+    refuse(Refusal::precondition("this server has no upstream authority"))
+}
+
+fn no_wit() -> Status {
+    refuse(Refusal::unimplemented("this server issues no WIT-SVIDs"))
+}
