@@ -124,7 +124,7 @@ async fn attested(journal: &Journal, issuer: &Issuer, host: &Host) -> Result<Age
     let attested = nodes.attest(join_token::METHOD, TOKEN.as_bytes(), &csr, &mut Silent, caller).await?;
     let svid = Arc::new(PeerSvid::new(attested.svid.svid().clone()));
     let peer = ConnPeer::Remote { address: ([192, 0, 2, 1], 40_000).into(), svid: Some(svid) };
-    Ok(Callers::new(journal.clone(), [].into(), host.clone()).agent(&peer).await?)
+    Ok(Callers::new(journal.clone(), Arc::default(), host.clone()).agent(&peer).await?)
 }
 
 async fn registered(journal: &Journal, agent: &AgentCaller, host: &Host) -> Result<Vec<String>> {

@@ -84,6 +84,9 @@ pub(crate) enum Command {
     /// This process's own identity, from the Workload API
     #[command(subcommand)]
     Svid(Svid),
+    /// Why the server lets a caller do something, or not
+    #[command(subcommand)]
+    Access(Access),
     /// How much the server logs
     #[command(subcommand)]
     Logger(Logger),
@@ -95,6 +98,48 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Access {
+    /// Ask what the server would decide, without doing anything: exits with 0 if it would allow it, else with 1
+    Check(Box<AccessCheck>),
+}
+
+#[derive(Args)]
+pub(crate) struct AccessCheck {
+    /// What would be done, such as entry.update; a wrong one is answered with the list
+    pub(crate) verb: String,
+    /// Who would call, over the network; you, if neither this nor --uid is given
+    #[arg(long, value_name = "SPIFFE_ID", conflicts_with = "uid", value_parser = SpiffeId::parse)]
+    pub(crate) caller: Option<SpiffeId>,
+    /// The user of the server's machine who would call
+    #[arg(long)]
+    pub(crate) uid: Option<u32>,
+    /// A group of that user; those of the user database if none is given
+    #[arg(long = "gid", value_name = "GID", requires = "uid")]
+    pub(crate) gids: Vec<u32>,
+    /// The id of the entry that would be shown, changed or deleted
+    #[arg(long, value_parser = EntryId::parse)]
+    pub(crate) entry_id: Option<EntryId>,
+    /// The SPIFFE ID that an entry would have
+    #[arg(long, value_parser = SpiffeId::parse)]
+    pub(crate) spiffe_id: Option<SpiffeId>,
+    /// The parent ID that an entry would have
+    #[arg(long, value_parser = SpiffeId::parse)]
+    pub(crate) parent_id: Option<SpiffeId>,
+    /// The selectors that an entry would have
+    #[arg(long = "selector", value_name = "KIND:VALUE", value_parser = Selector::parse)]
+    pub(crate) selectors: Vec<Selector>,
+    /// The entry would have the admin flag
+    #[arg(long)]
+    pub(crate) admin: bool,
+    /// The entry would have the downstream flag
+    #[arg(long)]
+    pub(crate) downstream: bool,
+    /// The agent, the SPIFFE ID to mint, or the alias of a join token
+    #[arg(long, value_name = "SPIFFE_ID", value_parser = SpiffeId::parse)]
+    pub(crate) target: Option<SpiffeId>,
 }
 
 #[derive(Subcommand)]

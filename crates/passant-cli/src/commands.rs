@@ -1,5 +1,6 @@
 //! One file for each noun of the command line.
 
+pub(crate) mod access;
 pub(crate) mod agent;
 pub(crate) mod bundle;
 pub(crate) mod entry;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hyper_util::rt::TokioIo;
+use passant_proto::access::access_client::AccessClient;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::entry::entry_client::EntryClient;
@@ -54,6 +55,10 @@ impl Server {
             )
         })?;
         Ok(Self(channel))
+    }
+
+    pub(crate) fn access(&self) -> AccessClient<Channel> {
+        AccessClient::new(self.0.clone())
     }
 
     pub(crate) fn agents(&self) -> AgentClient<Channel> {

@@ -7,6 +7,9 @@
     reason = "written by prost and tonic, which follow other rules than ours"
 )]
 
+#[path = "gen/access.rs"]
+#[rustfmt::skip]
+pub mod access;
 #[path = "gen/agent.rs"]
 #[rustfmt::skip]
 pub mod agent;

@@ -5,6 +5,7 @@
 //! | [`workload`] | the SPIFFE Workload API (a proto without a package) |
 //! | [`types`] | `spire.api.types`: messages that the services below share |
 //! | [`agent`], [`entry`], [`svid`], [`bundle`], [`trustdomain`], [`localauthority`], [`logger`] | `spire.api.server.*.v1`: messages, client and server |
+//! | [`access`] | `passant.access.v1`: why a server lets a caller do something, or not |
 //! | [`store`] | `passant.store.v1`: how operators back up a server |
 //! | [`federation`] | `passant.federation.v1`: how the fetching of foreign bundles goes |
 //! | [`descriptors`] | descriptions of all services, for reflection |
@@ -21,5 +22,6 @@ mod generated;
 pub mod status;
 
 pub use generated::{
-    agent, bundle, entry, federation, localauthority, logger, rpc, store, svid, trustdomain, types, workload,
+    access, agent, bundle, entry, federation, localauthority, logger, rpc, store, svid, trustdomain, types,
+    workload,
 };

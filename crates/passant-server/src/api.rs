@@ -3,6 +3,7 @@
 //! A method decodes, calls and encodes; what is decided stands in `command`, `query`, `issue` and `attest_node`, and who
 //! may call in [`authorize`].
 
+mod access;
 mod agent;
 pub(crate) mod authorize;
 mod bundle;
@@ -23,6 +24,7 @@ use passant_core::{Host, Refusal};
 use passant_daemon::buckets::Buckets;
 use passant_daemon::grpc::{Health, ReflectionError, add_reflection};
 use passant_daemon::log_rate::LogRate;
+use passant_proto::access::access_server::AccessServer;
 use passant_proto::agent::agent_server::AgentServer;
 use passant_proto::bundle::bundle_server::BundleServer;
 use passant_proto::descriptors;
@@ -41,13 +43,14 @@ use tonic::{Extensions, Status};
 
 use crate::attest_node::NodeAttestation;
 use crate::authority::Authorities;
-use crate::caller::{AgentCaller, Callers, ConnPeer, DownstreamCaller, LocalCaller, OperatorCaller};
+use crate::caller::{Actor, AgentCaller, Callers, ConnPeer, DownstreamCaller, LocalCaller, OperatorCaller};
 use crate::federation::Federation;
 use crate::issue::Issuer;
 use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
 use crate::metrics::Metrics;
 use crate::record::{Act, DecisionLog};
+use crate::serve::Guests;
 use authorize::Admitted;
 
 /// What the methods work with. Clones share it.
@@ -60,6 +63,8 @@ pub(crate) struct Api {
     /// Whether nodes may attest by join token.
     pub(crate) join_tokens: bool,
     pub(crate) callers: Callers,
+    /// Who is let in at the operator socket.
+    pub(crate) guests: Arc<Guests>,
     pub(crate) record: DecisionLog,
     /// For each backup that may be sent now.
     pub(crate) backups: Arc<Semaphore>,
@@ -83,10 +88,13 @@ impl Api {
         let (trust_domain, federation) =
             (TrustDomainServer::new(self.clone()), FederationServer::new(self.clone()));
         let (logger, authority) = (LoggerServer::new(self.clone()), LocalAuthorityServer::new(self.clone()));
-        let store = StoreServer::new(self);
+        let (access, store) = (AccessServer::new(self.clone()), StoreServer::new(self));
         let routes = health.add_to(Routes::default());
         let routes = add_reflection(routes, descriptors::SERVER)?;
         Ok(routes
+            .add_service(
+                access.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
+            )
             .add_service(
                 agent.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
@@ -163,8 +171,19 @@ impl Api {
         }
     }
 
+    /// The operator or holder of a role that [`authorize`] let in, as it stands now that its whole request has arrived. What
+    /// it may do is to be asked of it for each thing that it acts on.
+    fn actor(&self, call: &Extensions) -> Result<Actor, Status> {
+        match (call.get(), call.get::<ConnPeer>()) {
+            (Some(Admitted::Operator | Admitted::Holder), Some(peer)) => {
+                self.callers.actor(peer).map_err(refuse)
+            }
+            _ => Err(misrouted()),
+        }
+    }
+
     /// Puts on record what was done for `caller`. It is done, and lasts: a record that fails does not undo it.
-    async fn note(&self, act: Act, caller: &OperatorCaller) {
+    async fn note(&self, act: Act, caller: &(impl std::fmt::Display + Sync)) {
         if let Err(error) = self.record.note(act, caller.to_string()).await {
             let error: &dyn std::error::Error = &error;
             tracing::error!(error, %caller, "what was done is not on record: a restored backup would not know of it");

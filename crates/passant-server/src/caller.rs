@@ -13,8 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use passant_core::serial::Serial;
 use passant_core::x509_svid::{self, X509Svid};
-use passant_core::{AgentFault, EntryId, Host, Refusal, SpiffeId, UnixTime};
+use passant_core::{AgentFault, Entry, EntryId, Host, Reason, Refusal, SpiffeId, UnixTime};
 
+use crate::access::explain::refusal_of;
+use crate::access::{Rights, Role, Target, Verb, Who};
 use crate::journal::Journal;
 use crate::state::change::Change;
 use crate::state::node::AttestedNode;
@@ -35,6 +37,9 @@ pub enum ConnPeer {
     },
     /// Over the operator socket, admitted.
     Local(LocalPeer),
+    /// Over the operator socket, by someone who holds a role and is no operator; with those of their groups that hold
+    /// roles.
+    Guest(LocalPeer, Arc<BTreeSet<u32>>),
     /// Over the operator socket, by someone it is not for. Every RPC is refused.
     Uninvited(LocalPeer),
 }
@@ -79,6 +84,26 @@ enum Operator {
     Admin(SpiffeId),
 }
 
+/// Whoever holds a role, or several, and is no operator.
+#[derive(Clone, Debug)]
+pub struct HolderCaller {
+    who: Who,
+    roles: Vec<Arc<Role>>,
+    rights: Arc<Rights>,
+    /// As the record shows them.
+    shown: String,
+}
+
+/// Whoever acts on what the server keeps: an operator, or the holder of a role as far as the role goes.
+#[derive(Clone, Debug)]
+pub struct Actor(Acting);
+
+#[derive(Clone, Debug)]
+enum Acting {
+    Operator(OperatorCaller),
+    Holder(HolderCaller),
+}
+
 /// A server below this one: its X509-SVID is of a downstream entry.
 #[derive(Clone, Debug)]
 pub struct DownstreamCaller {
@@ -90,7 +115,7 @@ pub struct DownstreamCaller {
 #[derive(Clone)]
 pub struct Callers {
     journal: Journal,
-    admin_ids: Arc<BTreeSet<SpiffeId>>,
+    rights: Arc<Rights>,
     host: Host,
 }
 
@@ -99,22 +124,27 @@ impl ConnPeer {
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Remote { address, .. } => Some(*address),
-            Self::Local(_) | Self::Uninvited(_) => None,
+            Self::Local(_) | Self::Guest(..) | Self::Uninvited(_) => None,
         }
     }
 
     fn svid(&self) -> Option<&PeerSvid> {
         match self {
             Self::Remote { svid, .. } => svid.as_deref(),
-            Self::Local(_) | Self::Uninvited(_) => None,
+            Self::Local(_) | Self::Guest(..) | Self::Uninvited(_) => None,
         }
     }
 }
 
 impl Callers {
-    /// `admin_ids` are SPIFFE IDs that administer without an entry; they may lie in a federated trust domain.
-    pub fn new(journal: Journal, admin_ids: BTreeSet<SpiffeId>, host: Host) -> Self {
-        Self { journal, admin_ids: Arc::new(admin_ids), host }
+    /// `rights` are those that the configuration gives; their holders may lie in a federated trust domain.
+    pub fn new(journal: Journal, rights: Arc<Rights>, host: Host) -> Self {
+        Self { journal, rights, host }
+    }
+
+    /// What the configuration gives to whom.
+    pub(crate) fn rights(&self) -> &Rights {
+        &self.rights
     }
 
     /// The peer as an attested agent.
@@ -129,7 +159,7 @@ impl Callers {
         let presented = peer.svid().ok_or_else(|| Refusal::denied("caller does not have an X509-SVID"))?;
         let now = self.host.now();
         let state = self.journal.state();
-        let svid = presented.verify(&state, &self.admin_ids, now)?;
+        let svid = presented.verify(&state, &self.rights, now)?;
         match standing(state.node(svid.id()), svid, now)? {
             Standing::Active => {}
             Standing::Pending => self.promote(svid, now).await?,
@@ -145,10 +175,58 @@ impl Callers {
         if let ConnPeer::Local(local) = peer {
             return Ok(OperatorCaller(Operator::Local(LocalCaller(*local))));
         }
-        let (state, now, svid) = self.verified(peer)?;
-        let is_admin = self.admin_ids.contains(svid.id())
-            || state.entries_by_spiffe_id(svid.id()).any(|entry| entry.admin && !entry.has_ended(now));
-        if is_admin { Ok(OperatorCaller(Operator::Admin(svid.id().clone()))) } else { Err(not_allowed()) }
+        let (state, _, svid) = self.verified(peer)?;
+        self.administers(svid.id(), &state).ok_or_else(not_allowed)?;
+        Ok(OperatorCaller(Operator::Admin(svid.id().clone())))
+    }
+
+    /// What makes the bearer of this ID an administrator, if anything does.
+    pub(crate) fn administers(&self, id: &SpiffeId, state: &State) -> Option<String> {
+        if self.rights.makes_admin(id) {
+            return Some("admin_ids of the configuration names it".to_owned());
+        }
+        let now = self.host.now();
+        let entry = state.entries_by_spiffe_id(id).find(|entry| entry.admin && !entry.has_ended(now))?;
+        Some(format!("entry {} makes it an administrator", entry.id))
+    }
+
+    /// The peer as the holder of a role.
+    ///
+    /// # Errors
+    /// Denied when it holds none; Unauthenticated when its SVID does not verify or has expired.
+    pub fn holder(&self, peer: &ConnPeer) -> Result<HolderCaller, Refusal> {
+        let (who, as_peer) = match peer {
+            ConnPeer::Guest(local, gids) => {
+                let gids = BTreeSet::clone(gids);
+                (Who::User { uid: local.uid, gids }, LocalCaller(*local).to_string())
+            }
+            ConnPeer::Remote { .. } => {
+                let (_, _, svid) = self.verified(peer)?;
+                (Who::Bearer(svid.id().clone()), svid.id().to_string())
+            }
+            ConnPeer::Local(_) | ConnPeer::Uninvited(_) => return Err(not_allowed()),
+        };
+        let roles = self.rights.held_by(&who);
+        if roles.is_empty() {
+            return Err(not_allowed());
+        }
+        let names: Vec<&str> = roles.iter().map(|role| role.name.as_str()).collect();
+        let shown = format!("role {} {as_peer}", names.join(","));
+        Ok(HolderCaller { who, roles, rights: Arc::clone(&self.rights), shown })
+    }
+
+    /// The peer as an operator, or else as the holder of a role.
+    ///
+    /// # Errors
+    /// Denied when it is neither; Unauthenticated when its SVID does not verify or has expired.
+    pub fn actor(&self, peer: &ConnPeer) -> Result<Actor, Refusal> {
+        match self.operator(peer) {
+            Ok(operator) => Ok(Actor(Acting::Operator(operator))),
+            Err(refusal) if refusal.reason == Reason::Denied => {
+                self.holder(peer).map(|holder| Actor(Acting::Holder(holder)))
+            }
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// The peer as a process on this machine; some calls are for nobody else, not even an administrator.
@@ -158,7 +236,7 @@ impl Callers {
     pub fn local(&self, peer: &ConnPeer) -> Result<LocalCaller, Refusal> {
         match peer {
             ConnPeer::Local(local) => Ok(LocalCaller(*local)),
-            ConnPeer::Remote { .. } | ConnPeer::Uninvited(_) => Err(not_allowed()),
+            ConnPeer::Remote { .. } | ConnPeer::Guest(..) | ConnPeer::Uninvited(_) => Err(not_allowed()),
         }
     }
 
@@ -180,7 +258,7 @@ impl Callers {
         let presented = peer.svid().ok_or_else(not_allowed)?;
         let now = self.host.now();
         let state = self.journal.state();
-        let svid = presented.verify(&state, &self.admin_ids, now)?;
+        let svid = presented.verify(&state, &self.rights, now)?;
         if now > svid.not_after() {
             return Err(Refusal::unauthenticated("X509-SVID of the caller has expired"));
         }
@@ -230,16 +308,11 @@ impl PeerSvid {
     ///
     /// Does not refuse an SVID for having expired since: who asks decides, since an agent is to be told so. A chain that
     /// had expired is verified as of its last second, so that a revoked authority still shows.
-    fn verify(
-        &self,
-        state: &State,
-        admin_ids: &BTreeSet<SpiffeId>,
-        now: UnixTime,
-    ) -> Result<&X509Svid, Refusal> {
+    fn verify(&self, state: &State, rights: &Rights, now: UnixTime) -> Result<&X509Svid, Refusal> {
         let untrusted = || Refusal::unauthenticated("X509-SVID of the caller is not trusted");
         let is_own = self.svid.id().is_member_of(state.trust_domain());
         // Of other trust domains only those are known that the configuration names.
-        if !is_own && !admin_ids.contains(self.svid.id()) {
+        if !is_own && !rights.names(self.svid.id()) {
             return Err(untrusted());
         }
         let bundle = state.bundle_of(&self.svid.id().trust_domain()).ok_or_else(untrusted)?;
@@ -311,6 +384,68 @@ impl AgentCaller {
     }
 }
 
+impl HolderCaller {
+    /// Whether one of the roles has this verb, on whatever.
+    pub fn has(&self, verb: Verb) -> bool {
+        self.roles.iter().any(|role| role.verbs.contains(&verb))
+    }
+}
+
+impl Actor {
+    /// Whether it may do everything.
+    pub(crate) const fn is_operator(&self) -> bool {
+        matches!(self.0, Acting::Operator(_))
+    }
+
+    /// Who it is, to the configuration.
+    pub(crate) fn who(&self) -> Who {
+        match &self.0 {
+            Acting::Operator(OperatorCaller(Operator::Admin(id))) => Who::Bearer(id.clone()),
+            Acting::Operator(OperatorCaller(Operator::Local(LocalCaller(local)))) => {
+                Who::User { uid: local.uid, gids: BTreeSet::from([local.gid]) }
+            }
+            Acting::Holder(holder) => holder.who.clone(),
+        }
+    }
+
+    /// Lets it do `verb` to `target` as `state` stands.
+    ///
+    /// # Errors
+    /// Denied when none of its roles allows it, with what each of them lacks.
+    pub(crate) fn may(&self, verb: Verb, target: &Target<'_>, state: &State) -> Result<(), Refusal> {
+        let Acting::Holder(HolderCaller { roles, rights, .. }) = &self.0 else { return Ok(()) };
+        match refusal_of(roles, verb, target, state, rights) {
+            None => Ok(()),
+            Some(why) => Err(Refusal::denied(format!("authorization denied for {verb}: {why}"))),
+        }
+    }
+
+    /// Whether it gets to see an entry.
+    pub(crate) fn sees(&self, entry: &Entry) -> bool {
+        match &self.0 {
+            Acting::Operator(_) => true,
+            Acting::Holder(holder) => holder.roles.iter().any(|role| role.shows(&entry.into())),
+        }
+    }
+
+    /// Whether it gets to see an agent.
+    pub(crate) fn sees_agent(&self, id: &SpiffeId) -> bool {
+        match &self.0 {
+            Acting::Operator(_) => true,
+            Acting::Holder(holder) => holder.roles.iter().any(|role| role.shows_agent(id)),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Actor {
+    /// Root, over the operator socket.
+    pub(crate) fn root() -> Self {
+        let local = LocalCaller(LocalPeer { uid: 0, gid: 0, pid: Some(1) });
+        Self(Acting::Operator(OperatorCaller(Operator::Local(local))))
+    }
+}
+
 impl DownstreamCaller {
     /// The downstream server's SPIFFE ID.
     pub fn id(&self) -> &SpiffeId {
@@ -341,6 +476,15 @@ impl fmt::Display for OperatorCaller {
         match &self.0 {
             Operator::Local(local) => local.fmt(f),
             Operator::Admin(id) => write!(f, "admin {id}"),
+        }
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Acting::Operator(operator) => operator.fmt(f),
+            Acting::Holder(holder) => f.write_str(&holder.shown),
         }
     }
 }

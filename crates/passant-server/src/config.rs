@@ -5,6 +5,7 @@
 //! repository shows every key with its default.
 
 mod raw;
+mod roles;
 mod suggest;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use passant_daemon::config::{duration, quoted};
 use passant_daemon::log::LevelError;
 use serde::Deserialize;
 
+use crate::access::Role;
 pub use passant_daemon::config::{ConfigError, Fault};
 pub use passant_daemon::log::{Log, LogFormat};
 use raw::{Field, Raw, RawDecisionLog, RawFederation, RawLog, RawNodeAttestor, RawProbe, RawSocket};
@@ -57,6 +59,8 @@ pub struct Config {
     pub jwt_issuer: Option<String>,
     /// SPIFFE IDs that are administrators without an entry saying so.
     pub admin_ids: BTreeSet<SpiffeId>,
+    /// What others may do, and who. Their names are unique.
+    pub roles: Vec<Role>,
     /// How nodes may attest. Never empty.
     pub node_attestors: Vec<NodeAttestor>,
     /// Where probes and metrics are answered, if at all.
@@ -76,7 +80,7 @@ pub struct Config {
 pub struct Socket {
     /// Where it stands. At most 107 bytes.
     pub path: PathBuf,
-    /// Permission bits; never any for others.
+    /// Permission bits; any for others only if a role is granted to users of this machine.
     pub mode: u32,
     /// Members of this group may connect besides root and the server's own user.
     pub group: Option<String>,
@@ -215,7 +219,16 @@ impl Check {
         }
         let jwt_issuer = self.jwt_issuer(raw.jwt_issuer);
         let admin_ids = self.admin_ids(raw.admin_ids);
-        let socket = self.socket(raw.socket);
+        let roles = self.roles(raw.role, trust_domain.as_ref());
+        let lets_in_holders = roles.as_deref().is_some_and(roles::has_local_holders);
+        let socket = self.socket(raw.socket, lets_in_holders);
+        if lets_in_holders && socket.as_ref().is_some_and(|socket| socket.mode & 0o002 == 0) {
+            warnings.push(
+                "roles are granted to users of this machine, whom socket.mode keeps from the operator socket unless they \
+                 are in its group: leave socket.mode out, or use \"0666\"; the server looks at who calls"
+                    .to_owned(),
+            );
+        }
         let probe = self.probe(raw.probe);
         let log = self.log(raw.log);
         let decision_log = self.decision_log(raw.decision_log);
@@ -237,6 +250,7 @@ impl Check {
             accept_lost_keys: accept_lost_keys?.unwrap_or(false),
             jwt_issuer: jwt_issuer?,
             admin_ids: admin_ids?,
+            roles: roles?,
             node_attestors: node_attestors?,
             probe: probe?,
             log: log?,
@@ -393,7 +407,8 @@ impl Check {
         sound.then_some(ids)
     }
 
-    fn socket(&mut self, field: Field<RawSocket>) -> Option<Socket> {
+    /// With `lets_in_holders` others than operators are to reach the socket, and are told apart by their credentials.
+    fn socket(&mut self, field: Field<RawSocket>, lets_in_holders: bool) -> Option<Socket> {
         let raw = self.optional("socket", field)?.unwrap_or_default();
         self.unknown("socket.", &raw.unknown, RawSocket::KEYS);
         let path = match self.optional("socket.path", raw.path)?.unwrap_or_else(|| DEFAULT_SOCKET.to_owned())
@@ -410,15 +425,19 @@ impl Check {
         };
         let group = self.optional("socket.group", raw.group)?;
         let mode_text = self.optional("socket.mode", raw.mode)?;
-        let default_mode = if group.is_some() { 0o660 } else { 0o600 };
+        let default_mode = match (lets_in_holders, &group) {
+            (true, _) => 0o666,
+            (false, Some(_)) => 0o660,
+            (false, None) => 0o600,
+        };
         let mode = match mode_text {
             None => Some(default_mode),
-            Some(text) => self.mode(&text, group.is_some()),
+            Some(text) => self.mode(&text, group.is_some(), lets_in_holders),
         };
         Some(Socket { path: path?, mode: mode?, group })
     }
 
-    fn mode(&mut self, text: &str, has_group: bool) -> Option<u32> {
+    fn mode(&mut self, text: &str, has_group: bool, lets_in_holders: bool) -> Option<u32> {
         let key = "socket.mode";
         match u32::from_str_radix(text, 8) {
             Ok(mode) if mode > 0o777 || mode & 0o600 != 0o600 => self.fault(
@@ -426,12 +445,12 @@ impl Check {
                 format!("\"{text}\" does not let the server's own user in"),
                 "use \"0600\", or \"0660\" with socket.group",
             ),
-            Ok(mode) if mode & 0o007 != 0 => self.fault(
+            Ok(mode) if mode & 0o007 != 0 && !lets_in_holders => self.fault(
                 key,
                 format!("\"{text}\" opens the operator socket to everyone on this machine"),
-                "use \"0600\", or \"0660\" with socket.group",
+                "use \"0600\", or \"0660\" with socket.group; it may be open only if a role is granted to uids or gids",
             ),
-            Ok(mode) if mode & 0o070 != 0 && !has_group => self.fault(
+            Ok(mode) if mode & 0o070 != 0 && !has_group && !lets_in_holders => self.fault(
                 key,
                 format!("\"{text}\" opens the operator socket to a group, but none is named"),
                 "name it with socket.group, or use \"0600\"",
@@ -599,7 +618,7 @@ impl Check {
 #[cfg(test)]
 mod tests {
     use super::{Config, KeysMethod, NodeAttestor, StoreMethod};
-    use crate::config::raw::{Raw, RawNodeAttestor};
+    use crate::config::raw::{Raw, RawHolders, RawNodeAttestor, RawRole};
     use std::time::Duration;
 
     const LEAST: &str = "trust_domain = \"example.org\"\ndata_dir = \"/var/lib/passant/server\"\n";
@@ -642,9 +661,11 @@ mod tests {
                 "method",
             ])
             .chain(RawNodeAttestor::X509POP.iter().copied())
+            .chain(RawRole::KEYS.iter().copied())
+            .chain(RawHolders::KEYS.iter().copied())
         {
             let named = text.lines().any(|line| {
-                let line = line.trim_start_matches(['#', ' ', '[']);
+                let line = line.trim_start_matches(['#', ' ', '[']).trim_start_matches("role.");
                 line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', ']']))
             });
             assert!(named, "config/server.toml does not show {key}");

@@ -4,7 +4,7 @@
 //! only the step before can make, so that none can be left out:
 //!
 //! - a [`Csr`] has a checked signature and key; nothing but its public key is taken over,
-//! - an [`AgentCaller`] or [`OperatorCaller`] is verified and in good standing,
+//! - an [`AgentCaller`] or [`Actor`] is verified and in good standing,
 //! - an order (`issue/order.rs`) holds names, times and serial, which come from the entry, never from the CSR,
 //! - an [`Intent`](crate::record::Intent) is made by the decision record once the decision is durable,
 //! - what is minted (`issue/mint.rs`) uses up its intent and was read back and compared with its order,
@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 use crate::attest_node::{self, NodeProof};
 use crate::authority::{ActiveX509, Authorities};
-use crate::caller::{AgentCaller, OperatorCaller, at_fault};
+use crate::caller::{Actor, AgentCaller, at_fault};
 use crate::journal::Journal;
 use crate::metrics::{Kind, Metrics};
 use crate::record::{DecisionLog, Outcome};
@@ -220,18 +220,18 @@ impl Issuer {
     ///
     /// # Errors
     /// Invalid for a CSR that is not acceptable, or does not name exactly one SPIFFE ID of a workload of this trust domain;
-    /// Unavailable as [`Issuer::x509_batch`].
+    /// Denied for one that no role of the caller covers; Unavailable as [`Issuer::x509_batch`].
     pub async fn mint_x509(
         &self,
-        caller: &OperatorCaller,
+        caller: &Actor,
         csr: &[u8],
         ttl: Option<Duration>,
     ) -> Result<IssuedX509, Refusal> {
         let issued = async {
             let csr = self.csr(Asker::Operators, csr).await?;
             let ttl = ttl.unwrap_or(self.config.x509_svid_ttl);
-            let trust_domain = self.journal.state().trust_domain().clone();
-            let order = X509Order::operator(&self.scene(), caller, csr, ttl, &trust_domain)?;
+            let state = self.journal.state();
+            let order = X509Order::operator(&self.scene(), caller, csr, ttl, &state)?;
             let pool = self.pool.on_behalf_of(Asker::Operators);
             Ok(IssuedX509 { svid: self.mint_one(&pool, order).await?.release() })
         };
@@ -241,20 +241,20 @@ impl Issuer {
     /// Mints a JWT-SVID for an operator. `ttl` is the default one if `None`.
     ///
     /// # Errors
-    /// Invalid for an ID that is not of a workload of this trust domain, and for audiences as in [`Issuer::jwt`];
-    /// Unavailable as [`Issuer::x509_batch`].
+    /// Invalid for an ID that is not of a workload of this trust domain, and for audiences as in [`Issuer::jwt`]; Denied for
+    /// an ID that no role of the caller covers; Unavailable as [`Issuer::x509_batch`].
     pub async fn mint_jwt(
         &self,
-        caller: &OperatorCaller,
+        caller: &Actor,
         spiffe_id: SpiffeId,
         audience: Vec<String>,
         ttl: Option<Duration>,
     ) -> Result<IssuedJwt, Refusal> {
         let issued = async {
             let ttl = ttl.unwrap_or(self.config.jwt_svid_ttl);
-            let trust_domain = self.journal.state().trust_domain().clone();
+            let state = self.journal.state();
             let tokens = self.tokens(self.host.now());
-            let order = JwtOrder::operator(&tokens, caller, spiffe_id, audience, ttl, &trust_domain)?;
+            let order = JwtOrder::operator(&tokens, caller, spiffe_id, audience, ttl, &state)?;
             let pool = self.pool.on_behalf_of(Asker::Operators);
             Ok(IssuedJwt { svid: self.mint_one(&pool, order).await?.release() })
         };

@@ -9,6 +9,7 @@
 //! | how is the state carried away, brought back, and looked at? | [`backup`], [`restore`], [`inspect`] |
 //! | what was signed, for whom and why? | [`record`] |
 //! | who is calling, and may they? | [`caller`], `api/authorize.rs` |
+//! | what do roles allow, and why? | [`access`] |
 //! | how is an SVID issued? | [`issue`] |
 //! | how does a node become an attested agent? | [`attest_node`] |
 //! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
@@ -17,6 +18,7 @@
 //! | what is counted and timed? | [`metrics`] |
 //! | how do connections come in, and how does the server prove itself? | `serve`, [`tls`], `rotate` |
 
+pub mod access;
 mod api;
 pub mod attest_node;
 pub mod authority;

@@ -176,3 +176,6 @@ pub const RESTORE_BATCH: usize = 1_000;
 /// Authorities of one kind, the prepared one aside, beyond which operators may prepare no other: every agent and workload
 /// holds them all. Rotation alone keeps four at most.
 pub const AUTHORITIES: usize = 32;
+/// Entries below a SPIFFE ID that are looked at before the holder of a role may give it out; with more it is refused. The
+/// journal's writer looks.
+pub const ENTRIES_BELOW: usize = 10_000;

@@ -19,6 +19,7 @@ use passant_core::{
     Entry, EntryDraft, EntryId, Host, Refusal, Selector, Selectors, SpiffeId, TrustDomain, UnixTime,
 };
 
+use crate::access::{Rights, Role};
 use crate::attest_node::{AttestedSvid, NodeAttestation, NodeMethod};
 use crate::authority::{Authorities, AuthorityConfig, AuthorityError, AuthorityParts};
 use crate::caller::{AgentCaller, Callers, ConnPeer, LocalPeer, PeerSvid};
@@ -76,6 +77,7 @@ pub(crate) struct Settings {
     pub(crate) key_type: KeyType,
     pub(crate) jwt_issuer: Option<String>,
     pub(crate) admin_ids: BTreeSet<SpiffeId>,
+    pub(crate) roles: Vec<Role>,
     pub(crate) accept_lost_keys: bool,
 }
 
@@ -89,6 +91,7 @@ impl Default for Settings {
             key_type: KeyType::EcP256,
             jwt_issuer: None,
             admin_ids: BTreeSet::new(),
+            roles: Vec::new(),
             accept_lost_keys: false,
         }
     }
@@ -169,7 +172,8 @@ impl Rig {
             config,
             Arc::default(),
         );
-        let callers = Callers::new(journal.clone(), settings.admin_ids, host.clone());
+        let rights = Arc::new(Rights::new(settings.admin_ids, settings.roles));
+        let callers = Callers::new(journal.clone(), rights, host.clone());
         let spoken = |method, can_reattest| NodeMethod::Verified(Arc::new(Spoken { method, can_reattest }));
         let methods = vec![NodeMethod::JoinToken, spoken("spoken", true), spoken("once", false)];
         let nodes = NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone());

@@ -34,6 +34,7 @@ pub use conn::Io;
 use conn::{Conn, Ends};
 use local::OperatorSocket;
 pub use local::SocketError;
+pub(crate) use local::{Guests, groups_of};
 use under_way::UnderWay;
 
 /// Both ports, bound and not yet answering.
@@ -70,12 +71,16 @@ pub enum BindError {
 
 impl Ports {
     /// Binds both, or neither.
-    pub(crate) async fn bind(listen: SocketAddr, socket: &config::Socket) -> Result<Self, BindError> {
+    pub(crate) async fn bind(
+        listen: SocketAddr,
+        socket: &config::Socket,
+        guests: Arc<Guests>,
+    ) -> Result<Self, BindError> {
         let failed = |source| BindError::Tcp { address: listen, source };
         let tcp = TcpListener::bind(listen).await.map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
         let path = socket.path.clone();
-        let socket = OperatorSocket::bind(socket)?;
+        let socket = OperatorSocket::bind(socket, guests)?;
         Ok(Self { tcp, address, socket, path })
     }
 

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Rights;
 use crate::api::Api;
 use crate::api::authorize::Authorize;
 use crate::attest_node::{NodeAttestation, NodeMethod};
@@ -38,7 +39,7 @@ use crate::metrics::Metrics;
 use crate::record::segments::{FileSegments, MemorySegments, Segments};
 use crate::record::{self, DecisionLog, RecordError, Retention};
 use crate::rotate::Rotation;
-use crate::serve::{Arrival, BindError, Ports, Serving, SocketError};
+use crate::serve::{Arrival, BindError, Guests, Ports, Serving, SocketError};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::SledStore;
 use crate::store::{self, Store, StoreError};
@@ -119,7 +120,8 @@ impl Server {
         // At once, so that it can be seen to live while it reads its store.
         let probing = Probing::begin(config.probe).await.map_err(unavailable)?;
         // The ports first: they are what a second server on this machine would collide on.
-        let ports = Ports::bind(config.listen, &config.socket).await.map_err(not_bound)?;
+        let guests = guests(&config)?;
+        let ports = Ports::bind(config.listen, &config.socket, guests).await.map_err(not_bound)?;
         let metrics = Arc::new(Metrics::default());
         let journal = open_journal(&config, &host, &metrics).await?;
         let record = match open_record(&config, &host, &metrics).await {
@@ -235,7 +237,9 @@ async fn assemble(
             .await
             .map_err(internal)?;
     let bundles = Arc::new(JournalBundles(journal.clone()));
-    let trusted = (config.trust_domain.clone(), config.admin_ids.clone());
+    let guests = guests(&config)?;
+    let rights = Arc::new(Rights::new(config.admin_ids.clone(), config.roles.clone()));
+    let trusted = (config.trust_domain.clone(), rights.named_ids());
     let way = match way {
         Way::Ports(ports) => Opening::Ports(
             ports,
@@ -245,7 +249,7 @@ async fn assemble(
             Opening::Arrivals(arrivals, tls::Door::new(identity, bundles, trusted.0, trusted.1, &host))
         }
     };
-    let callers = Callers::new(journal.clone(), config.admin_ids, host.clone());
+    let callers = Callers::new(journal.clone(), rights, host.clone());
     let attestation = NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone());
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let (federation, refresher) = Federation::new(journal.clone(), fetch, host.clone(), Arc::clone(&metrics));
@@ -256,6 +260,7 @@ async fn assemble(
         attestation,
         join_tokens: config.node_attestors.contains(&NodeAttestor::JoinToken),
         callers: callers.clone(),
+        guests,
         record: record.clone(),
         federation,
         backups: Arc::new(Semaphore::new(limits::BACKUPS)),
@@ -544,6 +549,12 @@ fn issue_config(config: &Config) -> IssueConfig {
         jwt_issuer: config.jwt_issuer.clone(),
         key_type: config.ca_key_type,
     }
+}
+
+/// Who is let in at the operator socket.
+fn guests(config: &Config) -> Result<Arc<Guests>, StartError> {
+    let rights = Rights::new(config.admin_ids.clone(), config.roles.clone());
+    Guests::of(&config.socket, &rights).map(Arc::new).map_err(|error| not_bound(error.into()))
 }
 
 /// A group that does not exist is mended in the configuration; all else on the machine.

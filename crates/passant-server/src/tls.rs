@@ -44,7 +44,7 @@ pub enum TlsError {
 /// The TLS side of the server's port: TLS 1.2 and 1.3, HTTP/2, no session resumption (so that every connection is
 /// verified against the bundle of its day), client certificate optional.
 ///
-/// A client certificate that is sent must be an X509-SVID of `trust_domain`, or of one of `admin_ids`, and verify
+/// A client certificate that is sent must be an X509-SVID of `trust_domain`, or one of `named_ids`, and verify
 /// against the current bundle; otherwise the handshake fails.
 ///
 /// # Errors
@@ -53,12 +53,12 @@ pub fn server_config(
     identity: Arc<ServerIdentity>,
     bundles: Arc<dyn Bundles>,
     trust_domain: TrustDomain,
-    admin_ids: BTreeSet<SpiffeId>,
+    named_ids: BTreeSet<SpiffeId>,
     host: &Host,
 ) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier =
-        Verifier { bundles, trust_domain, admin_ids, host: host.clone(), provider: Arc::clone(&provider) };
+        Verifier { bundles, trust_domain, named_ids, host: host.clone(), provider: Arc::clone(&provider) };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Config)?
@@ -83,11 +83,11 @@ impl Door {
         identity: Arc<ServerIdentity>,
         bundles: Arc<dyn Bundles>,
         trust_domain: TrustDomain,
-        admin_ids: BTreeSet<SpiffeId>,
+        named_ids: BTreeSet<SpiffeId>,
         host: &Host,
     ) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier { bundles, trust_domain, admin_ids, host: host.clone(), provider };
+        let verifier = Verifier { bundles, trust_domain, named_ids, host: host.clone(), provider };
         Self { identity, verifier }
     }
 
@@ -135,7 +135,7 @@ impl ResolvesServerCert for ServerIdentity {
 struct Verifier {
     bundles: Arc<dyn Bundles>,
     trust_domain: TrustDomain,
-    admin_ids: BTreeSet<SpiffeId>,
+    named_ids: BTreeSet<SpiffeId>,
     host: Host,
     provider: Arc<CryptoProvider>,
 }
@@ -143,7 +143,7 @@ struct Verifier {
 /// Why a client certificate is not believed. For the log; the client gets a TLS alert.
 #[derive(Debug, thiserror::Error)]
 enum Doubt {
-    #[error("X509-SVID of \"{0}\" is of another trust domain and its bearer is no administrator")]
+    #[error("X509-SVID of \"{0}\" is of another trust domain, and the configuration does not name it")]
     Foreign(SpiffeId),
     #[error("there is no bundle of trust domain \"{0}\"")]
     NoBundle(TrustDomain),
@@ -162,7 +162,7 @@ impl Verifier {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync + 'static>> {
         let svid = X509Svid::parse(chain.clone())?;
         let id = svid.id();
-        if !id.is_member_of(&self.trust_domain) && !self.admin_ids.contains(id) {
+        if !id.is_member_of(&self.trust_domain) && !self.named_ids.contains(id) {
             return Err(Doubt::Foreign(id.clone()).into());
         }
         let trust_domain = id.trust_domain();

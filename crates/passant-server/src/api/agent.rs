@@ -21,11 +21,12 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{Api, refuse};
+use crate::access::{Target, Verb};
 use crate::command;
 use crate::limits::{AGENT_VERSION, RESPONSE};
 use crate::query::{self, Paging};
 use crate::record::Act;
-use crate::state::AttestedNode;
+use crate::state::{AttestedNode, State};
 
 #[async_trait]
 impl Agent for Api {
@@ -33,10 +34,12 @@ impl Agent for Api {
         &self,
         request: Request<CountAgentsRequest>,
     ) -> Result<Response<CountAgentsResponse>, Status> {
+        let actor = self.actor(request.extensions())?;
         let filter = AgentFilter::from_count(request.get_ref().filter.as_ref())
             .map_err(|malformed| refuse(malformed.into()))?;
         let state = self.journal.state();
-        let count = i32::try_from(query::nodes(&state, &filter, None).count()).unwrap_or(i32::MAX);
+        let seen = query::nodes(&state, &filter, None).filter(|node| actor.sees_agent(&node.id));
+        let count = i32::try_from(seen.count()).unwrap_or(i32::MAX);
         Ok(Response::new(CountAgentsResponse { count }))
     }
 
@@ -44,12 +47,14 @@ impl Agent for Api {
         &self,
         request: Request<ListAgentsRequest>,
     ) -> Result<Response<ListAgentsResponse>, Status> {
+        let actor = self.actor(request.extensions())?;
         let request = request.get_ref();
         let filter =
             AgentFilter::from_list(request.filter.as_ref()).map_err(|malformed| refuse(malformed.into()))?;
         let paging = Paging::parse(request.page_size, &request.page_token).map_err(refuse)?;
         let state = self.journal.state();
         let found = query::nodes(&state, &filter, paging.after())
+            .filter(|node| actor.sees_agent(&node.id))
             .map(|node| (node, shown(node, request.output_mask.as_ref())));
         let page = paging
             .fill(found, |(node, _)| node.id.as_str(), |(_, wire)| wire.encoded_len(), RESPONSE)
@@ -59,29 +64,33 @@ impl Agent for Api {
     }
 
     async fn get_agent(&self, request: Request<GetAgentRequest>) -> Result<Response<types::Agent>, Status> {
+        let actor = self.actor(request.extensions())?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         let state = self.journal.state();
-        let node = state.node(&id).ok_or_else(|| Status::not_found("agent not found"))?;
+        let node = state.node(&id).filter(|node| actor.sees_agent(&node.id));
+        let node = node.ok_or_else(|| Status::not_found("agent not found"))?;
         Ok(Response::new(shown(node, request.get_ref().output_mask.as_ref())))
     }
 
     async fn delete_agent(&self, request: Request<DeleteAgentRequest>) -> Result<Response<()>, Status> {
-        let operator = self.operator(request.extensions())?;
+        let actor = self.actor(request.extensions())?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
+        actor.may(Verb::AgentEvict, &Target::Agent(&id), &self.journal.state()).map_err(refuse)?;
         let evicted = id.clone();
         self.journal.submit(move |state| command::node::evict(state, &evicted)).await.map_err(refuse)?;
-        tracing::info!(agent = %id, caller = %operator, "agent evicted");
-        self.note(Act::EvictAgent(id), &operator).await;
+        tracing::info!(agent = %id, caller = %actor, "agent evicted");
+        self.note(Act::EvictAgent(id), &actor).await;
         Ok(Response::new(()))
     }
 
     async fn ban_agent(&self, request: Request<BanAgentRequest>) -> Result<Response<()>, Status> {
-        let operator = self.operator(request.extensions())?;
+        let actor = self.actor(request.extensions())?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
+        actor.may(Verb::AgentBan, &Target::Agent(&id), &self.journal.state()).map_err(refuse)?;
         let banned = id.clone();
         self.journal.submit(move |state| command::node::ban(state, &banned)).await.map_err(refuse)?;
-        tracing::info!(agent = %id, caller = %operator, "agent banned");
-        self.note(Act::BanAgent(id), &operator).await;
+        tracing::info!(agent = %id, caller = %actor, "agent banned");
+        self.note(Act::BanAgent(id), &actor).await;
         Ok(Response::new(()))
     }
 
@@ -137,7 +146,7 @@ impl Agent for Api {
         &self,
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<types::JoinToken>, Status> {
-        let operator = self.operator(request.extensions())?;
+        let actor = self.actor(request.extensions())?;
         let CreateJoinTokenRequest { ttl, token, agent_id } = request.into_inner();
         let ttl = u64::try_from(ttl).ok().filter(|ttl| *ttl >= 1);
         let ttl = ttl.ok_or_else(|| Status::invalid_argument("ttl is required: give at least 1 second"))?;
@@ -153,16 +162,18 @@ impl Agent for Api {
         let alias = alias.transpose()?;
         let value = if token.is_empty() { self.host.uuid() } else { token };
         let token = Token::parse(&value).map_err(|error| refuse(Refusal::invalid(error.to_string())))?;
-        token
+        let agent = token
             .agent_id(self.journal.state().trust_domain())
             .map_err(|error| refuse(Refusal::invalid(format!("token: {error}"))))?;
         let expires_at = self.host.now().plus(Duration::from_secs(ttl));
         let hash = token.hash();
-        self.journal
-            .submit(move |state| command::token::create(state, hash, expires_at, alias))
-            .await
-            .map_err(refuse)?;
-        tracing::info!(caller = %operator, until = %expires_at, "join token created");
+        let by = actor.clone();
+        let create = move |state: &State| {
+            by.may(Verb::TokenCreate, &Target::Token { agent: &agent, alias: alias.as_ref() }, state)?;
+            command::token::create(state, hash, expires_at, alias)
+        };
+        self.journal.submit(create).await.map_err(refuse)?;
+        tracing::info!(caller = %actor, until = %expires_at, "join token created");
         Ok(Response::new(types::JoinToken { value, expires_at: expires_at.secs() }))
     }
 }

@@ -16,6 +16,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use crate::access::Verb;
 use crate::caller::{AgentCaller, Callers, ConnPeer};
 use crate::limits::ANYBODYS_MESSAGE;
 
@@ -32,67 +33,129 @@ enum Role {
     Local,
     /// Servers below this one.
     Downstream,
+    /// Whoever holds a role with this verb, as far as the role goes. Where roles divide what a verb acts on, the method asks
+    /// again for each thing.
+    Granted(Verb),
+    /// Whoever holds a role.
+    Holder,
 }
 
-use Role::{Agent, Anyone, Downstream, Local, Operator};
+use Role::{Agent, Anyone, Downstream, Granted, Holder, Local, Operator};
 
 /// The one unary method that is open to strangers; the others of its service take large bundles.
 const GET_BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/GetBundle";
 
 /// Every method of this server and who it is for: SPIRE's as in its default policy, and our own.
 const METHODS: &[(&str, &[Role])] = &[
-    ("/spire.api.server.agent.v1.Agent/CountAgents", &[Operator]),
-    ("/spire.api.server.agent.v1.Agent/ListAgents", &[Operator]),
-    ("/spire.api.server.agent.v1.Agent/GetAgent", &[Operator]),
-    ("/spire.api.server.agent.v1.Agent/DeleteAgent", &[Operator]),
-    ("/spire.api.server.agent.v1.Agent/BanAgent", &[Operator]),
-    ("/spire.api.server.agent.v1.Agent/CreateJoinToken", &[Operator]),
+    ("/spire.api.server.agent.v1.Agent/CountAgents", &[Operator, Granted(Verb::AgentRead)]),
+    ("/spire.api.server.agent.v1.Agent/ListAgents", &[Operator, Granted(Verb::AgentRead)]),
+    ("/spire.api.server.agent.v1.Agent/GetAgent", &[Operator, Granted(Verb::AgentRead)]),
+    ("/spire.api.server.agent.v1.Agent/DeleteAgent", &[Operator, Granted(Verb::AgentEvict)]),
+    ("/spire.api.server.agent.v1.Agent/BanAgent", &[Operator, Granted(Verb::AgentBan)]),
+    ("/spire.api.server.agent.v1.Agent/CreateJoinToken", &[Operator, Granted(Verb::TokenCreate)]),
     ("/spire.api.server.agent.v1.Agent/AttestAgent", &[Anyone]),
     ("/spire.api.server.agent.v1.Agent/RenewAgent", &[Agent]),
     ("/spire.api.server.agent.v1.Agent/PostStatus", &[Agent]),
-    ("/spire.api.server.entry.v1.Entry/CountEntries", &[Operator]),
-    ("/spire.api.server.entry.v1.Entry/ListEntries", &[Operator]),
-    ("/spire.api.server.entry.v1.Entry/GetEntry", &[Operator]),
-    ("/spire.api.server.entry.v1.Entry/BatchCreateEntry", &[Operator]),
-    ("/spire.api.server.entry.v1.Entry/BatchUpdateEntry", &[Operator]),
-    ("/spire.api.server.entry.v1.Entry/BatchDeleteEntry", &[Operator]),
+    ("/spire.api.server.entry.v1.Entry/CountEntries", &[Operator, Granted(Verb::EntryRead)]),
+    ("/spire.api.server.entry.v1.Entry/ListEntries", &[Operator, Granted(Verb::EntryRead)]),
+    ("/spire.api.server.entry.v1.Entry/GetEntry", &[Operator, Granted(Verb::EntryRead)]),
+    ("/spire.api.server.entry.v1.Entry/BatchCreateEntry", &[Operator, Granted(Verb::EntryCreate)]),
+    ("/spire.api.server.entry.v1.Entry/BatchUpdateEntry", &[Operator, Granted(Verb::EntryUpdate)]),
+    ("/spire.api.server.entry.v1.Entry/BatchDeleteEntry", &[Operator, Granted(Verb::EntryDelete)]),
     ("/spire.api.server.entry.v1.Entry/GetAuthorizedEntries", &[Agent]),
     ("/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries", &[Agent]),
-    ("/spire.api.server.svid.v1.SVID/MintX509SVID", &[Operator]),
-    ("/spire.api.server.svid.v1.SVID/MintJWTSVID", &[Operator]),
+    ("/spire.api.server.svid.v1.SVID/MintX509SVID", &[Operator, Granted(Verb::SvidMint)]),
+    ("/spire.api.server.svid.v1.SVID/MintJWTSVID", &[Operator, Granted(Verb::SvidMint)]),
     ("/spire.api.server.svid.v1.SVID/MintWITSVID", &[Operator]),
     ("/spire.api.server.svid.v1.SVID/BatchNewX509SVID", &[Agent]),
     ("/spire.api.server.svid.v1.SVID/NewJWTSVID", &[Agent]),
     ("/spire.api.server.svid.v1.SVID/BatchNewWITSVID", &[Agent]),
     ("/spire.api.server.svid.v1.SVID/NewDownstreamX509CA", &[Downstream]),
     (GET_BUNDLE, &[Anyone]),
-    ("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", &[Agent, Operator]),
-    ("/spire.api.server.bundle.v1.Bundle/CountBundles", &[Operator]),
-    ("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", &[Operator]),
+    ("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", &[Agent, Operator, Granted(Verb::BundleRead)]),
+    ("/spire.api.server.bundle.v1.Bundle/CountBundles", &[Operator, Granted(Verb::BundleRead)]),
+    ("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", &[Operator, Granted(Verb::BundleRead)]),
     ("/spire.api.server.bundle.v1.Bundle/AppendBundle", &[Operator]),
-    ("/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle", &[Operator]),
-    ("/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle", &[Operator]),
-    ("/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle", &[Operator]),
-    ("/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle", &[Operator]),
+    (
+        "/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle",
+        &[Operator, Granted(Verb::BundleWrite)],
+    ),
+    (
+        "/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle",
+        &[Operator, Granted(Verb::BundleWrite)],
+    ),
+    ("/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle", &[Operator, Granted(Verb::BundleWrite)]),
+    (
+        "/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle",
+        &[Operator, Granted(Verb::BundleWrite)],
+    ),
     ("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", &[Downstream]),
     ("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", &[Downstream]),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships", &[Operator]),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship", &[Operator]),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship", &[Operator]),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship", &[Operator]),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship", &[Operator]),
-    ("/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/GetJWTAuthorityState", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/PrepareJWTAuthority", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/ActivateJWTAuthority", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/TaintJWTAuthority", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/RevokeJWTAuthority", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/GetX509AuthorityState", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/PrepareX509Authority", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/ActivateX509Authority", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/TaintX509Authority", &[Operator]),
+    (
+        "/spire.api.server.trustdomain.v1.TrustDomain/ListFederationRelationships",
+        &[Operator, Granted(Verb::FederationRead)],
+    ),
+    (
+        "/spire.api.server.trustdomain.v1.TrustDomain/GetFederationRelationship",
+        &[Operator, Granted(Verb::FederationRead)],
+    ),
+    (
+        "/spire.api.server.trustdomain.v1.TrustDomain/BatchCreateFederationRelationship",
+        &[Operator, Granted(Verb::FederationWrite)],
+    ),
+    (
+        "/spire.api.server.trustdomain.v1.TrustDomain/BatchUpdateFederationRelationship",
+        &[Operator, Granted(Verb::FederationWrite)],
+    ),
+    (
+        "/spire.api.server.trustdomain.v1.TrustDomain/BatchDeleteFederationRelationship",
+        &[Operator, Granted(Verb::FederationWrite)],
+    ),
+    (
+        "/spire.api.server.trustdomain.v1.TrustDomain/RefreshBundle",
+        &[Operator, Granted(Verb::FederationWrite)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/GetJWTAuthorityState",
+        &[Operator, Granted(Verb::AuthorityRead)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/PrepareJWTAuthority",
+        &[Operator, Granted(Verb::AuthorityRotate)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/ActivateJWTAuthority",
+        &[Operator, Granted(Verb::AuthorityRotate)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/TaintJWTAuthority",
+        &[Operator, Granted(Verb::AuthorityRevoke)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/RevokeJWTAuthority",
+        &[Operator, Granted(Verb::AuthorityRevoke)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/GetX509AuthorityState",
+        &[Operator, Granted(Verb::AuthorityRead)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/PrepareX509Authority",
+        &[Operator, Granted(Verb::AuthorityRotate)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/ActivateX509Authority",
+        &[Operator, Granted(Verb::AuthorityRotate)],
+    ),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/TaintX509Authority",
+        &[Operator, Granted(Verb::AuthorityRevoke)],
+    ),
     ("/spire.api.server.localauthority.v1.LocalAuthority/TaintX509UpstreamAuthority", &[Operator]),
-    ("/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509Authority", &[Operator]),
+    (
+        "/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509Authority",
+        &[Operator, Granted(Verb::AuthorityRevoke)],
+    ),
     ("/spire.api.server.localauthority.v1.LocalAuthority/RevokeX509UpstreamAuthority", &[Operator]),
     ("/spire.api.server.localauthority.v1.LocalAuthority/GetWITAuthorityState", &[Operator]),
     ("/spire.api.server.localauthority.v1.LocalAuthority/PrepareWITAuthority", &[Operator]),
@@ -102,7 +165,8 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.logger.v1.Logger/GetLogger", &[Local]),
     ("/spire.api.server.logger.v1.Logger/SetLogLevel", &[Local]),
     ("/spire.api.server.logger.v1.Logger/ResetLogLevel", &[Local]),
-    ("/passant.federation.v1.Federation/ListStatus", &[Operator]),
+    ("/passant.federation.v1.Federation/ListStatus", &[Operator, Granted(Verb::FederationRead)]),
+    ("/passant.access.v1.Access/Check", &[Operator, Holder]),
     ("/passant.store.v1.Store/Backup", &[Local]),
     ("/grpc.health.v1.Health/Check", &[Local]),
     ("/grpc.health.v1.Health/Watch", &[Local]),
@@ -119,6 +183,8 @@ pub(crate) enum Admitted {
     Operator,
     Local,
     Downstream,
+    /// Some role of the caller has the verb of the method, but perhaps not on what the call is about.
+    Holder,
 }
 
 /// The layer that asks the table.
@@ -202,8 +268,8 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
     };
     if let ConnPeer::Uninvited(local) = peer {
         return Err(Refusal::denied(format!(
-            "user {} may not use the operator socket: run as root or as the server's user, or join the group that \
-             socket.group names",
+            "user {} may not use the operator socket: run as root or as the server's user, join the group that \
+             socket.group names, or have a role granted",
             local.uid
         )));
     }
@@ -220,6 +286,17 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
             (Operator, _) => callers.operator(peer).map(|_| Admitted::Operator),
             (Local, _) => callers.local(peer).map(|_| Admitted::Local),
             (Downstream, _) => callers.downstream(peer).map(|_| Admitted::Downstream),
+            (Granted(verb), _) => match callers.holder(peer) {
+                Ok(holder) if holder.has(*verb) => Ok(Admitted::Holder),
+                Ok(_) => {
+                    denial.public = format!(
+                        "authorization denied for method {method}: no role of the caller has the verb {verb}"
+                    );
+                    continue;
+                }
+                Err(refusal) => Err(refusal),
+            },
+            (Holder, _) => callers.holder(peer).map(|_| Admitted::Holder),
         };
         match refused {
             Ok(admitted) => return Ok(admitted),
@@ -258,6 +335,7 @@ mod tests {
         include_str!("../../../../proto/spire/api/server/logger/v1/logger.proto"),
         include_str!("../../../../proto/spire/api/server/trustdomain/v1/trustdomain.proto"),
         include_str!("../../../../proto/passant/federation/v1/federation.proto"),
+        include_str!("../../../../proto/passant/access/v1/access.proto"),
         include_str!("../../../../proto/passant/store/v1/store.proto"),
     ];
 

@@ -23,11 +23,14 @@ use tonic::{Request, Response, Status, async_trait};
 use super::authorize::Admitted;
 use super::entry::{merged, sorted_out};
 use super::{Api, Room, bounded, refuse, refuse_item};
+use crate::access::{Target, Verb};
+use crate::caller::Actor;
 use crate::command;
 use crate::command::bundle::{DeleteMode, Edit};
 use crate::limits::{BATCH, RESPONSE};
 use crate::query::Paging;
 use crate::record::Act;
+use crate::state::State;
 
 #[async_trait]
 impl Bundle for Api {
@@ -147,9 +150,9 @@ impl Bundle for Api {
     ) -> Result<Response<BatchCreateFederatedBundleResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchCreateFederatedBundleRequest { bundle, output_mask } = request;
-        self.operator(&call)?;
+        let (actor, state) = (self.actor(&call)?, self.journal.state());
         bounded(bundle.len(), BATCH)?;
-        let (bundles, places) = sorted_out(bundle.iter().map(foreign));
+        let (bundles, places) = sorted_out(bundle.iter().map(|wire| foreign(wire, &actor, &state)));
         let created = if bundles.is_empty() {
             Vec::new()
         } else {
@@ -174,10 +177,10 @@ impl Bundle for Api {
     ) -> Result<Response<BatchUpdateFederatedBundleResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchUpdateFederatedBundleRequest { bundle, input_mask, output_mask } = request;
-        self.operator(&call)?;
+        let (actor, state) = (self.actor(&call)?, self.journal.state());
         bounded(bundle.len(), BATCH)?;
         let edit = |wire: &types::Bundle| {
-            let given = foreign(wire)?;
+            let given = foreign(wire, &actor, &state)?;
             let trust_domain = given.trust_domain.clone();
             let edit =
                 move |held: &CoreBundle| convert::bundle::apply_update(held, given, input_mask.as_ref());
@@ -208,9 +211,9 @@ impl Bundle for Api {
     ) -> Result<Response<BatchSetFederatedBundleResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchSetFederatedBundleRequest { bundle, output_mask } = request;
-        self.operator(&call)?;
+        let (actor, state) = (self.actor(&call)?, self.journal.state());
         bounded(bundle.len(), BATCH)?;
-        let (bundles, places) = sorted_out(bundle.iter().map(foreign));
+        let (bundles, places) = sorted_out(bundle.iter().map(|wire| foreign(wire, &actor, &state)));
         let set = if bundles.is_empty() {
             Vec::new()
         } else {
@@ -235,7 +238,7 @@ impl Bundle for Api {
     ) -> Result<Response<BatchDeleteFederatedBundleResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchDeleteFederatedBundleRequest { trust_domains: texts, mode } = request;
-        let operator = self.operator(&call)?;
+        let (actor, state) = (self.actor(&call)?, self.journal.state());
         bounded(texts.len(), BATCH)?;
         let mode = match Mode::try_from(mode) {
             Ok(Mode::Restrict) => DeleteMode::Restrict,
@@ -243,7 +246,14 @@ impl Bundle for Api {
             Ok(Mode::Dissociate) => DeleteMode::Dissociate,
             Err(_) => return Err(Status::invalid_argument(format!("unknown deletion mode {mode}"))),
         };
-        let (names, places) = sorted_out(texts.iter().map(|text| trust_domain(text)));
+        if mode != DeleteMode::Restrict && !actor.is_operator() {
+            let why = "this mode changes entries, too, and is for administrators: only RESTRICT is for roles";
+            return Err(Status::permission_denied(why));
+        }
+        let (names, places) = sorted_out(texts.iter().map(|text| {
+            let name = trust_domain(text)?;
+            actor.may(Verb::BundleWrite, &Target::TrustDomain(&name), &state).map(|()| name)
+        }));
         let deleted = if names.is_empty() {
             Vec::new()
         } else {
@@ -254,10 +264,10 @@ impl Bundle for Api {
             let gone: Vec<TrustDomain> = gone.map(|(name, _)| name).collect();
             let entries: Vec<_> = deleted.iter().flatten().flatten().cloned().collect();
             if !entries.is_empty() {
-                self.note(Act::DeleteEntries(entries), &operator).await;
+                self.note(Act::DeleteEntries(entries), &actor).await;
             }
             if !gone.is_empty() {
-                self.note(Act::DeleteBundles(gone), &operator).await;
+                self.note(Act::DeleteBundles(gone), &actor).await;
             }
             deleted
         };
@@ -274,8 +284,10 @@ fn trust_domain(text: &str) -> Result<TrustDomain, Refusal> {
         .map_err(|error| Refusal::invalid(format!("trust domain argument is not valid: {error}")))
 }
 
-fn foreign(wire: &types::Bundle) -> Result<CoreBundle, Refusal> {
-    trust_domain(&wire.trust_domain)?;
+/// A bundle that `actor` may set.
+fn foreign(wire: &types::Bundle, actor: &Actor, state: &State) -> Result<CoreBundle, Refusal> {
+    let name = trust_domain(&wire.trust_domain)?;
+    actor.may(Verb::BundleWrite, &Target::TrustDomain(&name), state)?;
     convert::bundle::foreign_from_wire(wire).map_err(|e| e.during("failed to convert bundle").into())
 }
 

@@ -33,10 +33,12 @@ impl entry_server::Entry for Api {
         &self,
         request: Request<CountEntriesRequest>,
     ) -> Result<Response<CountEntriesResponse>, Status> {
+        let actor = self.actor(request.extensions())?;
         let state = self.journal.state();
         let filter = EntryFilter::from_count(state.trust_domain(), request.get_ref().filter.as_ref())
             .map_err(|malformed| refuse(malformed.into()))?;
-        let count = i32::try_from(query::entries(&state, &filter, None).count()).unwrap_or(i32::MAX);
+        let seen = query::entries(&state, &filter, None).filter(|entry| actor.sees(entry));
+        let count = i32::try_from(seen.count()).unwrap_or(i32::MAX);
         Ok(Response::new(CountEntriesResponse { count }))
     }
 
@@ -44,6 +46,7 @@ impl entry_server::Entry for Api {
         &self,
         request: Request<ListEntriesRequest>,
     ) -> Result<Response<ListEntriesResponse>, Status> {
+        let actor = self.actor(request.extensions())?;
         let request = request.get_ref();
         let state = self.journal.state();
         let filter = EntryFilter::from_list(state.trust_domain(), request.filter.as_ref())
@@ -51,6 +54,7 @@ impl entry_server::Entry for Api {
         let paging = Paging::parse(request.page_size, &request.page_token).map_err(refuse)?;
         let after = paging.after_entry().map_err(refuse)?;
         let found = query::entries(&state, &filter, after.as_ref())
+            .filter(|entry| actor.sees(entry))
             .map(|entry| shown(entry, request.output_mask.as_ref()));
         let page = paging
             .fill(found, |entry: &types::Entry| entry.id.as_str(), Message::encoded_len, RESPONSE)
@@ -59,6 +63,7 @@ impl entry_server::Entry for Api {
     }
 
     async fn get_entry(&self, request: Request<GetEntryRequest>) -> Result<Response<types::Entry>, Status> {
+        let actor = self.actor(request.extensions())?;
         let request = request.get_ref();
         if request.id.is_empty() {
             return Err(Status::invalid_argument("missing ID"));
@@ -66,6 +71,7 @@ impl entry_server::Entry for Api {
         let state = self.journal.state();
         // What can be no ID names no entry.
         let entry = EntryId::parse(&request.id).ok().and_then(|id| state.entry(&id).map(Arc::clone));
+        let entry = entry.filter(|entry| actor.sees(entry));
         let entry = entry.ok_or_else(|| Status::not_found("entry not found"))?;
         Ok(Response::new(shown(&entry, request.output_mask.as_ref())))
     }
@@ -76,7 +82,7 @@ impl entry_server::Entry for Api {
     ) -> Result<Response<BatchCreateEntryResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchCreateEntryRequest { entries, output_mask } = request;
-        self.operator(&call)?;
+        let actor = self.actor(&call)?;
         bounded(entries.len(), BATCH)?;
         let (drafts, places) = sorted_out(entries.iter().map(|entry| self.draft(entry)));
         let now = self.host.now();
@@ -84,7 +90,7 @@ impl entry_server::Entry for Api {
             Vec::new()
         } else {
             self.journal
-                .submit(move |state| Ok(command::entry::create(state, drafts, now)))
+                .submit(move |state| Ok(command::entry::create(state, drafts, &actor, now)))
                 .await
                 .map_err(refuse)?
         };
@@ -113,14 +119,14 @@ impl entry_server::Entry for Api {
     ) -> Result<Response<BatchUpdateEntryResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchUpdateEntryRequest { entries, input_mask, output_mask } = request;
-        self.operator(&call)?;
+        let actor = self.actor(&call)?;
         bounded(entries.len(), BATCH)?;
         let (edits, places) = sorted_out(entries.into_iter().map(|entry| edit(entry, input_mask)));
         let updated = if edits.is_empty() {
             Vec::new()
         } else {
             self.journal
-                .submit(move |state| Ok(command::entry::update(state, edits)))
+                .submit(move |state| Ok(command::entry::update(state, edits, &actor)))
                 .await
                 .map_err(refuse)?
         };
@@ -149,7 +155,7 @@ impl entry_server::Entry for Api {
     ) -> Result<Response<BatchDeleteEntryResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let texts = request.ids;
-        let operator = self.operator(&call)?;
+        let actor = self.actor(&call)?;
         bounded(texts.len(), BATCH)?;
         let (ids, places) = sorted_out(texts.iter().map(|text| match text.as_str() {
             "" => Err(Refusal::invalid("missing entry ID")),
@@ -159,10 +165,11 @@ impl entry_server::Entry for Api {
             Vec::new()
         } else {
             let asked = ids.clone();
-            let delete = move |state: &_| Ok(command::entry::delete(state, ids));
+            let by = actor.clone();
+            let delete = move |state: &_| Ok(command::entry::delete(state, ids, &by));
             let deleted = self.journal.submit(delete).await.map_err(refuse)?;
             let gone = asked.into_iter().zip(&deleted).filter(|(_, outcome)| outcome.is_ok());
-            self.note(Act::DeleteEntries(gone.map(|(id, _)| id).collect()), &operator).await;
+            self.note(Act::DeleteEntries(gone.map(|(id, _)| id).collect()), &actor).await;
             deleted
         };
         let results = merged(places, deleted).zip(texts).map(|(outcome, id)| {

@@ -19,7 +19,9 @@ use passant_proto::localauthority::{
 use tonic::{Extensions, Request, Response, Status, async_trait};
 
 use super::{Api, refuse};
+use crate::access::{Target, Verb};
 use crate::authority::Slots;
+use crate::caller::Actor;
 use crate::record::Act;
 use crate::state::{Authority, AuthorityKind};
 
@@ -167,8 +169,14 @@ impl LocalAuthority for Api {
 
 /// The same for both kinds.
 impl Api {
+    fn may(&self, call: &Extensions, verb: Verb) -> Result<Actor, Status> {
+        let actor = self.actor(call)?;
+        actor.may(verb, &Target::Whole, &self.journal.state()).map_err(refuse)?;
+        Ok(actor)
+    }
+
     fn slots(&self, call: &Extensions, kind: AuthorityKind) -> Result<Slots, Status> {
-        self.operator(call)?;
+        self.may(call, Verb::AuthorityRead)?;
         let slots = self.authorities.slots(kind);
         if slots.active.is_none() {
             return Err(refuse(Refusal::unavailable("no authority of this kind is active at present")));
@@ -177,11 +185,11 @@ impl Api {
     }
 
     async fn prepare(&self, call: &Extensions, kind: AuthorityKind) -> Result<AuthorityState, Status> {
-        let (api, operator) = (self.clone(), self.operator(call)?);
+        let (api, actor) = (self.clone(), self.may(call, Verb::AuthorityRotate)?);
         to_the_end(async move {
-            let prepared = api.authorities.prepare(kind, &operator.to_string()).await?;
-            tracing::info!(authority = %prepared.id, caller = %operator, "authority prepared by an operator");
-            api.note(Act::PrepareAuthority(kind, prepared.id.clone()), &operator).await;
+            let prepared = api.authorities.prepare(kind, &actor.to_string()).await?;
+            tracing::info!(authority = %prepared.id, caller = %actor, "authority prepared by an operator");
+            api.note(Act::PrepareAuthority(kind, prepared.id.clone()), &actor).await;
             Ok(shown(prepared))
         })
         .await
@@ -193,11 +201,11 @@ impl Api {
         kind: AuthorityKind,
         id: &str,
     ) -> Result<AuthorityState, Status> {
-        let (api, operator, id) = (self.clone(), self.operator(call)?, id.to_owned());
+        let (api, actor, id) = (self.clone(), self.may(call, Verb::AuthorityRotate)?, id.to_owned());
         to_the_end(async move {
             let activated = api.authorities.activate(kind, &id).await?;
-            tracing::info!(authority = %activated.id, caller = %operator, "authority activated by an operator");
-            api.note(Act::ActivateAuthority(kind, activated.id.clone()), &operator).await;
+            tracing::info!(authority = %activated.id, caller = %actor, "authority activated by an operator");
+            api.note(Act::ActivateAuthority(kind, activated.id.clone()), &actor).await;
             Ok(shown(activated))
         })
         .await
@@ -209,11 +217,11 @@ impl Api {
         kind: AuthorityKind,
         id: &str,
     ) -> Result<AuthorityState, Status> {
-        let (api, operator, id) = (self.clone(), self.operator(call)?, id.to_owned());
+        let (api, actor, id) = (self.clone(), self.may(call, Verb::AuthorityRevoke)?, id.to_owned());
         to_the_end(async move {
             let tainted = api.authorities.taint(kind, &id).await?;
-            tracing::warn!(authority = %tainted.id, caller = %operator, "authority tainted");
-            api.note(Act::TaintAuthority(kind, tainted.id.clone()), &operator).await;
+            tracing::warn!(authority = %tainted.id, caller = %actor, "authority tainted");
+            api.note(Act::TaintAuthority(kind, tainted.id.clone()), &actor).await;
             Ok(shown(tainted))
         })
         .await
@@ -225,11 +233,11 @@ impl Api {
         kind: AuthorityKind,
         id: &str,
     ) -> Result<AuthorityState, Status> {
-        let (api, operator, id) = (self.clone(), self.operator(call)?, id.to_owned());
+        let (api, actor, id) = (self.clone(), self.may(call, Verb::AuthorityRevoke)?, id.to_owned());
         to_the_end(async move {
             let revoked = api.authorities.revoke(kind, &id).await?;
-            tracing::warn!(authority = %revoked.id, caller = %operator, "authority revoked");
-            api.note(Act::RevokeAuthority(kind, revoked.id.clone()), &operator).await;
+            tracing::warn!(authority = %revoked.id, caller = %actor, "authority revoked");
+            api.note(Act::RevokeAuthority(kind, revoked.id.clone()), &actor).await;
             Ok(shown(revoked))
         })
         .await

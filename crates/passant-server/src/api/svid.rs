@@ -23,12 +23,12 @@ impl Svid for Api {
         &self,
         request: Request<MintX509svidRequest>,
     ) -> Result<Response<MintX509svidResponse>, Status> {
-        let operator = self.operator(request.extensions())?;
+        let actor = self.actor(request.extensions())?;
         let MintX509svidRequest { csr, ttl } = request.into_inner();
         if csr.is_empty() {
             return Err(Status::invalid_argument("missing CSR"));
         }
-        let issued = self.issuer.mint_x509(&operator, &csr, lifetime(ttl)?).await.map_err(refuse)?;
+        let issued = self.issuer.mint_x509(&actor, &csr, lifetime(ttl)?).await.map_err(refuse)?;
         Ok(Response::new(MintX509svidResponse { svid: Some(convert::svid::x509_to_wire(issued.svid(), "")) }))
     }
 
@@ -36,11 +36,11 @@ impl Svid for Api {
         &self,
         request: Request<MintJwtsvidRequest>,
     ) -> Result<Response<MintJwtsvidResponse>, Status> {
-        let operator = self.operator(request.extensions())?;
+        let actor = self.actor(request.extensions())?;
         let MintJwtsvidRequest { id, audience, ttl } = request.into_inner();
         let id = convert::id::workload_from_wire(self.journal.state().trust_domain(), id.as_ref())
             .map_err(|malformed| refuse(malformed.during("invalid SPIFFE ID").into()))?;
-        let issued = self.issuer.mint_jwt(&operator, id, audience, lifetime(ttl)?).await.map_err(refuse)?;
+        let issued = self.issuer.mint_jwt(&actor, id, audience, lifetime(ttl)?).await.map_err(refuse)?;
         Ok(Response::new(MintJwtsvidResponse { svid: Some(convert::svid::jwt_to_wire(issued.svid(), "")) }))
     }
 

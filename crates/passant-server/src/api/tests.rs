@@ -1,5 +1,6 @@
 //! Does a server in this process answer as SPIRE's clients expect?
 
+mod access;
 mod agents;
 mod entries;
 mod federation;

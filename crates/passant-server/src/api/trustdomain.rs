@@ -17,6 +17,8 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::entry::{merged, sorted_out};
 use super::{Api, Room, bounded, refuse, refuse_item};
+use crate::access::{Target, Verb};
+use crate::caller::Actor;
 use crate::command;
 use crate::command::federation::{Edit, Standing};
 use crate::limits::{BATCH, RESPONSE};
@@ -70,11 +72,12 @@ impl trust_domain_server::TrustDomain for Api {
     ) -> Result<Response<BatchCreateFederationRelationshipResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchCreateFederationRelationshipRequest { federation_relationships, output_mask } = request;
-        let operator = self.operator(&call)?;
+        let (actor, state) = (self.actor(&call)?, self.journal.state());
         bounded(federation_relationships.len(), BATCH)?;
         let (given, places) = sorted_out(federation_relationships.iter().map(|wire| {
-            convert::federation::from_wire(wire)
-                .map_err(|e| e.during("failed to convert federation relationship").into())
+            let given = convert::federation::from_wire(wire)
+                .map_err(|e| e.during("failed to convert federation relationship"))?;
+            may_write(&actor, &given.0.trust_domain, &state).map(|()| given)
         }));
         let created = if given.is_empty() {
             Vec::new()
@@ -84,7 +87,7 @@ impl trust_domain_server::TrustDomain for Api {
         };
         let mut room = Room::of(places.len());
         let results = merged(places, created).map(|outcome| {
-            let (status, federation_relationship) = item(outcome, output_mask.as_ref(), "created", &operator);
+            let (status, federation_relationship) = item(outcome, output_mask.as_ref(), "created", &actor);
             let mut result =
                 batch_create_federation_relationship_response::Result { status, federation_relationship };
             if !room.takes(&result) {
@@ -102,10 +105,12 @@ impl trust_domain_server::TrustDomain for Api {
         let (_, call, request) = request.into_parts();
         let BatchUpdateFederationRelationshipRequest { federation_relationships, input_mask, output_mask } =
             request;
-        let operator = self.operator(&call)?;
+        let (actor, state) = (self.actor(&call)?, self.journal.state());
         bounded(federation_relationships.len(), BATCH)?;
-        let (edits, places) =
-            sorted_out(federation_relationships.into_iter().map(|wire| edit(wire, input_mask)));
+        let (edits, places) = sorted_out(federation_relationships.into_iter().map(|wire| {
+            let (name, edit) = edit(wire, input_mask)?;
+            may_write(&actor, &name, &state).map(|()| (name, edit))
+        }));
         let updated = if edits.is_empty() {
             Vec::new()
         } else {
@@ -114,7 +119,7 @@ impl trust_domain_server::TrustDomain for Api {
         };
         let mut room = Room::of(places.len());
         let results = merged(places, updated).map(|outcome| {
-            let (status, federation_relationship) = item(outcome, output_mask.as_ref(), "updated", &operator);
+            let (status, federation_relationship) = item(outcome, output_mask.as_ref(), "updated", &actor);
             let mut result =
                 batch_update_federation_relationship_response::Result { status, federation_relationship };
             if !room.takes(&result) {
@@ -131,11 +136,14 @@ impl trust_domain_server::TrustDomain for Api {
     ) -> Result<Response<BatchDeleteFederationRelationshipResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let texts = request.trust_domains;
-        let operator = self.operator(&call)?;
+        let (actor, state) = (self.actor(&call)?, self.journal.state());
         bounded(texts.len(), BATCH)?;
         let (names, places) = sorted_out(texts.iter().map(|text| match text.as_str() {
             "" => Err(Refusal::invalid("missing trust domain")),
-            text => trust_domain(text),
+            text => {
+                let name = trust_domain(text)?;
+                may_write(&actor, &name, &state).map(|()| name)
+            }
         }));
         let ended = if names.is_empty() {
             Vec::new()
@@ -146,8 +154,8 @@ impl trust_domain_server::TrustDomain for Api {
             let gone = asked.into_iter().zip(&ended).filter(|(_, outcome)| outcome.is_ok());
             let gone: Vec<TrustDomain> = gone.map(|(name, _)| name).collect();
             if !gone.is_empty() {
-                tracing::info!(caller = %operator, trust_domains = ?gone, "ended federation");
-                self.note(Act::EndFederation(gone), &operator).await;
+                tracing::info!(caller = %actor, trust_domains = ?gone, "ended federation");
+                self.note(Act::EndFederation(gone), &actor).await;
             }
             ended
         };
@@ -160,8 +168,9 @@ impl trust_domain_server::TrustDomain for Api {
 
     async fn refresh_bundle(&self, request: Request<RefreshBundleRequest>) -> Result<Response<()>, Status> {
         let (_, call, request) = request.into_parts();
-        self.operator(&call)?;
+        let actor = self.actor(&call)?;
         let trust_domain = trust_domain(&request.trust_domain).map_err(refuse)?;
+        may_write(&actor, &trust_domain, &self.journal.state()).map_err(refuse)?;
         self.federation.refresh(trust_domain).await.map_err(refuse)?;
         Ok(Response::new(()))
     }
@@ -169,6 +178,10 @@ impl trust_domain_server::TrustDomain for Api {
 
 fn trust_domain(text: &str) -> Result<TrustDomain, Refusal> {
     convert::federation::trust_domain(text).map_err(Refusal::from)
+}
+
+fn may_write(actor: &Actor, name: &TrustDomain, state: &State) -> Result<(), Refusal> {
+    actor.may(Verb::FederationWrite, &Target::TrustDomain(name), state)
 }
 
 fn edit(
@@ -199,7 +212,7 @@ fn item(
     outcome: Result<Standing, Refusal>,
     output: Option<&types::FederationRelationshipMask>,
     done: &'static str,
-    caller: &crate::caller::OperatorCaller,
+    caller: &Actor,
 ) -> (Option<types::Status>, Option<types::FederationRelationship>) {
     match outcome {
         Ok(Standing { relationship, bundle }) => {

@@ -8,6 +8,7 @@ use passant_core::bundle::Bundle;
 use passant_core::{AgentFault, Reason, Refusal, SpiffeId, TrustDomain};
 
 use super::{ConnPeer, LocalPeer};
+use crate::access::{Holders, Prefix, Role, SelectorTypes, Target, Verb};
 use crate::issue::IssuedX509;
 use crate::rig::{HOUR, MINUTE, Rig, START, Settings, domain, id, operator, peer, stranger};
 use crate::state::change::Change;
@@ -30,7 +31,7 @@ async fn renewing(rig: &Rig) -> IssuedX509 {
 
 /// The X509-SVID of a workload, minted by an operator.
 async fn workload(rig: &Rig, path: &str) -> IssuedX509 {
-    let caller = rig.callers.operator(&operator()).unwrap();
+    let caller = rig.callers.actor(&operator()).unwrap();
     rig.issuer.mint_x509(&caller, &rig.csr(Some(&id(path))), None).await.unwrap()
 }
 
@@ -219,6 +220,61 @@ async fn the_operator_socket_is_for_those_it_admits() {
     assert_eq!(why(rig.callers.operator(&uninvited)), (Reason::Denied, None));
     assert_eq!(why(rig.callers.local(&uninvited)), (Reason::Denied, None));
     assert_eq!(why(rig.callers.operator(&stranger())), (Reason::Denied, None));
+}
+
+#[tokio::test]
+async fn holders_of_roles_are_let_act_as_far_as_these_go_and_operators_stay_operators() {
+    let foreign = SpiffeId::parse("spiffe://other.test/ci").unwrap();
+    let role = Role {
+        name: "bans".to_owned(),
+        verbs: [Verb::AgentBan].into(),
+        spiffe_ids: Vec::new(),
+        parent_ids: vec![Prefix::new(id("/spire/agent/x509pop"))],
+        selector_types: SelectorTypes::Any,
+        granted_to: Holders {
+            spiffe_ids: [id("/ci"), foreign.clone()].into(),
+            uids: [1001].into(),
+            gids: [50].into(),
+        },
+    };
+    let rig = Rig::with(Settings { roles: vec![role], ..Settings::default() }).await;
+    let guest = |uid, gids: &[u32]| {
+        let local = LocalPeer { uid, gid: 9, pid: None };
+        ConnPeer::Guest(local, Arc::new(gids.iter().copied().collect()))
+    };
+    let (anchor, chain) = foreign_chain(foreign.as_str());
+    rig.commit(vec![Change::PutBundle(Arc::new(anchor))]).await;
+    let state = rig.state();
+    let (inside, outside) = (id("/spire/agent/x509pop/a"), id("/spire/agent/join_token/a"));
+    for (conn, shown) in [
+        (peer(&workload(&rig, "/ci").await), "role bans spiffe://example.org/ci"),
+        (chain(foreign.as_str()), "role bans spiffe://other.test/ci"),
+        (guest(1001, &[]), "role bans local uid=1001 gid=9"),
+        (guest(1002, &[50]), "role bans local uid=1002 gid=9"),
+    ] {
+        assert!(rig.callers.operator(&conn).is_err() && rig.callers.local(&conn).is_err(), "{shown}");
+        assert!(rig.callers.holder(&conn).unwrap().has(Verb::AgentBan));
+        let actor = rig.callers.actor(&conn).unwrap();
+        assert_eq!((actor.to_string().as_str(), actor.is_operator()), (shown, false));
+        assert!(actor.may(Verb::AgentBan, &Target::Agent(&inside), &state).is_ok());
+        assert_eq!(why(actor.may(Verb::AgentBan, &Target::Agent(&outside), &state)), (Reason::Denied, None));
+        assert_eq!(why(actor.may(Verb::AgentEvict, &Target::Agent(&inside), &state)), (Reason::Denied, None));
+        assert!(!actor.sees_agent(&inside), "to ban is not to see");
+    }
+    for conn in [
+        peer(&workload(&rig, "/else").await),
+        guest(1002, &[51]),
+        stranger(),
+        ConnPeer::Uninvited(LocalPeer { uid: 1001, gid: 50, pid: None }),
+    ] {
+        assert_eq!(why(rig.callers.holder(&conn)), (Reason::Denied, None));
+        assert_eq!(why(rig.callers.actor(&conn)), (Reason::Denied, None));
+    }
+    assert_eq!(why(rig.callers.actor(&chain("spiffe://other.test/w"))), (Reason::Unauthenticated, None));
+    let operator = rig.callers.actor(&operator()).unwrap();
+    assert!(
+        operator.is_operator() && operator.may(Verb::AgentEvict, &Target::Agent(&outside), &state).is_ok()
+    );
 }
 
 /// The bundle of another trust domain, and a way to get connections with SVIDs below it.

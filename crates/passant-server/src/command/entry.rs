@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use passant_core::{Entry, EntryDraft, EntryId, Refusal, TrustDomain, UnixTime};
 
+use crate::access::{Target, Verb};
+use crate::caller::Actor;
 use crate::state::State;
 use crate::state::change::{Change, Commit, RequestId};
 
@@ -27,14 +29,16 @@ impl<F: FnOnce(&Entry) -> Result<EntryDraft, Refusal> + Send + 'static> Edit for
     }
 }
 
-/// Creates entries, each seeing those before it. A draft without an ID takes the fresh one beside it. Outcomes are in
+/// Creates entries for `actor`, each seeing those before it. A draft without an ID takes the fresh one beside it. Outcomes are in
 /// the order of the drafts; one that is refused does not hold up the others.
 pub(crate) fn create(
     state: &State,
     drafts: Vec<(EntryDraft, EntryId)>,
+    actor: &Actor,
     now: UnixTime,
 ) -> (Vec<Change>, Vec<Result<Created, Refusal>>) {
     each(state, drafts, |so_far, (draft, fresh), revision| {
+        actor.may(Verb::EntryCreate, &Target::Draft((&draft).into()), so_far)?;
         if let Some(twin) = so_far.find_duplicate(&draft) {
             return Ok((None, Created { entry: Arc::clone(twin), existed: true }));
         }
@@ -48,26 +52,42 @@ pub(crate) fn create(
     })
 }
 
-/// Updates entries, each seeing those before it. Outcomes are in the order of the edits.
+/// Updates entries for `actor`, who must be allowed to both as they are and as they become; each sees those before it.
+/// Outcomes are in the order of the edits.
 pub(crate) fn update(
     state: &State,
     edits: Vec<(EntryId, Box<dyn Edit>)>,
+    actor: &Actor,
 ) -> (Vec<Change>, Vec<Result<Arc<Entry>, Refusal>>) {
     each(state, edits, |so_far, (id, edit), revision| {
         let old = so_far.entry(&id).ok_or_else(no_entry)?;
+        may_touch(actor, Verb::EntryUpdate, old, so_far)?;
         let draft = edit.apply(old)?;
+        actor.may(Verb::EntryUpdate, &Target::Draft((&draft).into()), so_far)?;
         let entry = Arc::new(register(so_far, draft, id, revision, old.created_at)?);
         is_federated(so_far, &entry, Some(old))?;
         Ok((Some(Change::PutEntry(Arc::clone(&entry))), entry))
     })
 }
 
-/// Removes entries. Outcomes are in the order of the IDs; the second of two equal ones is not found.
-pub(crate) fn delete(state: &State, ids: Vec<EntryId>) -> (Vec<Change>, Vec<Result<(), Refusal>>) {
+/// Removes entries for `actor`. Outcomes are in the order of the IDs; the second of two equal ones is not found.
+pub(crate) fn delete(
+    state: &State,
+    ids: Vec<EntryId>,
+    actor: &Actor,
+) -> (Vec<Change>, Vec<Result<(), Refusal>>) {
     each(state, ids, |so_far, id, _| {
-        so_far.entry(&id).ok_or_else(no_entry)?;
+        let entry = so_far.entry(&id).ok_or_else(no_entry)?;
+        may_touch(actor, Verb::EntryDelete, entry, so_far)?;
         Ok((Some(Change::DeleteEntry(id)), ()))
     })
+}
+
+/// Whether `actor` may do `verb` to an entry as it stands. Of one that they do not get to see they do not learn that it is
+/// there.
+fn may_touch(actor: &Actor, verb: Verb, entry: &Entry, state: &State) -> Result<(), Refusal> {
+    let answer = actor.may(verb, &Target::Entry(entry.into()), state);
+    answer.map_err(|refusal| if actor.sees(entry) { refusal } else { no_entry() })
 }
 
 fn no_entry() -> Refusal {
@@ -126,6 +146,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::{create, delete, update};
+    use crate::caller::Actor;
     use crate::state::Change;
     use crate::state::State;
     use crate::state::change::{Commit, Cursor, Lineage, RequestId, Revision};
@@ -159,7 +180,7 @@ mod tests {
             (draft("/a", "unix:uid:1"), id("two")),
             (draft("/a", "unix:uid:2"), id("three")),
         ];
-        let (changes, outcomes) = create(&empty(), drafts, NOW);
+        let (changes, outcomes) = create(&empty(), drafts, &Actor::root(), NOW);
         assert_eq!(changes.len(), 2);
         let outcomes: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
         assert_eq!(outcomes.iter().map(|o| o.existed).collect::<Vec<_>>(), [false, true, false]);
@@ -171,7 +192,7 @@ mod tests {
         let named = |path: &str| EntryDraft { id: Some(id("same")), ..draft(path, "unix:uid:1") };
         let drafts =
             vec![(named("/a"), id("x")), (named("/b"), id("y")), (draft("/c", "unix:uid:1"), id("z"))];
-        let (changes, outcomes) = create(&empty(), drafts, NOW);
+        let (changes, outcomes) = create(&empty(), drafts, &Actor::root(), NOW);
         assert_eq!(changes.len(), 2);
         assert_eq!(outcomes[1].as_ref().unwrap_err().reason, Reason::AlreadyExists);
         assert!(outcomes[2].is_ok());
@@ -183,7 +204,7 @@ mod tests {
             federates_with: [TrustDomain::parse("elsewhere.org").unwrap()].into(),
             ..draft("/a", "unix:uid:1")
         };
-        let (changes, outcomes) = create(&empty(), vec![(foreign, id("x"))], NOW);
+        let (changes, outcomes) = create(&empty(), vec![(foreign, id("x"))], &Actor::root(), NOW);
         assert!(changes.is_empty());
         let refusal = outcomes.into_iter().next().unwrap().unwrap_err();
         assert_eq!(refusal.reason, Reason::Precondition);
@@ -196,36 +217,36 @@ mod tests {
         let mut state = empty();
         take(&mut state, vec![Change::PutBundle(Arc::new(Bundle::empty(elsewhere.clone())))]);
         let foreign = EntryDraft { federates_with: [elsewhere.clone()].into(), ..draft("/a", "unix:uid:1") };
-        let (changes, _) = create(&state, vec![(foreign, id("x"))], NOW);
+        let (changes, _) = create(&state, vec![(foreign, id("x"))], &Actor::root(), NOW);
         take(&mut state, changes);
         take(&mut state, vec![Change::DeleteBundle(elsewhere)]);
         let hint = |entry: &Entry| Ok(EntryDraft { hint: "new".to_owned(), ..entry.to_draft() });
-        let (changes, outcomes) = update(&state, vec![(id("x"), Box::new(hint))]);
+        let (changes, outcomes) = update(&state, vec![(id("x"), Box::new(hint))], &Actor::root());
         assert_eq!((changes.len(), outcomes[0].as_ref().unwrap().hint.as_str()), (1, "new"));
         let more = |entry: &Entry| {
             let mut draft = entry.to_draft();
             draft.federates_with.insert(TrustDomain::parse("third.org").unwrap());
             Ok(draft)
         };
-        let (_, outcomes) = update(&state, vec![(id("x"), Box::new(more))]);
+        let (_, outcomes) = update(&state, vec![(id("x"), Box::new(more))], &Actor::root());
         assert!(outcomes[0].as_ref().unwrap_err().public.contains("third.org"));
     }
 
     #[test]
     fn every_change_takes_a_revision_never_seen_before() {
         let mut state = empty();
-        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], NOW);
+        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], &Actor::root(), NOW);
         take(&mut state, changes);
         let first = state.entry(&id("x")).unwrap().revision;
         let rename = |entry: &Entry| Ok(EntryDraft { hint: "new".to_owned(), ..entry.to_draft() });
-        let (changes, outcomes) = update(&state, vec![(id("x"), Box::new(rename))]);
+        let (changes, outcomes) = update(&state, vec![(id("x"), Box::new(rename))], &Actor::root());
         let updated = outcomes.into_iter().next().unwrap().unwrap();
         assert!(updated.revision > first);
         assert_eq!((updated.created_at, updated.hint.as_str()), (NOW, "new"));
         take(&mut state, changes);
-        let (changes, _) = delete(&state, vec![id("x")]);
+        let (changes, _) = delete(&state, vec![id("x")], &Actor::root());
         take(&mut state, changes);
-        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], NOW);
+        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], &Actor::root(), NOW);
         take(&mut state, changes);
         assert!(state.entry(&id("x")).unwrap().revision > updated.revision);
     }
@@ -233,12 +254,12 @@ mod tests {
     #[test]
     fn what_is_not_there_is_not_found() {
         let keep = |entry: &Entry| Ok(entry.to_draft());
-        let (changes, outcomes) = update(&empty(), vec![(id("x"), Box::new(keep))]);
+        let (changes, outcomes) = update(&empty(), vec![(id("x"), Box::new(keep))], &Actor::root());
         assert_eq!((changes.len(), outcomes[0].as_ref().unwrap_err().reason), (0, Reason::NotFound));
         let mut state = empty();
-        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], NOW);
+        let (changes, _) = create(&state, vec![(draft("/a", "unix:uid:1"), id("x"))], &Actor::root(), NOW);
         take(&mut state, changes);
-        let (changes, outcomes) = delete(&state, vec![id("x"), id("x")]);
+        let (changes, outcomes) = delete(&state, vec![id("x"), id("x")], &Actor::root());
         assert_eq!(changes.len(), 1);
         assert!(outcomes[0].is_ok());
         assert_eq!(outcomes[1].as_ref().unwrap_err().reason, Reason::NotFound);

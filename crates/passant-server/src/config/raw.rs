@@ -43,6 +43,7 @@ pub(super) struct Raw {
     pub(super) accept_lost_keys: Field<bool>,
     pub(super) jwt_issuer: Field<String>,
     pub(super) admin_ids: Field<Vec<String>>,
+    pub(super) role: Field<Vec<RawRole>>,
     pub(super) socket: Field<RawSocket>,
     pub(super) probe: Field<RawProbe>,
     pub(super) log: Field<RawLog>,
@@ -69,6 +70,7 @@ impl Raw {
         "accept_lost_keys",
         "jwt_issuer",
         "admin_ids",
+        "role",
         "socket",
         "probe",
         "log",
@@ -141,6 +143,38 @@ pub(super) struct RawFederation {
 
 impl RawFederation {
     pub(super) const KEYS: &[&str] = &["web_roots"];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawRole {
+    pub(super) name: Field<String>,
+    pub(super) verbs: Field<Vec<String>>,
+    pub(super) spiffe_id_prefixes: Field<Vec<String>>,
+    pub(super) parent_id_prefixes: Field<Vec<String>>,
+    pub(super) selector_types: Field<Vec<String>>,
+    pub(super) granted_to: Field<RawHolders>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawRole {
+    pub(super) const KEYS: &[&str] =
+        &["name", "verbs", "spiffe_id_prefixes", "parent_id_prefixes", "selector_types", "granted_to"];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawHolders {
+    pub(super) spiffe_ids: Field<Vec<String>>,
+    pub(super) uids: Field<Vec<u32>>,
+    pub(super) gids: Field<Vec<u32>>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawHolders {
+    pub(super) const KEYS: &[&str] = &["spiffe_ids", "uids", "gids"];
 }
 
 /// The options of a method are read by the method.

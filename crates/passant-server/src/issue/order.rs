@@ -19,11 +19,13 @@ use passant_core::x509_svid::X509Svid;
 use passant_core::{Entry, EntryId, Host, Refusal, SpiffeId, TrustDomain, UnixTime};
 
 use super::Scene;
+use crate::access::{Target, Verb};
 use crate::attest_node::NodeProof;
 use crate::authority::{ActiveJwt, ActiveX509, MintError};
-use crate::caller::{AgentCaller, OperatorCaller};
+use crate::caller::{Actor, AgentCaller};
 use crate::encoding::to_hex;
 use crate::record::{Decision, DecisionKind, Intent};
+use crate::state::State;
 
 /// What can be put on record and then minted.
 pub(crate) trait Ordered: Send + 'static {
@@ -132,10 +134,10 @@ impl X509Order {
     /// For an operator, who names SPIFFE ID and DNS names in the CSR.
     pub(super) fn operator(
         scene: &Scene,
-        caller: &OperatorCaller,
+        caller: &Actor,
         csr: Csr,
         ttl: Duration,
-        trust_domain: &TrustDomain,
+        state: &State,
     ) -> Result<Self, Refusal> {
         let spiffe_id = match csr.spiffe_ids() {
             [] => return Err(Refusal::invalid("CSR URI SAN is required")),
@@ -143,8 +145,9 @@ impl X509Order {
                 .map_err(|error| Refusal::invalid(format!("CSR URI SAN is invalid: {error}")))?,
             [_, _, ..] => return Err(Refusal::invalid("only one URI SAN is expected")),
         };
-        workload_of(&spiffe_id, trust_domain)
+        workload_of(&spiffe_id, state.trust_domain())
             .map_err(|why| Refusal::invalid(format!("CSR URI SAN is invalid: {why}")))?;
+        caller.may(Verb::SvidMint, &Target::Svid(&spiffe_id), state)?;
         let dns_names = csr.dns_names().to_vec();
         if dns_names.len() > DNS_NAMES {
             return Err(Refusal::invalid(format!("CSR has more than {DNS_NAMES} DNS names")));
@@ -207,14 +210,15 @@ impl JwtOrder {
     /// For an operator, who names SPIFFE ID and audience.
     pub(super) fn operator(
         scene: &TokenScene,
-        caller: &OperatorCaller,
+        caller: &Actor,
         spiffe_id: SpiffeId,
         audience: Vec<String>,
         ttl: Duration,
-        trust_domain: &TrustDomain,
+        state: &State,
     ) -> Result<Self, Refusal> {
-        workload_of(&spiffe_id, trust_domain)
+        workload_of(&spiffe_id, state.trust_domain())
             .map_err(|why| Refusal::invalid(format!("invalid SPIFFE ID: {why}")))?;
+        caller.may(Verb::SvidMint, &Target::Svid(&spiffe_id), state)?;
         Self::new(scene, Ask::by_operator(DecisionKind::JwtSvid, caller, spiffe_id, ttl), audience, false)
     }
 
@@ -261,7 +265,7 @@ impl Ask {
         }
     }
 
-    fn by_operator(kind: DecisionKind, caller: &OperatorCaller, spiffe_id: SpiffeId, ttl: Duration) -> Self {
+    fn by_operator(kind: DecisionKind, caller: &Actor, spiffe_id: SpiffeId, ttl: Duration) -> Self {
         let (caller, reason) = (caller.to_string(), "minted for an operator".to_owned());
         Self { kind, spiffe_id, entry: None, ends: None, ttl, caller, reason }
     }

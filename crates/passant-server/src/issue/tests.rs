@@ -14,7 +14,7 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{IssuedJwt, IssuedX509};
-use crate::caller::{AgentCaller, OperatorCaller};
+use crate::caller::{Actor, AgentCaller};
 use crate::record::{DecisionKind, Outcome};
 use crate::rig::{HOUR, MINUTE, Rig, START, Settings, domain, id, operator, selectors};
 use crate::state::change::Change;
@@ -39,8 +39,8 @@ fn agent() -> SpiffeId {
     id("/spire/agent/spoken/a")
 }
 
-fn of_operator(rig: &Rig) -> OperatorCaller {
-    rig.callers.operator(&operator()).unwrap()
+fn of_operator(rig: &Rig) -> Actor {
+    rig.callers.actor(&operator()).unwrap()
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Who may use the operator socket, and how is it put in place?
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -14,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::bounds::Shares;
 use super::conn::{Conn, Ends};
+use crate::access::Rights;
 use crate::caller::{ConnPeer, LocalPeer};
 use crate::metrics::{Metrics, Peer};
 use crate::{config, limits};
@@ -23,7 +25,7 @@ use crate::{config, limits};
 pub(super) struct OperatorSocket {
     listener: UnixListener,
     _place: Place,
-    guests: Guests,
+    guests: Arc<Guests>,
 }
 
 /// The socket's file, remembered by inode so that only our own is removed.
@@ -34,11 +36,15 @@ struct Place {
     ino: u64,
 }
 
-/// Who is let in: root, the server's own user, and members of the group.
+/// Who is let in: root, the server's own user, and members of the group, as operators; and whoever holds a role.
 #[derive(Clone, Debug)]
-struct Guests {
+pub(crate) struct Guests {
     own: u32,
     group: Option<u32>,
+    /// Users that hold a role.
+    uids: BTreeSet<u32>,
+    /// Groups that hold a role.
+    gids: BTreeSet<u32>,
 }
 
 /// Why the operator socket could not be put in place.
@@ -70,13 +76,12 @@ pub enum SocketError {
 impl OperatorSocket {
     /// Puts the socket in place with its mode and group already right: it is made under another name and renamed, so
     /// there is no moment in which it is open to more people than configured.
-    pub(super) fn bind(socket: &config::Socket) -> Result<Self, SocketError> {
+    pub(super) fn bind(socket: &config::Socket, guests: Arc<Guests>) -> Result<Self, SocketError> {
         let path = socket.path.as_path();
         let io = |what, path: &Path| {
             let path = path.to_owned();
             move |source| SocketError::Io { what, path, source }
         };
-        let group = socket.group.as_deref().map(group_number).transpose()?;
         make_parent(path, socket.mode).map_err(io("make the directory of", path))?;
         refuse_if_in_use(path)?;
         let mut aside = path.as_os_str().to_owned();
@@ -92,7 +97,7 @@ impl OperatorSocket {
         let placed = (|| {
             let mode = std::fs::Permissions::from_mode(socket.mode);
             std::fs::set_permissions(&aside, mode).map_err(io("set the mode of", &aside))?;
-            std::os::unix::fs::chown(&aside, None, group).map_err(io("set the group of", &aside))?;
+            std::os::unix::fs::chown(&aside, None, guests.group).map_err(io("set the group of", &aside))?;
             let meta = std::fs::symlink_metadata(&aside).map_err(io("look at", &aside))?;
             std::fs::rename(&aside, path).map_err(io("put in place", path))?;
             Ok(Place { path: path.to_owned(), dev: meta.dev(), ino: meta.ino() })
@@ -102,7 +107,7 @@ impl OperatorSocket {
                 tracing::debug!(%error, "failed to remove {}", aside.display());
             }
         })?;
-        Ok(Self { listener, _place: place, guests: Guests { own: Uid::effective().as_raw(), group } })
+        Ok(Self { listener, _place: place, guests })
     }
 
     /// Accepts until the stop. The file is removed when this returns.
@@ -141,7 +146,7 @@ impl OperatorSocket {
                 continue;
             };
             let slot = (slot, share, metrics.connections.of(Peer::Operator).hold());
-            let (guests, to, ends) = (self.guests.clone(), to.clone(), ends.clone());
+            let (guests, to, ends) = (Arc::clone(&self.guests), to.clone(), ends.clone());
             let refusals = Arc::clone(&refusals);
             tokio::spawn(async move {
                 // Not on the I/O threads, and nobody waits behind it: the user database may ask the network.
@@ -193,28 +198,60 @@ impl Drop for Place {
 }
 
 impl Guests {
+    /// Those whom `socket` and the roles of `rights` let in.
+    ///
+    /// # Errors
+    /// [`SocketError::NoSuchGroup`].
+    pub(crate) fn of(socket: &config::Socket, rights: &Rights) -> Result<Self, SocketError> {
+        let group = socket.group.as_deref().map(group_number).transpose()?;
+        let (uids, gids) = rights.local_holders();
+        Ok(Self { own: Uid::effective().as_raw(), group, uids, gids })
+    }
+
     fn receive(&self, stream: &UnixStream) -> io::Result<ConnPeer> {
         let credentials = stream.peer_cred()?;
         let peer = LocalPeer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
-        if self.invites(peer, belongs) {
-            return Ok(ConnPeer::Local(peer));
-        }
-        Ok(ConnPeer::Uninvited(peer))
+        Ok(self.peer(peer, groups_of))
     }
 
-    /// `belongs` answers whether a user has a group among its supplementary ones.
-    fn invites(&self, peer: LocalPeer, belongs: impl Fn(u32, u32) -> bool) -> bool {
-        peer.uid == 0
-            || peer.uid == self.own
-            || self.group.is_some_and(|group| peer.gid == group || belongs(peer.uid, group))
+    /// `groups` answers which groups a user has by the user database.
+    fn peer(&self, peer: LocalPeer, groups: impl Fn(u32) -> BTreeSet<u32>) -> ConnPeer {
+        let mut own_groups = BTreeSet::from([peer.gid]);
+        if self.administers(peer.uid, &own_groups).is_some() {
+            return ConnPeer::Local(peer);
+        }
+        if self.group.is_some() || !self.gids.is_empty() {
+            own_groups.extend(groups(peer.uid));
+        }
+        if self.administers(peer.uid, &own_groups).is_some() {
+            return ConnPeer::Local(peer);
+        }
+        own_groups.retain(|gid| self.gids.contains(gid));
+        if self.uids.contains(&peer.uid) || !own_groups.is_empty() {
+            return ConnPeer::Guest(peer, Arc::new(own_groups));
+        }
+        ConnPeer::Uninvited(peer)
+    }
+
+    /// What makes this user, with these groups, an operator; `None` for everybody else.
+    pub(crate) fn administers(&self, uid: u32, gids: &BTreeSet<u32>) -> Option<&'static str> {
+        if uid == 0 {
+            return Some("it is root");
+        }
+        if uid == self.own {
+            return Some("it is the server's own user");
+        }
+        let is_member = self.group.is_some_and(|group| gids.contains(&group));
+        is_member.then_some("it is in the group of the operator socket")
     }
 }
 
-/// Whether the user database counts `group` among the groups of `uid`. An unknown user has none.
-fn belongs(uid: u32, group: u32) -> bool {
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
-    let Ok(name) = CString::new(user.name) else { return false };
-    nix::unistd::getgrouplist(&name, user.gid).is_ok_and(|groups| groups.contains(&Gid::from_raw(group)))
+/// The groups that the user database gives to `uid`. An unknown user has none.
+pub(crate) fn groups_of(uid: u32) -> BTreeSet<u32> {
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return BTreeSet::new() };
+    let Ok(name) = CString::new(user.name) else { return BTreeSet::new() };
+    let groups = nix::unistd::getgrouplist(&name, user.gid).unwrap_or_default();
+    groups.into_iter().map(Gid::as_raw).collect()
 }
 
 fn group_number(group: &str) -> Result<u32, SocketError> {
@@ -256,9 +293,16 @@ fn refuse_if_in_use(path: &Path) -> Result<(), SocketError> {
 #[cfg(test)]
 mod tests {
     use super::{Guests, OperatorSocket, SocketError};
-    use crate::caller::LocalPeer;
+    use crate::access::Rights;
+    use crate::caller::{ConnPeer, LocalPeer};
     use crate::config::Socket;
+    use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+
+    fn bind(socket: &Socket) -> Result<OperatorSocket, SocketError> {
+        OperatorSocket::bind(socket, Arc::new(Guests::of(socket, &Rights::default())?))
+    }
 
     fn socket(path: &std::path::Path) -> Socket {
         Socket { path: path.to_owned(), mode: 0o600, group: None }
@@ -268,7 +312,7 @@ mod tests {
     async fn the_socket_has_its_mode_and_goes_with_the_server() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("private/api.sock");
-        let bound = OperatorSocket::bind(&socket(&path)).unwrap();
+        let bound = bind(&socket(&path)).unwrap();
         let mode =
             |path: &std::path::Path| std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
@@ -283,10 +327,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         let living = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        assert!(matches!(OperatorSocket::bind(&socket(&path)), Err(SocketError::InUse(_))));
+        assert!(matches!(bind(&socket(&path)), Err(SocketError::InUse(_))));
         drop(living);
-        let bound = OperatorSocket::bind(&socket(&path)).unwrap();
-        assert!(matches!(OperatorSocket::bind(&socket(&path)), Err(SocketError::InUse(_))));
+        let bound = bind(&socket(&path)).unwrap();
+        assert!(matches!(bind(&socket(&path)), Err(SocketError::InUse(_))));
         drop(bound);
     }
 
@@ -295,7 +339,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(OperatorSocket::bind(&socket(&path)), Err(SocketError::NotASocket(_))));
+        assert!(matches!(bind(&socket(&path)), Err(SocketError::NotASocket(_))));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }
 
@@ -303,7 +347,7 @@ mod tests {
     async fn a_replaced_socket_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
-        let bound = OperatorSocket::bind(&socket(&path)).unwrap();
+        let bound = bind(&socket(&path)).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
         drop(bound);
@@ -316,26 +360,44 @@ mod tests {
         let path = dir.path().join("api.sock");
         let with_group =
             Socket { group: Some("no-such-group-here".to_owned()), mode: 0o660, ..socket(&path) };
-        let said = OperatorSocket::bind(&with_group).unwrap_err().to_string();
+        let said = bind(&with_group).unwrap_err().to_string();
         assert!(said.contains("no-such-group-here"), "{said}");
         assert!(!path.exists());
     }
 
     #[test]
-    fn only_root_the_own_user_and_the_group_are_let_in() {
+    fn only_root_the_own_user_the_group_and_holders_of_roles_are_let_in() {
         let peer = |uid, gid| LocalPeer { uid, gid, pid: None };
-        let member_of_50 = |uid, group| uid == 1007 && group == 50;
-        let guests = |group| Guests { own: 1000, group };
-        for (group, peer, invited) in [
-            (None, peer(0, 0), true),
-            (None, peer(1000, 1000), true),
-            (None, peer(1001, 1000), false),
-            (None, peer(1007, 50), false),
-            (Some(50), peer(1001, 1001), false),
-            (Some(50), peer(1001, 50), true),
-            (Some(50), peer(1007, 1007), true),
+        let groups = |uid| if uid == 1007 { BTreeSet::from([50, 60, 70]) } else { BTreeSet::new() };
+        let operator = |peer: LocalPeer| format!("{:?}", ConnPeer::Local(peer));
+        let holder = |peer, gids: &[u32]| {
+            format!("{:?}", ConnPeer::Guest(peer, Arc::new(gids.iter().copied().collect())))
+        };
+        let nobody = |peer| format!("{:?}", ConnPeer::Uninvited(peer));
+        let guests = |group, uids: &[u32], gids: &[u32]| Guests {
+            own: 1000,
+            group,
+            uids: uids.iter().copied().collect(),
+            gids: gids.iter().copied().collect(),
+        };
+        for (guests, peer, expected) in [
+            (guests(None, &[], &[]), peer(0, 0), operator(peer(0, 0))),
+            (guests(None, &[], &[]), peer(1000, 1000), operator(peer(1000, 1000))),
+            (guests(None, &[], &[]), peer(1001, 1000), nobody(peer(1001, 1000))),
+            (guests(None, &[], &[]), peer(1007, 50), nobody(peer(1007, 50))),
+            (guests(Some(50), &[], &[]), peer(1001, 1001), nobody(peer(1001, 1001))),
+            (guests(Some(50), &[], &[]), peer(1001, 50), operator(peer(1001, 50))),
+            (guests(Some(50), &[], &[]), peer(1007, 1007), operator(peer(1007, 1007))),
+            (guests(None, &[1001], &[]), peer(1001, 1001), holder(peer(1001, 1001), &[])),
+            (guests(None, &[1001], &[]), peer(1002, 1001), nobody(peer(1002, 1001))),
+            (guests(None, &[], &[60, 80]), peer(1007, 1007), holder(peer(1007, 1007), &[60])),
+            (guests(None, &[], &[60, 80]), peer(1002, 80), holder(peer(1002, 80), &[80])),
+            (guests(None, &[], &[60, 80]), peer(1002, 81), nobody(peer(1002, 81))),
+            // Who is both is an operator.
+            (guests(Some(50), &[1007], &[60]), peer(1007, 1007), operator(peer(1007, 1007))),
+            (guests(None, &[0, 1000], &[0]), peer(1000, 0), operator(peer(1000, 0))),
         ] {
-            assert_eq!(guests(group).invites(peer, member_of_50), invited, "{group:?} {peer:?}");
+            assert_eq!(format!("{:?}", guests.peer(peer, groups)), expected, "{guests:?}");
         }
     }
 }

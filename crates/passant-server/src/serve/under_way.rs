@@ -101,7 +101,9 @@ fn caller(call: &http::Extensions) -> Option<Caller> {
     Some(match call.get::<ConnPeer>()? {
         ConnPeer::Remote { svid: Some(svid), .. } => Caller::Svid(svid.id().clone()),
         ConnPeer::Remote { address, svid: None } => Caller::Address(origin(*address)),
-        ConnPeer::Local(local) | ConnPeer::Uninvited(local) => Caller::User(local.uid),
+        ConnPeer::Local(local) | ConnPeer::Guest(local, _) | ConnPeer::Uninvited(local) => {
+            Caller::User(local.uid)
+        }
     })
 }
 

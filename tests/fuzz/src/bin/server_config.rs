@@ -24,10 +24,17 @@ fuzz_target!(|text: &str| {
     };
     assert!(config.store == StoreMethod::Memory || config.data_dir.is_some());
     assert!(!config.node_attestors.is_empty());
-    assert!(config.socket.mode & 0o007 == 0 && config.socket.mode & 0o600 == 0o600);
-    assert!(config.socket.group.is_some() || config.socket.mode & 0o070 == 0);
+    let granted = || config.roles.iter().map(|role| &role.granted_to);
+    let is_open = granted().any(|to| !to.uids.is_empty() || !to.gids.is_empty());
+    assert!(config.socket.mode & 0o600 == 0o600 && (is_open || config.socket.mode & 0o007 == 0));
+    assert!(is_open || config.socket.group.is_some() || config.socket.mode & 0o070 == 0);
     for ttl in [config.default_x509_svid_ttl, config.default_jwt_svid_ttl, config.agent_ttl] {
         assert!(Duration::from_secs(1) <= ttl && ttl <= config.ca_ttl);
     }
     assert!(config.admin_ids.iter().all(|id| !id.is_trust_domain_id()));
+    for role in &config.roles {
+        assert!(!role.verbs.is_empty());
+        assert!(role.spiffe_ids.iter().chain(&role.parent_ids).all(|prefix| prefix.is_of(&config.trust_domain)));
+    }
+    assert!(granted().all(|to| !to.spiffe_ids.is_empty() || !to.uids.is_empty() || !to.gids.is_empty()));
 });

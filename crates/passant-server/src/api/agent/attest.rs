@@ -29,7 +29,9 @@ pub(super) fn answer(
 ) -> Result<Response<<Api as passant_proto::agent::agent_server::Agent>::AttestAgentStream>, Status> {
     let caller = match request.extensions().get::<ConnPeer>() {
         Some(ConnPeer::Remote { address, .. }) => format!("node at {address}"),
-        Some(ConnPeer::Local(local) | ConnPeer::Uninvited(local)) => format!("local uid={}", local.uid),
+        Some(ConnPeer::Local(local) | ConnPeer::Guest(local, _) | ConnPeer::Uninvited(local)) => {
+            format!("local uid={}", local.uid)
+        }
         None => return Err(Status::internal("no peer")),
     };
     let address = request.extensions().get().and_then(ConnPeer::address);

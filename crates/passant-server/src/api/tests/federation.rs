@@ -415,3 +415,58 @@ async fn only_operators_federate() {
 fn id(identity: &Identity) -> &SpiffeId {
     identity.svid.id()
 }
+
+#[tokio::test]
+async fn a_role_federates_only_with_trust_domains_that_have_no_rights_here() {
+    let rig = Rig::start_with(
+        "admin_ids = [\"spiffe://ally.org/admin\"]\n\
+         [[role]]\nname = \"trust\"\nverbs = [\"bundle.write\", \"federation.read\", \"federation.write\"]\n\
+         granted_to = { spiffe_ids = [\"spiffe://example.org/fed\"] }\n",
+    )
+    .await;
+    let fed = holder(&rig, "/fed", |_| {}).await;
+    let channel = rig.remote(Some(&fed)).await.unwrap();
+    let (mut trust, mut sets) = (relationships(channel.clone()), bundles(channel));
+    let create = BatchCreateFederationRelationshipRequest {
+        federation_relationships: vec![relationship("other.org"), relationship("ally.org")],
+        output_mask: None,
+    };
+    let results = trust.batch_create_federation_relationship(create).await.unwrap().into_inner().results;
+    let codes: Vec<Code> = results.iter().map(|result| code(result.status.as_ref())).collect();
+    assert_eq!(codes, [Code::Ok, Code::PermissionDenied]);
+    let said = &results[1].status.as_ref().unwrap().message;
+    assert!(said.contains("\"ally.org\", in which the configuration gives rights"), "{said}");
+    let listed = trust.list_federation_relationships(ListFederationRelationshipsRequest::default()).await;
+    assert_eq!(listed.unwrap().into_inner().federation_relationships.len(), 1);
+
+    let both = vec![bundle("other.org", 1), bundle("ally.org", 1)];
+    let set = BatchSetFederatedBundleRequest { bundle: both, output_mask: None };
+    let results = sets.batch_set_federated_bundle(set).await.unwrap().into_inner().results;
+    let codes: Vec<Code> = results.iter().map(|result| code(result.status.as_ref())).collect();
+    assert_eq!(codes, [Code::Ok, Code::PermissionDenied]);
+    let listed = sets.list_federated_bundles(ListFederatedBundlesRequest::default()).await.unwrap_err();
+    assert_eq!(listed.code(), Code::PermissionDenied, "the role does not have bundle.read");
+    let append = sets.append_bundle(AppendBundleRequest::default()).await.unwrap_err();
+    assert_eq!(append.code(), Code::PermissionDenied);
+
+    let delete = |mode| BatchDeleteFederatedBundleRequest {
+        trust_domains: vec!["other.org".to_owned(), "ally.org".to_owned()],
+        mode: i32::from(mode),
+    };
+    for mode in [Mode::Delete, Mode::Dissociate] {
+        let refused = sets.batch_delete_federated_bundle(delete(mode)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{mode:?} changes entries");
+    }
+    let results =
+        sets.batch_delete_federated_bundle(delete(Mode::Restrict)).await.unwrap().into_inner().results;
+    let codes: Vec<Code> = results.iter().map(|result| code(result.status.as_ref())).collect();
+    assert_eq!(codes, [Code::Ok, Code::PermissionDenied]);
+    let refresh = RefreshBundleRequest { trust_domain: "ally.org".to_owned() };
+    assert_eq!(trust.refresh_bundle(refresh).await.unwrap_err().code(), Code::PermissionDenied);
+    let end = BatchDeleteFederationRelationshipRequest {
+        trust_domains: vec!["ally.org".to_owned(), "other.org".to_owned()],
+    };
+    let results = trust.batch_delete_federation_relationship(end).await.unwrap().into_inner().results;
+    let codes: Vec<Code> = results.iter().map(|result| code(result.status.as_ref())).collect();
+    assert_eq!(codes, [Code::PermissionDenied, Code::Ok]);
+}
