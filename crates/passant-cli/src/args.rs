@@ -7,6 +7,9 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
+use crate::commands::lint::accept;
+use crate::lint::Rule;
+
 /// Identities for workloads: register, inspect and fetch them.
 #[derive(Parser)]
 #[command(name = "passant", version, max_term_width = 110, arg_required_else_help = true)]
@@ -92,6 +95,8 @@ pub(crate) enum Command {
     Logger(Logger),
     /// Ask the server, or the agent, whether it can be relied on: exits with 0 if so, else with 1
     Healthcheck(Healthcheck),
+    /// Look for entries that are too broad, in each other's way, or for nobody: exits with 3 if there are findings
+    Lint(Lint),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -169,6 +174,61 @@ pub(crate) enum LogLevel {
     Debug,
     /// What happens within a request.
     Trace,
+}
+
+/// Every finding says what was seen, what may come of it and what to do. The rules are described in the README of
+/// crates/passant-cli.
+#[derive(Args)]
+pub(crate) struct Lint {
+    /// Look at the entries of this file (- for standard input) instead of the server's: what
+    /// `passant entry export`, `passant entry list -o json` and `spire-server entry show -output json` print
+    pub(crate) file: Option<PathBuf>,
+    /// The agents there are: what `agent list` prints as JSON. With a file, parents are not looked for without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) agents: Option<PathBuf>,
+    /// The foreign bundles there are: what `bundle list` or `federation list` print as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bundles: Option<PathBuf>,
+    /// Print a SARIF 2.1.0 log, for code scanning
+    #[arg(long)]
+    pub(crate) sarif: bool,
+    /// The least finding that makes the exit code 3
+    #[arg(long, value_enum, default_value_t = FailOn::Warning)]
+    pub(crate) fail_on: FailOn,
+    /// Take a finding for right: those of a rule, or only those about one entry id, SPIFFE ID or trust domain
+    #[arg(long, value_name = "RULE[=ID]", value_parser = accept)]
+    pub(crate) accept: Vec<Accept>,
+    /// The longest lifetime of X509-SVIDs that is no finding
+    #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = span)]
+    pub(crate) max_x509_svid_ttl: Duration,
+    /// The longest lifetime of JWT-SVIDs that is no finding
+    #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = span)]
+    pub(crate) max_jwt_svid_ttl: Duration,
+    /// The fewest selectors that are no finding; one that names a single program, pod or unit is always enough
+    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    pub(crate) min_selectors: usize,
+}
+
+/// From which level on findings make a command fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailOn {
+    /// Errors.
+    Error,
+    /// Warnings and errors.
+    Warning,
+    /// All.
+    Note,
+    /// None.
+    Never,
+}
+
+/// A finding that is as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Accept {
+    /// Of this rule.
+    pub(crate) rule: Rule,
+    /// About this entry, SPIFFE ID or trust domain; about any if none.
+    pub(crate) of: Option<String>,
 }
 
 #[derive(Args)]

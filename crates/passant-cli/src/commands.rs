@@ -7,6 +7,7 @@ pub(crate) mod entry;
 pub(crate) mod files;
 pub(crate) mod healthcheck;
 pub(crate) mod jwt;
+pub(crate) mod lint;
 pub(crate) mod logger;
 pub(crate) mod store;
 pub(crate) mod svid;

@@ -11,6 +11,18 @@ use serde_json::Value;
 
 use crate::args::{Cli, Format};
 
+/// How a command ended that did what it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing more to say.
+    Fine,
+    /// There is something to look at: findings, or differences.
+    Noteworthy,
+}
+
+/// The exit code of [`Verdict::Noteworthy`]. 1 is for errors, 2 for arguments that are wrong.
+pub(crate) const NOTEWORTHY: u8 = 3;
+
 /// Standard output, in the format that the user asked for.
 pub(crate) struct Output {
     format: Format,

@@ -5,12 +5,14 @@ use std::time::Duration;
 use anyhow::bail;
 use passant_core::{EntryId, Selector, TrustDomain, UnixTime};
 use passant_proto::convert::{id, selector};
+use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::entry::{
     BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, CountEntriesRequest,
     GetEntryRequest, ListEntriesRequest, count_entries_request, list_entries_request,
 };
 use passant_proto::types;
 use serde_json::json;
+use tonic::transport::Channel;
 
 use crate::args::{Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Match, ServerSocket};
 use crate::connect::{Server, refused};
@@ -18,7 +20,7 @@ use crate::json;
 use crate::render::{Output, fields};
 
 /// How many entries are asked for at once.
-const PAGE: i32 = 500;
+const PAGE: i32 = 1_000;
 
 pub(crate) async fn run(command: Entry, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
     let server = Server::connect(socket).await?;
@@ -131,22 +133,45 @@ async fn show(id: &EntryId, server: &Server, out: &mut Output) -> anyhow::Result
     out.print(|| json::entry(&entry), |to| print_entry(to, &entry))
 }
 
-async fn list(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow::Result<()> {
-    let mut entries = Vec::new();
-    let mut page_token = String::new();
-    loop {
+/// The entries that pass `filter`, with the fields of `output_mask`, page by page.
+pub(crate) fn pages(
+    server: &Server,
+    filter: Option<list_entries_request::Filter>,
+    output_mask: Option<types::EntryMask>,
+) -> Pages {
+    Pages { client: server.entries(), filter, output_mask, next: Some(String::new()) }
+}
+
+/// A list that is being read.
+pub(crate) struct Pages {
+    client: EntryClient<Channel>,
+    filter: Option<list_entries_request::Filter>,
+    output_mask: Option<types::EntryMask>,
+    /// Names the next page; none after the last.
+    next: Option<String>,
+}
+
+impl Pages {
+    /// The next page, or none after the last.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<types::Entry>>> {
+        let Some(page_token) = self.next.take() else { return Ok(None) };
         let request = ListEntriesRequest {
-            filter: Some(wire_filter(filter)),
-            output_mask: None,
+            filter: self.filter.clone(),
+            output_mask: self.output_mask,
             page_size: PAGE,
             page_token,
         };
-        let page = server.entries().list_entries(request).await.map_err(refused)?.into_inner();
-        entries.extend(page.entries);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
+        let page = self.client.list_entries(request).await.map_err(refused)?.into_inner();
+        self.next = Some(page.next_page_token).filter(|token| !token.is_empty());
+        Ok(Some(page.entries))
+    }
+}
+
+async fn list(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    let mut entries = Vec::new();
+    let mut pages = pages(server, Some(wire_filter(filter)), None);
+    while let Some(page) = pages.next().await? {
+        entries.extend(page);
     }
     out.table(
         || json!({ "entries": entries.iter().map(json::entry).collect::<serde_json::Value>(), "next_page_token": "" }),

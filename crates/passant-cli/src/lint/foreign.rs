@@ -1,0 +1,26 @@
+//! Do entries and foreign bundles fit each other?
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Findings, Register, Rule, count};
+
+pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
+    let Some(bundles) = &register.foreign else { return };
+    let mut used: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (at, entry) in register.entries.iter().enumerate() {
+        for trust_domain in entry.federates_with.iter().map(String::as_str).collect::<BTreeSet<_>>() {
+            used.entry(trust_domain).or_default().push(at);
+        }
+    }
+    for trust_domain in bundles.iter().filter(|trust_domain| !used.contains_key(trust_domain.as_str())) {
+        let evidence = format!("the bundle of {trust_domain} is there, and no entry federates with it");
+        found.add_about(Rule::UnusedFederation, trust_domain, evidence);
+    }
+    for (trust_domain, entries) in used {
+        if !bundles.contains(trust_domain) {
+            let evidence =
+                format!("{} federating with {trust_domain}: its bundle is not there", count(entries.len()));
+            found.add(Rule::MissingBundle, entries, evidence);
+        }
+    }
+}
