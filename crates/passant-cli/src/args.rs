@@ -1,14 +1,19 @@
 //! Which commands and flags are there?
 
+mod entry;
+mod lint;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{Selector, SpiffeId, TrustDomain, UnixTime};
 
-use crate::commands::lint::accept;
-use crate::lint::Rule;
+pub(crate) use self::entry::{
+    Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Export, Import, Match, Shape,
+};
+pub(crate) use self::lint::{Accept, FailOn, Lint};
 
 /// Identities for workloads: register, inspect and fetch them.
 #[derive(Parser)]
@@ -72,7 +77,7 @@ pub(crate) enum Command {
     /// Agents of attested nodes
     #[command(subcommand)]
     Agent(Agent),
-    /// The trust domain's bundle
+    /// Bundles: the trust domain's own, and those of foreign ones
     #[command(subcommand)]
     Bundle(Bundle),
     /// X509-SVIDs minted by the server for an operator
@@ -176,61 +181,6 @@ pub(crate) enum LogLevel {
     Trace,
 }
 
-/// Every finding says what was seen, what may come of it and what to do. The rules are described in the README of
-/// crates/passant-cli.
-#[derive(Args)]
-pub(crate) struct Lint {
-    /// Look at the entries of this file (- for standard input) instead of the server's: what
-    /// `passant entry export`, `passant entry list -o json` and `spire-server entry show -output json` print
-    pub(crate) file: Option<PathBuf>,
-    /// The agents there are: what `agent list` prints as JSON. With a file, parents are not looked for without it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) agents: Option<PathBuf>,
-    /// The foreign bundles there are: what `bundle list` or `federation list` print as JSON
-    #[arg(long, value_name = "FILE")]
-    pub(crate) bundles: Option<PathBuf>,
-    /// Print a SARIF 2.1.0 log, for code scanning
-    #[arg(long)]
-    pub(crate) sarif: bool,
-    /// The least finding that makes the exit code 3
-    #[arg(long, value_enum, default_value_t = FailOn::Warning)]
-    pub(crate) fail_on: FailOn,
-    /// Take a finding for right: those of a rule, or only those about one entry id, SPIFFE ID or trust domain
-    #[arg(long, value_name = "RULE[=ID]", value_parser = accept)]
-    pub(crate) accept: Vec<Accept>,
-    /// The longest lifetime of X509-SVIDs that is no finding
-    #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = span)]
-    pub(crate) max_x509_svid_ttl: Duration,
-    /// The longest lifetime of JWT-SVIDs that is no finding
-    #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = span)]
-    pub(crate) max_jwt_svid_ttl: Duration,
-    /// The fewest selectors that are no finding; one that names a single program, pod or unit is always enough
-    #[arg(long, value_name = "COUNT", default_value_t = 2)]
-    pub(crate) min_selectors: usize,
-}
-
-/// From which level on findings make a command fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FailOn {
-    /// Errors.
-    Error,
-    /// Warnings and errors.
-    Warning,
-    /// All.
-    Note,
-    /// None.
-    Never,
-}
-
-/// A finding that is as it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Accept {
-    /// Of this rule.
-    pub(crate) rule: Rule,
-    /// About this entry, SPIFFE ID or trust domain; about any if none.
-    pub(crate) of: Option<String>,
-}
-
 #[derive(Args)]
 pub(crate) struct Healthcheck {
     /// Ask the agent, on the Workload API's socket, instead of the server
@@ -254,140 +204,6 @@ pub(crate) struct Dev {
 }
 
 #[derive(Subcommand)]
-pub(crate) enum Entry {
-    /// Register an entry
-    Create(Box<EntryCreate>),
-    /// Change some of an entry's fields; what is not named stays
-    Update(Box<EntryUpdate>),
-    /// Delete entries
-    Delete {
-        /// Their ids
-        #[arg(required = true, value_parser = EntryId::parse)]
-        ids: Vec<EntryId>,
-    },
-    /// Show one entry
-    Show {
-        /// Its id
-        #[arg(value_parser = EntryId::parse)]
-        id: EntryId,
-    },
-    /// List entries
-    List(EntryFilter),
-    /// Count entries
-    Count(EntryFilter),
-}
-
-#[derive(Args)]
-#[command(group = ArgGroup::new("below").required(true))]
-pub(crate) struct EntryCreate {
-    /// The entry's id; the server chooses one if left out
-    #[arg(long, value_parser = EntryId::parse)]
-    pub(crate) id: Option<EntryId>,
-    /// The SPIFFE ID to issue
-    #[arg(long, value_parser = SpiffeId::parse)]
-    pub(crate) spiffe_id: SpiffeId,
-    /// The agent, node alias or workload below which the entry applies
-    #[arg(long, group = "below", value_parser = SpiffeId::parse)]
-    pub(crate) parent_id: Option<SpiffeId>,
-    /// Make it a node alias: its selectors are those of nodes, its parent is the server
-    #[arg(long, group = "below")]
-    pub(crate) node: bool,
-    /// A fact that must be attested, such as unix:uid:1000; all of them must be
-    #[arg(long = "selector", required = true, value_name = "KIND:VALUE", value_parser = Selector::parse)]
-    pub(crate) selectors: Vec<Selector>,
-    #[command(flatten)]
-    pub(crate) fields: EntryFields,
-}
-
-#[derive(Args)]
-pub(crate) struct EntryUpdate {
-    /// The entry's id
-    #[arg(value_parser = EntryId::parse)]
-    pub(crate) id: EntryId,
-    /// A new SPIFFE ID
-    #[arg(long, value_parser = SpiffeId::parse)]
-    pub(crate) spiffe_id: Option<SpiffeId>,
-    /// A new parent ID
-    #[arg(long, value_parser = SpiffeId::parse)]
-    pub(crate) parent_id: Option<SpiffeId>,
-    /// The new selectors, replacing all of the old ones
-    #[arg(long = "selector", value_name = "KIND:VALUE", value_parser = Selector::parse)]
-    pub(crate) selectors: Vec<Selector>,
-    #[command(flatten)]
-    pub(crate) fields: EntryFields,
-}
-
-/// The fields that an entry may have.
-#[derive(Args)]
-pub(crate) struct EntryFields {
-    /// Lifetime of X509-SVIDs, such as 30m; 0s for the server's default
-    #[arg(long, value_name = "SPAN", value_parser = span)]
-    pub(crate) x509_svid_ttl: Option<Duration>,
-    /// Lifetime of JWT-SVIDs, such as 5m; 0s for the server's default
-    #[arg(long, value_name = "SPAN", value_parser = span)]
-    pub(crate) jwt_svid_ttl: Option<Duration>,
-    /// A trust domain whose bundle the workload gets
-    #[arg(long, value_name = "TRUST_DOMAIN", value_parser = TrustDomain::parse)]
-    pub(crate) federates_with: Vec<TrustDomain>,
-    /// A DNS name for the X509-SVID; the first is also its common name
-    #[arg(long = "dns-name", value_name = "NAME")]
-    pub(crate) dns_names: Vec<String>,
-    /// When the entry ends: nothing issued for it is valid longer
-    #[arg(long, value_name = "RFC3339", value_parser = instant)]
-    pub(crate) expires_at: Option<UnixTime>,
-    /// A word that tells the workload's identities apart
-    #[arg(long)]
-    pub(crate) hint: Option<String>,
-    /// Let its X509-SVID administer the server [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub(crate) admin: Option<bool>,
-    /// Let its X509-SVID ask for an intermediate authority [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub(crate) downstream: Option<bool>,
-    /// For a secret store, not for the Workload API [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub(crate) store_svid: Option<bool>,
-    /// Give each JWT-SVID a jti and never cache it [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub(crate) jwt_svid_include_jti: Option<bool>,
-    /// Mint the X509-SVID only when a workload asks for it [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub(crate) disable_x509_svid_prefetch: Option<bool>,
-}
-
-#[derive(Args)]
-pub(crate) struct EntryFilter {
-    /// Only entries that issue this SPIFFE ID
-    #[arg(long, value_parser = SpiffeId::parse)]
-    pub(crate) spiffe_id: Option<SpiffeId>,
-    /// Only entries below this parent ID
-    #[arg(long, value_parser = SpiffeId::parse)]
-    pub(crate) parent_id: Option<SpiffeId>,
-    /// Only entries whose selectors compare with these as --match says
-    #[arg(long = "selector", value_name = "KIND:VALUE", value_parser = Selector::parse)]
-    pub(crate) selectors: Vec<Selector>,
-    /// How the selectors compare
-    #[arg(long = "match", value_enum, default_value_t = Match::Superset)]
-    pub(crate) matching: Match,
-    /// Only entries with this hint
-    #[arg(long)]
-    pub(crate) hint: Option<String>,
-}
-
-/// How an entry's selectors compare with the ones asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Match {
-    /// The same.
-    Exact,
-    /// At least one in common.
-    Any,
-    /// All of them, perhaps more.
-    Superset,
-    /// None but these.
-    Subset,
-}
-
-#[derive(Subcommand)]
 pub(crate) enum Token {
     /// Make a join token
     #[command(alias = "create")]
@@ -404,14 +220,9 @@ pub(crate) enum Token {
 #[derive(Subcommand)]
 pub(crate) enum Agent {
     /// List the agents
-    List {
-        /// Only agents attested this way, such as join_token
-        #[arg(long)]
-        attestation_type: Option<String>,
-        /// Only banned agents, or only others
-        #[arg(long)]
-        banned: Option<bool>,
-    },
+    List(AgentFilter),
+    /// Count the agents
+    Count(AgentFilter),
     /// Show one agent
     Show {
         /// Its SPIFFE ID
@@ -430,16 +241,101 @@ pub(crate) enum Agent {
         #[arg(value_parser = SpiffeId::parse)]
         spiffe_id: SpiffeId,
     },
+    /// Forget the agents whose X509-SVIDs expired long ago; banned ones stay
+    Purge(Purge),
+}
+
+#[derive(Args)]
+pub(crate) struct AgentFilter {
+    /// Only agents attested this way, such as join_token
+    #[arg(long)]
+    pub(crate) attestation_type: Option<String>,
+    /// Only agents whose selectors compare with these as --match says
+    #[arg(long = "selector", value_name = "KIND:VALUE", value_parser = Selector::parse)]
+    pub(crate) selectors: Vec<Selector>,
+    /// How the selectors compare
+    #[arg(long = "match", value_enum, default_value_t = Match::Superset)]
+    pub(crate) matching: Match,
+    /// Only banned agents, or only others [possible: true, false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) banned: Option<bool>,
+    /// Only agents that can attest again by themselves, or only others [possible: true, false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) can_reattest: Option<bool>,
+    /// Only agents whose X509-SVID ends before this
+    #[arg(long, value_name = "RFC3339", value_parser = instant)]
+    pub(crate) expires_before: Option<UnixTime>,
+}
+
+#[derive(Args)]
+pub(crate) struct Purge {
+    /// How long ago the X509-SVID must have expired
+    #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = span)]
+    pub(crate) expired_for: Duration,
+    /// Agents that cannot attest again by themselves too, such as those of join tokens: they need a new token to come back
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only show which: exits with 3 if there are any
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Bundle {
-    /// Print the bundle
+    /// Print the trust domain's bundle, or that of a foreign trust domain
     Show {
+        /// The foreign trust domain
+        #[arg(value_parser = TrustDomain::parse)]
+        trust_domain: Option<TrustDomain>,
         /// The form; JSON output (-o json) has SPIRE's form instead
         #[arg(long, value_enum, default_value_t = BundleFormat::Pem)]
         format: BundleFormat,
     },
+    /// List the bundles of foreign trust domains
+    List,
+    /// Count the bundles, the trust domain's own among them
+    Count,
+    /// Add or replace the bundle of a foreign trust domain
+    Set {
+        /// The foreign trust domain
+        #[arg(value_parser = TrustDomain::parse)]
+        trust_domain: TrustDomain,
+        /// A file with the bundle; - for standard input
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// Its form; told by its first character if left out
+        #[arg(long, value_enum)]
+        format: Option<BundleFile>,
+    },
+    /// Delete the bundle of a foreign trust domain
+    Delete {
+        /// The foreign trust domain
+        #[arg(value_parser = TrustDomain::parse)]
+        trust_domain: TrustDomain,
+        /// What becomes of the entries that federate with it
+        #[arg(long, value_enum, default_value_t = DeleteMode::Restrict)]
+        mode: DeleteMode,
+    },
+}
+
+/// The forms in which a bundle is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BundleFile {
+    /// X.509 authorities, one section each.
+    Pem,
+    /// The SPIFFE bundle document.
+    Spiffe,
+}
+
+/// What becomes of the entries that federate with a trust domain whose bundle is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeleteMode {
+    /// The bundle stays as long as there are any.
+    Restrict,
+    /// They are deleted too.
+    Delete,
+    /// They stay, and no longer federate with it.
+    Dissociate,
 }
 
 /// The forms of a bundle.

@@ -69,12 +69,10 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-type Each<'a> = &'a mut dyn FnMut(Written) -> Result<(), &'static str>;
-
 /// The whole text: a list of entries, or an object that holds one as `entries`.
 struct Top<'a> {
     lines: Rc<Cell<usize>>,
-    each: Each<'a>,
+    each: &'a mut dyn FnMut(Written) -> Result<(), &'static str>,
 }
 
 impl<'de> Visitor<'de> for Top<'_> {

@@ -44,12 +44,39 @@ pub(crate) fn entry(entry: &types::Entry) -> Value {
         "created_at": entry.created_at.to_string(),
     });
     if let Some(more) = &entry.additional_attributes {
-        json["additional_attributes"] = json!({
-            "disable_x509_svid_prefetch": more.disable_x509_svid_prefetch,
-            "jwt_svid_include_jti": more.jwt_svid_include_jti,
-        });
+        json["additional_attributes"] = attributes(more);
     }
     json
+}
+
+/// An entry as `spire-server entry create -data` takes it: IDs as texts, without what only a server says.
+pub(crate) fn entry_data(entry: &types::Entry) -> Value {
+    let mut json = json!({
+        "entry_id": entry.id,
+        "spiffe_id": spiffe_id_text(entry.spiffe_id.as_ref()),
+        "parent_id": spiffe_id_text(entry.parent_id.as_ref()),
+        "selectors": selectors(&entry.selectors),
+        "x509_svid_ttl": entry.x509_svid_ttl,
+        "jwt_svid_ttl": entry.jwt_svid_ttl,
+        "federates_with": entry.federates_with.iter().map(|name| format!("spiffe://{name}")).collect::<Value>(),
+        "admin": entry.admin,
+        "downstream": entry.downstream,
+        "entryExpiry": entry.expires_at,
+        "dns_names": entry.dns_names,
+        "store_svid": entry.store_svid,
+        "hint": entry.hint,
+    });
+    if let Some(more) = &entry.additional_attributes {
+        json["additional_attributes"] = attributes(more);
+    }
+    json
+}
+
+fn attributes(more: &types::entry::AdditionalAttributes) -> Value {
+    json!({
+        "disable_x509_svid_prefetch": more.disable_x509_svid_prefetch,
+        "jwt_svid_include_jti": more.jwt_svid_include_jti,
+    })
 }
 
 pub(crate) fn jwt_svid(svid: &types::Jwtsvid) -> Value {
@@ -100,6 +127,47 @@ pub(crate) fn status(status: &types::Status) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back_in_either_shape() {
+        let id = |path: &str| {
+            Some(types::Spiffeid { trust_domain: "example.org".to_owned(), path: path.to_owned() })
+        };
+        let wire = types::Entry {
+            id: "one".to_owned(),
+            spiffe_id: id("/web"),
+            parent_id: id("/node"),
+            selectors: vec![types::Selector { r#type: "unix".to_owned(), value: "uid:1".to_owned() }],
+            x509_svid_ttl: 60,
+            federates_with: vec!["other.test".to_owned()],
+            admin: true,
+            downstream: true,
+            expires_at: 1_790_000_000,
+            dns_names: vec!["web".to_owned()],
+            revision_number: 7,
+            store_svid: true,
+            jwt_svid_ttl: 30,
+            hint: "blue".to_owned(),
+            created_at: 5,
+            additional_attributes: Some(types::entry::AdditionalAttributes {
+                disable_x509_svid_prefetch: true,
+                jwt_svid_include_jti: true,
+            }),
+        };
+        let back = |json: Value| {
+            let mut found = Vec::new();
+            crate::entry_file::read(json!([json]).to_string().as_bytes(), |written| {
+                assert!(written.unknown.is_empty(), "{:?}", written.unknown);
+                found.push(written.entry);
+                Ok(())
+            })
+            .unwrap();
+            found.remove(0)
+        };
+        assert_eq!(back(entry(&wire)), wire);
+        let written = types::Entry { revision_number: 0, created_at: 0, ..wire.clone() };
+        assert_eq!(back(entry_data(&wire)), written);
+    }
 
     #[test]
     fn an_entry_without_further_attributes_names_none() {

@@ -15,41 +15,39 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::{Cli, Command};
-use crate::render::{Output, Verdict};
+use crate::render::Output;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut out = Output::stdout(cli.output);
     match run(cli, &mut out) {
-        Ok(Verdict::Fine) => ExitCode::SUCCESS,
-        Ok(Verdict::Noteworthy) => ExitCode::from(render::NOTEWORTHY),
-        // Whoever reads has seen enough, as `head` does.
-        Err(error) if render::is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
+        Err(error) if !render::is_closed_pipe(&error) => {
             out.error(&error);
             ExitCode::FAILURE
         }
+        // A closed pipe is a reader that has seen enough, as `head` does.
+        Ok(()) | Err(_) if out.is_noteworthy() => ExitCode::from(render::NOTEWORTHY),
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
     }
 }
 
 #[tokio::main]
-async fn run(cli: Cli, out: &mut Output) -> anyhow::Result<Verdict> {
+async fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     let server = cli.server;
     match cli.command {
-        Command::Dev(args) => dev::run(args, out).await?,
-        Command::Entry(command) => commands::entry::run(command, &server, out).await?,
-        Command::Token(command) => commands::token::run(command, &server, out).await?,
-        Command::Agent(command) => commands::agent::run(command, &server, out).await?,
-        Command::Access(command) => commands::access::run(command, &server, out).await?,
-        Command::Bundle(command) => commands::bundle::run(command, &server, out).await?,
-        Command::X509(command) => commands::x509::run(command, &server, out).await?,
-        Command::Jwt(command) => commands::jwt::run(command, &server, out).await?,
-        Command::Store(command) => commands::store::run(command, &server, out).await?,
-        Command::Svid(command) => commands::svid::run(command, out).await?,
-        Command::Logger(command) => commands::logger::run(command, &server, out).await?,
-        Command::Healthcheck(args) => commands::healthcheck::run(args, &server, out).await?,
-        Command::Lint(args) => return commands::lint::run(args, &server, out).await,
-        Command::Completion { shell } => out.completion(shell)?,
+        Command::Dev(args) => dev::run(args, out).await,
+        Command::Entry(command) => commands::entry::run(command, &server, out).await,
+        Command::Token(command) => commands::token::run(command, &server, out).await,
+        Command::Agent(command) => commands::agent::run(command, &server, out).await,
+        Command::Access(command) => commands::access::run(command, &server, out).await,
+        Command::Bundle(command) => commands::bundle::run(command, &server, out).await,
+        Command::X509(command) => commands::x509::run(command, &server, out).await,
+        Command::Jwt(command) => commands::jwt::run(command, &server, out).await,
+        Command::Store(command) => commands::store::run(command, &server, out).await,
+        Command::Svid(command) => commands::svid::run(command, out).await,
+        Command::Logger(command) => commands::logger::run(command, &server, out).await,
+        Command::Healthcheck(args) => commands::healthcheck::run(args, &server, out).await,
+        Command::Lint(args) => commands::lint::run(args, &server, out).await,
+        Command::Completion { shell } => out.completion(shell),
     }
-    Ok(Verdict::Fine)
 }

@@ -14,6 +14,7 @@ const SILENT: Duration = Duration::from_millis(500);
 pub(crate) struct Progress {
     what: &'static str,
     done: usize,
+    of: Option<usize>,
     next: Option<Instant>,
     shown: bool,
 }
@@ -22,7 +23,12 @@ impl Progress {
     /// `what` is counted, such as "entries read".
     pub(crate) fn new(what: &'static str) -> Self {
         let next = io::stderr().is_terminal().then(|| Instant::now() + SILENT);
-        Self { what, done: 0, next, shown: false }
+        Self { what, done: 0, of: None, next, shown: false }
+    }
+
+    /// The same, when it is known how many there are.
+    pub(crate) fn of(what: &'static str, all: usize) -> Self {
+        Self { of: Some(all), ..Self::new(what) }
     }
 
     /// So many more are done.
@@ -38,7 +44,11 @@ impl Progress {
     }
 
     fn line(&self) -> String {
-        format!("{} {}", self.done, self.what)
+        let Self { what, done, .. } = self;
+        match self.of {
+            Some(all) => format!("{done} of {all} {what}"),
+            None => format!("{done} {what}"),
+        }
     }
 
     /// Over what stood there before.
@@ -63,8 +73,9 @@ mod tests {
 
     #[test]
     fn the_line_counts() {
-        let mut progress = Progress { what: "entries", done: 0, next: None, shown: false };
+        let mut progress = Progress { what: "entries", done: 0, of: None, next: None, shown: false };
         progress.add(7);
         assert_eq!(progress.line(), "7 entries");
+        assert_eq!(Progress { of: Some(9), ..progress }.line(), "7 of 9 entries");
     }
 }

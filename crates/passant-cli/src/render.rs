@@ -1,7 +1,7 @@
 //! How are results printed: for people as tables and lines, for programs as JSON?
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -11,27 +11,30 @@ use serde_json::Value;
 
 use crate::args::{Cli, Format};
 
-/// How a command ended that did what it was asked to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Nothing more to say.
-    Fine,
-    /// There is something to look at: findings, or differences.
-    Noteworthy,
-}
-
-/// The exit code of [`Verdict::Noteworthy`]. 1 is for errors, 2 for arguments that are wrong.
+/// The exit code of a command that did what it was asked to, and found something to look at: findings, differences. 1 is
+/// for errors, 2 for arguments that are wrong.
 pub(crate) const NOTEWORTHY: u8 = 3;
 
 /// Standard output, in the format that the user asked for.
 pub(crate) struct Output {
     format: Format,
     to: Box<dyn Write>,
+    noteworthy: bool,
 }
 
 impl Output {
     pub(crate) fn stdout(format: Format) -> Self {
-        Self { format, to: Box::new(io::stdout()) }
+        Self { format, to: Box::new(io::stdout()), noteworthy: false }
+    }
+
+    /// There is something to look at in what is printed: the exit code says so.
+    pub(crate) fn note(&mut self) {
+        self.noteworthy = true;
+    }
+
+    /// Whether there is.
+    pub(crate) fn is_noteworthy(&self) -> bool {
+        self.noteworthy
     }
 
     /// Prints `json` when JSON was asked for, else what `people` writes.
@@ -55,17 +58,28 @@ impl Output {
         header: &[&str],
         rows: impl IntoIterator<Item = Vec<String>>,
     ) -> anyhow::Result<()> {
-        self.print(json, |to| {
-            let mut table = Table::new();
-            table.load_style(NOTHING).set_header(header.to_vec());
-            if io::stdout().is_terminal() {
-                table.set_content_arrangement(ContentArrangement::Dynamic);
-            }
-            for row in rows {
-                table.add_row(row);
-            }
-            writeln!(to, "{}", table.trim_fmt())
-        })
+        self.print(json, |to| print_table(to, header, rows))
+    }
+
+    /// A list that comes page by page and is printed so: however long it is, one page of it is in memory.
+    pub(crate) fn list(&mut self, name: &'static str, header: &'static [&'static str]) -> Listing<'_> {
+        Listing {
+            format: self.format,
+            to: BufWriter::new(&mut *self.to),
+            name,
+            header,
+            printed: Printed::Nothing,
+        }
+    }
+
+    /// Whether JSON was asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Where to write what is the same in every format.
+    pub(crate) fn writer(&mut self) -> &mut dyn Write {
+        &mut *self.to
     }
 
     /// Writes the completion script for `shell`.
@@ -88,6 +102,128 @@ impl Output {
         // Nothing is left to be told if standard error is closed.
         drop(writeln!(io::stderr(), "{line}"));
     }
+}
+
+fn print_table(
+    to: &mut dyn Write,
+    header: &[&str],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header.to_vec());
+    if io::stdout().is_terminal() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
+    for row in rows {
+        table.add_row(row);
+    }
+    writeln!(to, "{}", table.trim_fmt())
+}
+
+/// A list that is being printed. Ends with [`Listing::end`].
+pub(crate) struct Listing<'a> {
+    format: Format,
+    to: BufWriter<&'a mut dyn Write>,
+    name: &'static str,
+    header: &'static [&'static str],
+    printed: Printed,
+}
+
+/// How far a list has come.
+enum Printed {
+    Nothing,
+    /// As JSON, so many items.
+    Items(usize),
+    /// Not yet: a table of one page is set as a whole.
+    FirstPage(Vec<Vec<String>>),
+    /// Rows, with the widths of the first page's columns.
+    Rows(Vec<usize>),
+}
+
+impl Listing<'_> {
+    /// Prints one page.
+    pub(crate) fn page<T>(
+        &mut self,
+        items: &[T],
+        json: impl Fn(&T) -> Value,
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> anyhow::Result<()> {
+        if self.format == Format::Json {
+            return self.json_page(items, json);
+        }
+        let rows = items.iter().map(row);
+        match &mut self.printed {
+            Printed::Nothing | Printed::Items(_) => self.printed = Printed::FirstPage(rows.collect()),
+            Printed::FirstPage(first) => {
+                let first = std::mem::take(first);
+                let widths = widths(self.header, &first);
+                let header = self.header.iter().map(|&name| name.to_owned()).collect();
+                for row in std::iter::once(header).chain(first).chain(rows) {
+                    print_row(&mut self.to, &widths, &row)?;
+                }
+                self.printed = Printed::Rows(widths);
+            }
+            Printed::Rows(widths) => {
+                for row in rows {
+                    print_row(&mut self.to, widths, &row)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn json_page<T>(&mut self, items: &[T], json: impl Fn(&T) -> Value) -> anyhow::Result<()> {
+        let mut count = self.begin_json()?;
+        for item in items {
+            if count > 0 {
+                write!(self.to, ",")?;
+            }
+            write!(self.to, "{}", json(item))?;
+            count += 1;
+        }
+        self.printed = Printed::Items(count);
+        Ok(())
+    }
+
+    /// Opens the list if that is still to be done; says how many items it has.
+    fn begin_json(&mut self) -> anyhow::Result<usize> {
+        match &self.printed {
+            Printed::Items(count) => Ok(*count),
+            Printed::Nothing | Printed::FirstPage(_) | Printed::Rows(_) => {
+                write!(self.to, "{{\"{}\":[", self.name)?;
+                Ok(0)
+            }
+        }
+    }
+
+    /// Ends the list: all of it was printed.
+    pub(crate) fn end(mut self) -> anyhow::Result<()> {
+        if self.format == Format::Json {
+            self.begin_json()?;
+            writeln!(self.to, "],\"next_page_token\":\"\"}}")?;
+        } else if let Printed::FirstPage(rows) = std::mem::replace(&mut self.printed, Printed::Nothing) {
+            print_table(&mut self.to, self.header, rows)?;
+        }
+        Ok(self.to.flush()?)
+    }
+}
+
+/// The widths of columns, in characters.
+fn widths(header: &[&str], rows: &[Vec<String>]) -> Vec<usize> {
+    let mut widths: Vec<usize> = header.iter().map(|name| name.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    widths
+}
+
+/// Prints one row as the whole table does; a cell that is too long pushes the others.
+fn print_row(to: &mut impl Write, widths: &[usize], row: &[String]) -> io::Result<()> {
+    let line: String =
+        row.iter().zip(widths).map(|(cell, width)| format!(" {cell:<width$} ", width = *width)).collect();
+    writeln!(to, "{}", line.trim_end())
 }
 
 /// Whether the only trouble is that nobody reads standard output any more.
@@ -139,16 +275,53 @@ mod tests {
     #[test]
     fn a_reader_that_has_seen_enough_is_no_error_and_no_panic() {
         for format in [Format::Table, Format::Json] {
-            let mut out = Output { format, to: Box::new(Closed) };
+            let mut out = Output { format, to: Box::new(Closed), noteworthy: false };
             let printed = out.table(|| Value::Null, &["A"], [vec!["a".to_owned()]]);
             assert!(is_closed_pipe(&printed.unwrap_err()));
         }
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let mut out = Output { format: Format::Table, to: Box::new(Closed) };
+            let mut out = Output { format: Format::Table, to: Box::new(Closed), noteworthy: false };
             assert!(is_closed_pipe(&out.completion(shell).unwrap_err()));
         }
         let full = anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull));
         assert!(!is_closed_pipe(&full));
+    }
+
+    /// Standard output that can be looked at.
+    #[derive(Clone, Default)]
+    struct Seen(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
+
+    impl Write for Seen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn listed(format: Format, pages: &[&[&str]]) -> String {
+        let seen = Seen::default();
+        let mut out = Output { format, to: Box::new(seen.clone()), noteworthy: false };
+        let mut list = out.list("words", &["WORD", "AGAIN"]);
+        for page in pages {
+            let json = |word: &&str| Value::from(*word);
+            list.page(page, json, |word| vec![(*word).to_owned(), (*word).to_owned()]).unwrap();
+        }
+        list.end().unwrap();
+        String::from_utf8(seen.0.take()).unwrap()
+    }
+
+    #[test]
+    fn a_list_is_the_same_however_many_pages_it_has() {
+        let json = r#"{"words":["a","b","c"],"next_page_token":""}"#;
+        assert_eq!(listed(Format::Json, &[&["a", "b", "c"]]).trim_end(), json);
+        assert_eq!(listed(Format::Json, &[&["a"], &[], &["b", "c"]]).trim_end(), json);
+        assert_eq!(listed(Format::Json, &[]).trim_end(), r#"{"words":[],"next_page_token":""}"#);
+        let whole = listed(Format::Table, &[&["a", "longest", "c"]]);
+        assert_eq!(listed(Format::Table, &[&["a", "longest"], &["c"]]), whole);
+        assert_eq!(whole.lines().count(), 4);
     }
 
     #[test]

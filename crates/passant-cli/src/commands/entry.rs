@@ -1,26 +1,26 @@
-//! `passant entry`: register, change, delete, show, list and count entries.
+//! `passant entry`: register, change, delete, show, list and count entries; entries as files.
+
+mod apply;
+mod batch;
+mod import;
+mod list;
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use passant_core::{EntryId, Selector, TrustDomain, UnixTime};
 use passant_proto::convert::{id, selector};
-use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::entry::{
-    BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, CountEntriesRequest,
-    GetEntryRequest, ListEntriesRequest, count_entries_request, list_entries_request,
+    BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, GetEntryRequest,
 };
 use passant_proto::types;
 use serde_json::json;
-use tonic::transport::Channel;
 
-use crate::args::{Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Match, ServerSocket};
+pub(crate) use self::list::{pages, selector_match};
+use crate::args::{Entry, EntryCreate, EntryFields, EntryUpdate, ServerSocket};
 use crate::connect::{Server, refused};
 use crate::json;
 use crate::render::{Output, fields};
-
-/// How many entries are asked for at once.
-const PAGE: i32 = 1_000;
 
 pub(crate) async fn run(command: Entry, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
     let server = Server::connect(socket).await?;
@@ -29,8 +29,11 @@ pub(crate) async fn run(command: Entry, socket: &ServerSocket, out: &mut Output)
         Entry::Update(args) => update(*args, &server, out).await,
         Entry::Delete { ids } => delete(&ids, &server, out).await,
         Entry::Show { id } => show(&id, &server, out).await,
-        Entry::List(filter) => list(&filter, &server, out).await,
-        Entry::Count(filter) => count(&filter, &server, out).await,
+        Entry::List(filter) => list::list(&filter, &server, out).await,
+        Entry::Count(filter) => list::count(&filter, &server, out).await,
+        Entry::Export(args) => list::export(*args, &server, out).await,
+        Entry::Import(args) => import::run(args, &server, out).await,
+        Entry::Apply(args) => apply::run(*args, &server, out).await,
     }
 }
 
@@ -129,79 +132,19 @@ async fn delete(ids: &[EntryId], server: &Server, out: &mut Output) -> anyhow::R
 
 async fn show(id: &EntryId, server: &Server, out: &mut Output) -> anyhow::Result<()> {
     let request = GetEntryRequest { id: id.to_string(), output_mask: None };
-    let entry = server.entries().get_entry(request).await.map_err(refused)?.into_inner();
+    let entry = server
+        .entries()
+        .get_entry(request)
+        .await
+        .map_err(refused)
+        .with_context(|| no_entry(id))?
+        .into_inner();
     out.print(|| json::entry(&entry), |to| print_entry(to, &entry))
 }
 
-/// The entries that pass `filter`, with the fields of `output_mask`, page by page.
-pub(crate) fn pages(
-    server: &Server,
-    filter: Option<list_entries_request::Filter>,
-    output_mask: Option<types::EntryMask>,
-) -> Pages {
-    Pages { client: server.entries(), filter, output_mask, next: Some(String::new()) }
-}
-
-/// A list that is being read.
-pub(crate) struct Pages {
-    client: EntryClient<Channel>,
-    filter: Option<list_entries_request::Filter>,
-    output_mask: Option<types::EntryMask>,
-    /// Names the next page; none after the last.
-    next: Option<String>,
-}
-
-impl Pages {
-    /// The next page, or none after the last.
-    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<types::Entry>>> {
-        let Some(page_token) = self.next.take() else { return Ok(None) };
-        let request = ListEntriesRequest {
-            filter: self.filter.clone(),
-            output_mask: self.output_mask,
-            page_size: PAGE,
-            page_token,
-        };
-        let page = self.client.list_entries(request).await.map_err(refused)?.into_inner();
-        self.next = Some(page.next_page_token).filter(|token| !token.is_empty());
-        Ok(Some(page.entries))
-    }
-}
-
-async fn list(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow::Result<()> {
-    let mut entries = Vec::new();
-    let mut pages = pages(server, Some(wire_filter(filter)), None);
-    while let Some(page) = pages.next().await? {
-        entries.extend(page);
-    }
-    out.table(
-        || json!({ "entries": entries.iter().map(json::entry).collect::<serde_json::Value>(), "next_page_token": "" }),
-        &["ID", "SPIFFE ID", "PARENT ID", "SELECTORS", "X509 TTL", "ENDS"],
-        entries.iter().map(|entry| {
-            vec![
-                entry.id.clone(),
-                json::spiffe_id_text(entry.spiffe_id.as_ref()),
-                json::spiffe_id_text(entry.parent_id.as_ref()),
-                json::selectors_text(&entry.selectors),
-                ttl_text(entry.x509_svid_ttl),
-                end_text(entry.expires_at),
-            ]
-        }),
-    )
-}
-
-async fn count(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow::Result<()> {
-    let list_entries_request::Filter { by_spiffe_id, by_parent_id, by_selectors, by_hint, .. } =
-        wire_filter(filter);
-    let filter = count_entries_request::Filter {
-        by_spiffe_id,
-        by_parent_id,
-        by_selectors,
-        by_hint,
-        ..count_entries_request::Filter::default()
-    };
-    let request = CountEntriesRequest { filter: Some(filter) };
-    let count = server.entries().count_entries(request).await.map_err(refused)?.into_inner().count;
-    out.print(|| json!({ "count": count }), |to| writeln!(to, "{count}"))
+/// What is said of an entry that cannot be shown.
+fn no_entry(id: &EntryId) -> String {
+    format!("failed to show entry {id}; passant entry list shows which there are")
 }
 
 fn print_entry(to: &mut dyn std::io::Write, entry: &types::Entry) -> std::io::Result<()> {
@@ -293,28 +236,6 @@ pub(crate) fn wire_secs(span: Duration) -> i32 {
 
 fn wire_selectors(selectors: &[Selector]) -> Vec<types::Selector> {
     selector::to_wire(&selectors.iter().cloned().collect())
-}
-
-fn wire_filter(filter: &EntryFilter) -> list_entries_request::Filter {
-    list_entries_request::Filter {
-        by_spiffe_id: filter.spiffe_id.as_ref().map(id::to_wire),
-        by_parent_id: filter.parent_id.as_ref().map(id::to_wire),
-        by_selectors: wire_match(filter),
-        by_hint: filter.hint.clone(),
-        ..list_entries_request::Filter::default()
-    }
-}
-
-fn wire_match(filter: &EntryFilter) -> Option<types::SelectorMatch> {
-    use types::selector_match::MatchBehavior;
-    let behavior = match filter.matching {
-        Match::Exact => MatchBehavior::MatchExact,
-        Match::Any => MatchBehavior::MatchAny,
-        Match::Superset => MatchBehavior::MatchSuperset,
-        Match::Subset => MatchBehavior::MatchSubset,
-    };
-    let selectors = wire_selectors(&filter.selectors);
-    (!selectors.is_empty()).then(|| types::SelectorMatch { selectors, r#match: behavior.into() })
 }
 
 #[cfg(test)]

@@ -7,24 +7,24 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use passant_core::Host;
-use passant_proto::agent::ListAgentsRequest;
 use passant_proto::bundle::ListFederatedBundlesRequest;
 use passant_proto::types;
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::args::{Accept, FailOn, Lint, ServerSocket};
+use crate::commands::agent;
 use crate::commands::entry::pages;
 use crate::connect::{Server, refused};
 use crate::entry_file;
-use crate::lint::{Finding, Level, Limits, Register, Report, Rule, check, sarif};
+use crate::lint::{Finding, Level, Limits, Register, Report, check, sarif};
 use crate::progress::Progress;
-use crate::render::{Output, Verdict};
+use crate::render::Output;
 
-/// How many agents or bundles are asked for at once.
+/// How many bundles are asked for at once.
 const PAGE: i32 = 500;
 
-pub(crate) async fn run(args: Lint, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<Verdict> {
+pub(crate) async fn run(args: Lint, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
     let mut register = Register::new(Host::system().now());
     match &args.file {
         Some(file) => read_file(file, &mut register)?,
@@ -51,15 +51,15 @@ pub(crate) async fn run(args: Lint, socket: &ServerSocket, out: &mut Output) -> 
         FailOn::Note => Some(Level::Note),
         FailOn::Never => None,
     };
-    let fails = weighs.is_some_and(|least| report.findings.iter().any(|finding| finding.level >= least));
+    if weighs.is_some_and(|least| report.findings.iter().any(|finding| finding.level >= least)) {
+        out.note();
+    }
     if args.sarif {
         let file = args.file.as_deref().filter(|file| *file != Path::new("-")).map(Path::to_string_lossy);
         let log = sarif::log(&register, &report, file.as_deref());
-        out.print(|| log.clone(), |to| writeln!(to, "{log}"))?;
-    } else {
-        out.print(|| as_json(&register, &report), |to| tell(BufWriter::new(to), &register, &report))?;
+        return out.print(|| log.clone(), |to| writeln!(to, "{log}"));
     }
-    Ok(if fails { Verdict::Noteworthy } else { Verdict::Fine })
+    out.print(|| as_json(&register, &report), |to| tell(BufWriter::new(to), &register, &report))
 }
 
 fn is_accepted(register: &Register, finding: &Finding, accepted: &[Accept]) -> bool {
@@ -106,7 +106,13 @@ async fn read_server(args: &Lint, socket: &ServerSocket, register: &mut Register
         }
     }
     if args.agents.is_none() {
-        register.know_agents(agents(&server).await?);
+        let mask = types::AgentMask { selectors: true, ..types::AgentMask::default() };
+        let mut agents = Vec::new();
+        let mut pages = agent::pages(&server, None, Some(mask));
+        while let Some(page) = pages.next().await? {
+            agents.extend(page);
+        }
+        register.know_agents(agents);
     }
     if args.bundles.is_none()
         && let Some(bundles) = foreign_bundles(&server).await?
@@ -114,21 +120,6 @@ async fn read_server(args: &Lint, socket: &ServerSocket, register: &mut Register
         register.know_bundles(bundles);
     }
     Ok(())
-}
-
-async fn agents(server: &Server) -> anyhow::Result<Vec<types::Agent>> {
-    let mut all = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let output_mask = Some(types::AgentMask { selectors: true, ..types::AgentMask::default() });
-        let request = ListAgentsRequest { filter: None, output_mask, page_size: PAGE, page_token };
-        let page = server.agents().list_agents(request).await.map_err(refused)?.into_inner();
-        all.extend(page.agents);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            return Ok(all);
-        }
-    }
 }
 
 /// The trust domains of the bundles that the server has besides its own; none when it does not list them.
@@ -260,18 +251,4 @@ fn about(register: &Register, at: usize) -> String {
     let id = (!id.is_empty()).then(|| format!("entry {id}"));
     let place: Vec<String> = id.into_iter().chain(line).collect();
     format!("{spiffe_id} ({})", place.join(", "))
-}
-
-/// `RULE` or `RULE=ID`.
-pub(crate) fn accept(text: &str) -> Result<Accept, String> {
-    use clap::ValueEnum;
-    let (name, of) = text.split_once('=').map_or((text, None), |(name, of)| (name, Some(of)));
-    let rule = Rule::from_str(name, false).map_err(|_| {
-        let names: Vec<&str> = Rule::value_variants().iter().map(|rule| rule.name()).collect();
-        format!("\"{name}\" is no rule: the rules are {}", names.join(", "))
-    })?;
-    match of {
-        Some("") => Err(format!("\"{text}\" names nothing behind the =: write {name}=ID, or {name} alone")),
-        of => Ok(Accept { rule, of: of.map(str::to_owned) }),
-    }
 }

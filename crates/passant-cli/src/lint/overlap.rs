@@ -103,11 +103,14 @@ impl Sets {
         let others = self.covering.get(&set.parent).into_iter().flatten();
         for parent in std::iter::once(&set.parent).chain(others) {
             for other in set.selectors.iter().filter_map(|s| self.index.get(&(*parent, *s))).flatten() {
+                if *other == at {
+                    continue;
+                }
                 looked_at += 1;
                 if looked_at > LOOKED_AT || found.len() == WIDER {
                     return (found, false);
                 }
-                if *other != at && self.is_wider(*other, at) {
+                if self.is_wider(*other, at) {
                     found.push(*other);
                 }
             }
@@ -213,14 +216,14 @@ impl<'a> Aliases<'a> {
         aliases
     }
 
-    /// The aliases that stand for all of `nodes`; none when there are too many to look at.
+    /// The IDs that stand for all of `nodes`: aliases, and the ID of an only agent. None when there are too many to look at.
     fn above(&self, nodes: &Nodes, of_agent: &HashMap<Name, &[Name]>) -> Option<BTreeSet<Name>> {
         let (agent, selectors) = match nodes {
             Nodes::Of(agent) => (Some(*agent), of_agent.get(agent).copied().unwrap_or_default()),
             Nodes::With(selectors) => (None, &selectors[..]),
         };
         let by_agent = agent.and_then(|agent| self.by_agent.get(&agent)).into_iter().flatten();
-        let mut found: BTreeSet<Name> = by_agent.copied().collect();
+        let mut found: BTreeSet<Name> = by_agent.copied().chain(agent).collect();
         let near = selectors.iter().filter_map(|selector| self.by_selector.get(selector)).flatten();
         for (looked_at, (alias, wanted)) in near.enumerate() {
             if looked_at == LOOKED_AT {

@@ -3,7 +3,7 @@
 //! An owner is a namespace, service account, user or unit. Entries that name none, such as those for one pod, say nothing
 //! about it; neither do two that name owners in different respects.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::register::Registered;
 use super::{Findings, Register, Rule, selectors};
@@ -11,23 +11,26 @@ use super::{Findings, Register, Rule, selectors};
 /// So many owners are named in the evidence.
 const NAMED: usize = 5;
 
-type Owners = BTreeMap<&'static str, BTreeMap<String, usize>>;
+/// In which respect, which owners are named, and where first.
+#[derive(Default)]
+struct Owners(BTreeMap<&'static str, BTreeMap<String, usize>>);
 
 pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
     let mut of_id: HashMap<_, usize> = HashMap::new();
     let mut groups: Vec<Owners> = Vec::new();
     for (at, entry) in register.entries.iter().enumerate().filter(|(_, entry)| entry.is_workload()) {
         let group = *of_id.entry(entry.spiffe_id).or_insert_with(|| {
-            groups.push(Owners::new());
+            groups.push(Owners::default());
             groups.len() - 1
         });
         for (respect, value) in owners(register, entry) {
-            groups[group].entry(respect).or_default().entry(value).or_insert(at);
+            groups[group].0.entry(respect).or_default().entry(value).or_insert(at);
         }
     }
-    for owners in groups {
+    for Owners(owners) in groups {
         // Namespaces that differ make all else differ: one finding tells it.
-        let Some((respect, values)) = owners.into_iter().find(|(_, values)| values.len() > 1) else {
+        let several = |values: &BTreeMap<String, usize>| values.values().collect::<BTreeSet<_>>().len() > 1;
+        let Some((respect, values)) = owners.into_iter().find(|(_, values)| several(values)) else {
             continue;
         };
         let named: Vec<String> = values
@@ -37,8 +40,7 @@ pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
             .collect();
         let more = values.len() - named.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let mut entries: Vec<usize> = values.into_values().collect();
-        entries.sort_unstable();
+        let entries: Vec<usize> = values.into_values().collect::<BTreeSet<_>>().into_iter().collect();
         let id = register.text(register.entries[entries[0]].spiffe_id);
         let evidence = format!("{id} is for more than one {respect}: {}{more}", named.join(", "));
         found.add(Rule::SeveralOwners, entries, evidence);

@@ -355,7 +355,7 @@ fn nothing_is_found_in_a_thousand_good_entries() {
 #[test]
 fn a_fault_is_found_among_a_thousand_good_entries() {
     let mut register = fleet(1000);
-    register.add(entry("zz", "/cluster", "/zz", "k8s:ns:team-7"), None);
+    register.add(entry("zz", "/cluster", "/zz", "k8s:ns:team-8"), None);
     let report = check(&register, &LIMITS);
     let rules: Vec<Rule> = report.findings.iter().map(|finding| finding.rule).collect();
     assert_eq!(rules, [Rule::FleetWide, Rule::AmbiguousDefault]);

@@ -1,0 +1,585 @@
+//! `passant entry apply`: what has to change so that the server has the entries of a file, and the change itself.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use passant_core::UnixTime;
+use passant_proto::types;
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+use tonic::Code;
+
+use super::batch::{self, Batches, Failed, How, Item};
+use super::import::{EntryFile, failure, tell_failed};
+use super::list::{pages, wire_filter};
+use crate::args::{Apply, EntryFilter};
+use crate::connect::Server;
+use crate::json;
+use crate::progress::Progress;
+use crate::render::Output;
+
+/// How many differences of one kind people are shown; programs get all.
+const SHOWN: usize = 20;
+
+pub(super) async fn run(args: Apply, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    if !args.prune && args.within != EntryFilter::default() {
+        bail!("filters say what --prune may delete; without --prune they say nothing");
+    }
+    let mut wanted = Wanted::read(&args)?;
+    if args.prune && wanted.items.is_empty() {
+        bail!(
+            "the file has no entries: with --prune that would delete all. Who wants that says passant entry delete"
+        );
+    }
+    let prunable = if args.prune { Some(prunable(&args.within, server).await?) } else { None };
+    let mut others = Vec::new();
+    let mut progress = Progress::new("entries compared");
+    let mut pages = pages(server, None, None);
+    while let Some(entries) = pages.next().await? {
+        progress.add(entries.len());
+        for entry in entries {
+            if let Some(entry) = wanted.meet(entry) {
+                others.push(entry);
+            }
+        }
+    }
+    drop(progress);
+    let plan = wanted.plan(others, prunable.as_ref());
+    if args.dry_run {
+        if !plan.is_empty() {
+            out.note();
+        }
+        return out.print(|| plan.json(), |to| plan.tell(to));
+    }
+    if !out.is_json() {
+        plan.tell(out.writer())?;
+    }
+    if !args.yes && !plan.is_empty() {
+        if out.is_json() || args.file == Path::new("-") || !io::stdin().is_terminal() {
+            bail!("nothing was changed: look with --dry-run, and say --yes where nobody can be asked");
+        }
+        if !confirmed()? {
+            bail!("nothing was changed");
+        }
+    }
+    let done = plan.carry_out(server).await?;
+    out.print(|| done.json(), |to| done.tell(to))?;
+    match done.failed.len() + done.not_deleted.len() {
+        0 => Ok(()),
+        failed => {
+            bail!("{failed} changes were refused; the others were made. Mend the file and run it again")
+        }
+    }
+}
+
+/// Asks on the terminal.
+fn confirmed() -> anyhow::Result<bool> {
+    let mut to = io::stderr();
+    write!(to, "Make these changes? [y/N] ")?;
+    to.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// The ids of the entries that may be deleted.
+async fn prunable(within: &EntryFilter, server: &Server) -> anyhow::Result<Prunable> {
+    if *within == EntryFilter::default() {
+        return Ok(Prunable::All);
+    }
+    let mut ids = HashSet::new();
+    let mut pages = pages(server, Some(wire_filter(within)), Some(types::EntryMask::default()));
+    while let Some(entries) = pages.next().await? {
+        ids.extend(entries.into_iter().map(|entry| entry.id));
+    }
+    Ok(Prunable::Of(ids))
+}
+
+enum Prunable {
+    All,
+    Of(HashSet<String>),
+}
+
+/// The entries of the file, and what the server has of them.
+struct Wanted {
+    items: Vec<Item>,
+    by_id: HashMap<String, usize>,
+    by_triple: HashMap<String, usize>,
+    /// For each entry of which the server has one with its id: what is to be changed.
+    with_id: HashMap<usize, Vec<Change>>,
+    /// For each entry: one of the server with its parent, SPIFFE ID and selectors.
+    with_triple: HashMap<usize, Met>,
+}
+
+/// An entry of the server that one of the file stands for.
+struct Met {
+    theirs: Other,
+    changes: Vec<Change>,
+}
+
+/// What is kept of an entry of the server, however many there are.
+struct Other {
+    id: String,
+    spiffe_id: String,
+    parent_id: String,
+    selectors: String,
+}
+
+/// A field that is to be changed.
+struct Change {
+    field: &'static str,
+    old: String,
+    new: String,
+}
+
+impl Wanted {
+    fn read(args: &Apply) -> anyhow::Result<Self> {
+        let file = EntryFile::open(&args.file)?;
+        let (mut by_id, mut by_triple) = (HashMap::new(), HashMap::new());
+        let mut items: Vec<Item> = Vec::new();
+        file.read(args.skip_unknown_fields, |written| {
+            let (line, entry) = (written.line, written.entry);
+            let twice = |what: &str, first: usize| {
+                format!(
+                    "lines {} and {line} have the same {what}: one of them is too many",
+                    items[first].line
+                )
+            };
+            if let Some(first) = by_triple.insert(triple(&entry), items.len()) {
+                bail!(twice("parent, SPIFFE ID and selectors", first));
+            }
+            if !entry.id.is_empty()
+                && let Some(first) = by_id.insert(entry.id.clone(), items.len())
+            {
+                bail!(twice("id", first));
+            }
+            items.push(Item { line, entry });
+            Ok(())
+        })?;
+        Ok(Self { items, by_id, by_triple, with_id: HashMap::new(), with_triple: HashMap::new() })
+    }
+
+    /// Compares an entry of the server with the one of the file that stands for it; given back when there is none.
+    fn meet(&mut self, theirs: types::Entry) -> Option<Other> {
+        if let Some(at) = self.by_id.get(&theirs.id) {
+            let changes = changes(&theirs, &self.items[*at].entry);
+            self.with_id.insert(*at, changes);
+            return None;
+        }
+        let twin = self.by_triple.get(&triple(&theirs)).filter(|at| !self.with_triple.contains_key(*at));
+        if let Some(at) = twin {
+            let changes = changes(&theirs, &self.items[*at].entry);
+            self.with_triple.insert(*at, Met { theirs: Other::of(&theirs), changes });
+            return None;
+        }
+        Some(Other::of(&theirs))
+    }
+
+    /// Puts together what is to be done.
+    fn plan(mut self, mut others: Vec<Other>, prunable: Option<&Prunable>) -> Plan {
+        let mut plan = Plan { create: Vec::new(), change: Vec::new(), delete: Vec::new(), same: 0, kept: 0 };
+        for (at, mut item) in self.items.into_iter().enumerate() {
+            let twin = self.with_triple.remove(&at);
+            let changes = match (self.with_id.remove(&at), twin) {
+                (Some(changes), twin) => {
+                    // The id decides; its twin under another id is a further entry.
+                    others.extend(twin.map(|twin| twin.theirs));
+                    Some(changes)
+                }
+                (None, Some(twin)) => {
+                    item.entry.id = twin.theirs.id;
+                    Some(twin.changes)
+                }
+                (None, None) => None,
+            };
+            match changes {
+                None => plan.create.push(item),
+                Some(changes) if changes.is_empty() => plan.same += 1,
+                Some(changes) => plan.change.push((item, changes)),
+            }
+        }
+        for other in others {
+            let may = match prunable {
+                None => false,
+                Some(Prunable::All) => true,
+                Some(Prunable::Of(ids)) => ids.contains(&other.id),
+            };
+            // Made by the server for a node that attested with a join token, and gone with that node.
+            let of_token = other.selectors == format!("spiffe_id:{}", other.parent_id);
+            if may && !of_token { plan.delete.push(other) } else { plan.kept += 1 }
+        }
+        plan.delete.sort_by(|one, other| one.id.cmp(&other.id));
+        plan
+    }
+}
+
+impl Other {
+    fn of(entry: &types::Entry) -> Self {
+        Self {
+            id: entry.id.clone(),
+            spiffe_id: json::spiffe_id_text(entry.spiffe_id.as_ref()),
+            parent_id: json::spiffe_id_text(entry.parent_id.as_ref()),
+            selectors: json::selectors_text(&entry.selectors),
+        }
+    }
+
+    fn json(&self) -> Value {
+        let Self { id, spiffe_id, parent_id, selectors } = self;
+        json!({ "id": id, "spiffe_id": spiffe_id, "parent_id": parent_id, "selectors": selectors })
+    }
+}
+
+/// What makes two entries the same to SPIRE, as one text.
+fn triple(entry: &types::Entry) -> String {
+    let selectors: BTreeSet<String> =
+        entry.selectors.iter().map(|s| format!("{}:{}", s.r#type, s.value)).collect();
+    let ids = [&entry.parent_id, &entry.spiffe_id].map(|id| json::spiffe_id_text(id.as_ref()));
+    // Lengths, since a selector may hold any character.
+    let selectors: Vec<String> = selectors.iter().map(|text| format!("{}:{text}", text.len())).collect();
+    format!("{} {} {}", ids[0], ids[1], selectors.join(" "))
+}
+
+/// The fields in which the file's entry differs from the server's.
+fn changes(theirs: &types::Entry, ours: &types::Entry) -> Vec<Change> {
+    let both = fields(theirs).into_iter().zip(fields(ours));
+    let changes = both.map(|((field, old), (_, new))| Change { field, old, new });
+    changes.filter(|change| change.old != change.new).collect()
+}
+
+/// All that a file says of an entry but its id, in words. Sets are in order.
+fn fields(entry: &types::Entry) -> [(&'static str, String); 14] {
+    let selectors: BTreeSet<String> =
+        entry.selectors.iter().map(|s| format!("{}:{}", s.r#type, s.value)).collect();
+    let federates_with: BTreeSet<&String> = entry.federates_with.iter().collect();
+    let more = entry.additional_attributes.unwrap_or_default();
+    let expires_at = match entry.expires_at {
+        0 => "never".to_owned(),
+        secs => UnixTime::from_secs(secs).to_string(),
+    };
+    [
+        ("spiffe_id", json::spiffe_id_text(entry.spiffe_id.as_ref())),
+        ("parent_id", json::spiffe_id_text(entry.parent_id.as_ref())),
+        ("selectors", format!("{selectors:?}")),
+        ("x509_svid_ttl", entry.x509_svid_ttl.to_string()),
+        ("jwt_svid_ttl", entry.jwt_svid_ttl.to_string()),
+        ("federates_with", format!("{federates_with:?}")),
+        ("admin", entry.admin.to_string()),
+        ("downstream", entry.downstream.to_string()),
+        ("expires_at", expires_at),
+        ("dns_names", format!("{:?}", entry.dns_names)),
+        ("store_svid", entry.store_svid.to_string()),
+        ("hint", format!("{:?}", entry.hint)),
+        ("jwt_svid_include_jti", more.jwt_svid_include_jti.to_string()),
+        ("disable_x509_svid_prefetch", more.disable_x509_svid_prefetch.to_string()),
+    ]
+}
+
+/// What is to be done.
+struct Plan {
+    create: Vec<Item>,
+    change: Vec<(Item, Vec<Change>)>,
+    delete: Vec<Other>,
+    /// Entries that are as the file has them.
+    same: usize,
+    /// Entries of the server that the file does not have, and that stay.
+    kept: usize,
+}
+
+/// What was done.
+struct Done {
+    created: usize,
+    changed: usize,
+    deleted: usize,
+    same: usize,
+    kept: usize,
+    failed: Vec<Failed>,
+    not_deleted: Vec<(String, types::Status)>,
+}
+
+impl Plan {
+    fn is_empty(&self) -> bool {
+        self.create.is_empty() && self.change.is_empty() && self.delete.is_empty()
+    }
+
+    fn tell(&self, to: &mut dyn Write) -> io::Result<()> {
+        shown(to, &self.create, |to, item| {
+            let entry = &item.entry;
+            writeln!(
+                to,
+                "+ create  {}  below {}  {}",
+                json::spiffe_id_text(entry.spiffe_id.as_ref()),
+                json::spiffe_id_text(entry.parent_id.as_ref()),
+                json::selectors_text(&entry.selectors)
+            )
+        })?;
+        shown(to, &self.change, |to, (item, changes)| {
+            writeln!(
+                to,
+                "~ change  {}  {}",
+                json::spiffe_id_text(item.entry.spiffe_id.as_ref()),
+                item.entry.id
+            )?;
+            for Change { field, old, new } in changes {
+                writeln!(to, "    {field}: {old} -> {new}")?;
+            }
+            Ok(())
+        })?;
+        shown(to, &self.delete, |to, other| {
+            let Other { id, spiffe_id, parent_id, selectors } = other;
+            writeln!(to, "- delete  {spiffe_id}  {id}  below {parent_id}  {selectors}")
+        })?;
+        writeln!(
+            to,
+            "{} to create, {} to change, {} to delete; {} are as in the file, {} others stay",
+            self.create.len(),
+            self.change.len(),
+            self.delete.len(),
+            self.same,
+            self.kept
+        )
+    }
+
+    fn json(&self) -> Value {
+        let change = |(item, changes): &(Item, Vec<Change>)| {
+            let fields = changes
+                .iter()
+                .map(|Change { field, old, new }| json!({ "field": field, "old": old, "new": new }));
+            json!({
+                "id": item.entry.id,
+                "line": item.line,
+                "spiffe_id": json::spiffe_id_text(item.entry.spiffe_id.as_ref()),
+                "fields": fields.collect::<Value>(),
+            })
+        };
+        json!({
+            "create": self.create.iter().map(|item| json::entry(&item.entry)).collect::<Value>(),
+            "change": self.change.iter().map(change).collect::<Value>(),
+            "delete": self.delete.iter().map(Other::json).collect::<Value>(),
+            "same": self.same,
+            "kept": self.kept,
+        })
+    }
+
+    /// Creates first and deletes last, so that no workload is without an identity in between.
+    async fn carry_out(self, server: &Server) -> anyhow::Result<Done> {
+        let Self { create, change, delete, same, kept } = self;
+        let mut progress = Progress::of("changes made", create.len() + change.len() + delete.len());
+        let created = written(server, How::Create, create, &mut progress).await?;
+        let change = change.into_iter().map(|(item, _)| item).collect();
+        let changed = written(server, How::Update, change, &mut progress).await?;
+        if created.existing > 0 {
+            bail!(
+                "{} entries to be created were made by somebody else meanwhile: look again with --dry-run",
+                created.existing
+            );
+        }
+        let mut failed = created.failed;
+        failed.extend(changed.failed);
+        let ids: Vec<String> = delete.into_iter().map(|other| other.id).collect();
+        let not_deleted = if failed.is_empty() {
+            batch::delete(server, &ids, &mut progress).await?
+        } else {
+            // What was to take their place may be among the refused.
+            let why = types::Status {
+                code: Code::FailedPrecondition.into(),
+                message: "not deleted, since other changes were refused".to_owned(),
+            };
+            ids.iter().map(|id| (id.clone(), why.clone())).collect()
+        };
+        let deleted = ids.len() - not_deleted.len();
+        Ok(Done { created: created.done, changed: changed.done, deleted, same, kept, failed, not_deleted })
+    }
+}
+
+/// Writes entries, and lets go of each once it is sent.
+async fn written(
+    server: &Server,
+    how: How,
+    items: Vec<Item>,
+    progress: &mut Progress,
+) -> anyhow::Result<batch::Outcome> {
+    let (mut batches, queue) = Batches::new();
+    let feeding = spawn_blocking(move || {
+        if items.into_iter().all(|item| batches.add(item)) {
+            batches.end();
+        }
+    });
+    let outcome = batch::write(server, how, queue, progress).await?;
+    feeding.await.context("the entries were not all sent")?;
+    Ok(outcome)
+}
+
+impl Done {
+    fn json(&self) -> Value {
+        let not_deleted = self.not_deleted.iter();
+        let not_deleted = not_deleted.map(|(id, status)| json!({ "id": id, "status": json::status(status) }));
+        json!({
+            "created": self.created,
+            "changed": self.changed,
+            "deleted": self.deleted,
+            "same": self.same,
+            "kept": self.kept,
+            "failed": self.failed.iter().map(failure).collect::<Value>(),
+            "not_deleted": not_deleted.collect::<Value>(),
+        })
+    }
+
+    fn tell(&self, to: &mut dyn Write) -> io::Result<()> {
+        writeln!(to, "{} created, {} changed, {} deleted", self.created, self.changed, self.deleted)?;
+        tell_failed(to, &self.failed)?;
+        shown(to, &self.not_deleted, |to, (id, status)| writeln!(to, "{id}: {}", status.message))
+    }
+}
+
+/// The first of a list, and how many more there are.
+fn shown<T>(
+    to: &mut dyn Write,
+    all: &[T],
+    mut line: impl FnMut(&mut dyn Write, &T) -> io::Result<()>,
+) -> io::Result<()> {
+    for one in all.iter().take(SHOWN) {
+        line(to, one)?;
+    }
+    match all.len().saturating_sub(SHOWN) {
+        0 => Ok(()),
+        more => writeln!(to, "  and {more} more of these; -o json prints all"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str, path: &str, uid: u32) -> types::Entry {
+        let spiffe_id = |path: &str| {
+            Some(types::Spiffeid { trust_domain: "example.org".to_owned(), path: path.to_owned() })
+        };
+        types::Entry {
+            id: id.to_owned(),
+            spiffe_id: spiffe_id(path),
+            parent_id: spiffe_id("/node"),
+            selectors: vec![
+                types::Selector { r#type: "unix".to_owned(), value: format!("uid:{uid}") },
+                types::Selector { r#type: "unix".to_owned(), value: "path:/a".to_owned() },
+            ],
+            ..types::Entry::default()
+        }
+    }
+
+    /// The ids that are created, changed and deleted.
+    fn plan(
+        file: Vec<types::Entry>,
+        server: Vec<types::Entry>,
+        prunable: Option<&Prunable>,
+    ) -> [Vec<String>; 3] {
+        let mut wanted = Wanted {
+            by_id: HashMap::new(),
+            by_triple: HashMap::new(),
+            items: Vec::new(),
+            with_id: HashMap::new(),
+            with_triple: HashMap::new(),
+        };
+        for (line, entry) in file.into_iter().enumerate() {
+            wanted.by_triple.insert(triple(&entry), line);
+            if !entry.id.is_empty() {
+                wanted.by_id.insert(entry.id.clone(), line);
+            }
+            wanted.items.push(Item { line, entry });
+        }
+        let others: Vec<Other> = server.into_iter().filter_map(|entry| wanted.meet(entry)).collect();
+        let plan = wanted.plan(others, prunable);
+        [
+            plan.create.iter().map(|item| item.entry.id.clone()).collect(),
+            plan.change.iter().map(|(item, _)| item.entry.id.clone()).collect(),
+            plan.delete.iter().map(|other| other.id.clone()).collect(),
+        ]
+    }
+
+    fn check(
+        file: Vec<types::Entry>,
+        server: Vec<types::Entry>,
+        prunable: Option<&Prunable>,
+        expected: [&[&str]; 3],
+    ) {
+        let expected = expected.map(|ids| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<String>>());
+        assert_eq!(plan(file, server, prunable), expected);
+    }
+
+    #[test]
+    fn what_is_the_same_is_left_alone_whatever_the_order_of_selectors() {
+        let mut turned = entry("a", "/a", 1);
+        turned.selectors.reverse();
+        check(vec![entry("a", "/a", 1)], vec![turned], Some(&Prunable::All), [&[], &[], &[]]);
+    }
+
+    #[test]
+    fn entries_are_known_by_id_else_by_parent_id_and_selectors() {
+        let hinted = |mut entry: types::Entry| {
+            entry.hint = "blue".to_owned();
+            entry
+        };
+        check(vec![hinted(entry("a", "/a", 1))], vec![entry("a", "/a", 1)], None, [&[], &["a"], &[]]);
+        check(vec![hinted(entry("", "/a", 1))], vec![entry("b", "/a", 1)], None, [&[], &["b"], &[]]);
+        // An id that the server does not know, for an entry that it has.
+        check(vec![hinted(entry("a", "/a", 1))], vec![entry("b", "/a", 1)], None, [&[], &["b"], &[]]);
+        check(vec![entry("a", "/a", 2)], vec![entry("a", "/a", 1)], None, [&[], &["a"], &[]]);
+        // The id decides, wherever its twin comes in the list.
+        for server in [[entry("a", "/a", 1), entry("b", "/a", 2)], [entry("b", "/a", 2), entry("a", "/a", 1)]]
+        {
+            let file = vec![entry("a", "/a", 2)];
+            check(file, server.to_vec(), Some(&Prunable::All), [&[], &["a"], &["b"]]);
+        }
+        check(vec![entry("", "/a", 2)], vec![entry("a", "/a", 1)], None, [&[""], &[], &[]]);
+    }
+
+    #[test]
+    fn only_what_may_be_pruned_is_deleted() {
+        let server = || vec![entry("a", "/a", 1), entry("b", "/b", 2)];
+        check(Vec::new(), server(), None, [&[], &[], &[]]);
+        check(Vec::new(), server(), Some(&Prunable::All), [&[], &[], &["a", "b"]]);
+        let some = Prunable::Of(HashSet::from(["b".to_owned()]));
+        check(Vec::new(), server(), Some(&some), [&[], &[], &["b"]]);
+        let mut token = entry("t", "/node-1", 1);
+        token.selectors = vec![types::Selector {
+            r#type: "spiffe_id".to_owned(),
+            value: "spiffe://example.org/node".to_owned(),
+        }];
+        check(Vec::new(), vec![token], Some(&Prunable::All), [&[], &[], &[]]);
+    }
+
+    #[test]
+    fn every_field_counts() {
+        let base = entry("a", "/a", 1);
+        let check = |field: &str, edit: fn(&mut types::Entry)| {
+            let mut other = base.clone();
+            edit(&mut other);
+            let found: Vec<&str> = changes(&base, &other).iter().map(|change| change.field).collect();
+            assert_eq!(found, [field]);
+        };
+        check("spiffe_id", |e| e.spiffe_id = None);
+        check("parent_id", |e| e.parent_id = None);
+        check("selectors", |e| e.selectors.clear());
+        check("x509_svid_ttl", |e| e.x509_svid_ttl = 1);
+        check("jwt_svid_ttl", |e| e.jwt_svid_ttl = 1);
+        check("federates_with", |e| e.federates_with.push("b".to_owned()));
+        check("admin", |e| e.admin = true);
+        check("downstream", |e| e.downstream = true);
+        check("expires_at", |e| e.expires_at = 1);
+        check("dns_names", |e| e.dns_names.push("b".to_owned()));
+        check("store_svid", |e| e.store_svid = true);
+        check("hint", |e| e.hint.push('b'));
+        check("jwt_svid_include_jti", |e| {
+            e.additional_attributes.get_or_insert_default().jwt_svid_include_jti = true;
+        });
+        check("disable_x509_svid_prefetch", |e| {
+            e.additional_attributes.get_or_insert_default().disable_x509_svid_prefetch = true;
+        });
+        // The server's own fields are not the file's to say.
+        let mut later = base.clone();
+        (later.revision_number, later.created_at) = (9, 9);
+        later.additional_attributes = Some(types::entry::AdditionalAttributes::default());
+        assert!(changes(&base, &later).is_empty());
+    }
+}
