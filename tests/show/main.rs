@@ -6,6 +6,7 @@
 //! | `rotation` | many foreign clients with short-lived SVIDs; the server crashes in the middle |
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
+//! | `entries` | the command line with a hundred thousand entries: quick, small, and `lint` finds what is planted |
 //! | `kills` | the server is killed at random moments, hundreds of times; what it acknowledged is compared each time |
 //! | `power-loss` | the power fails under a server again and again, and its disk fails for a while (needs root and /dev/fuse) |
 //! | `storm` | thousands of short-lived processes; the agent stays small and quick |
@@ -19,6 +20,7 @@
 mod caller;
 mod decisions;
 mod dev;
+mod entries;
 mod entry_end;
 mod fuzz;
 mod interop;
@@ -61,6 +63,8 @@ enum Show {
     Outage(OutageArgs),
     /// Let an entry end.
     EntryEnd,
+    /// Move a hundred thousand entries, and lint them.
+    Entries(EntriesArgs),
     /// Start short-lived workloads without end.
     Storm(StormArgs),
     /// Judge what `passant dev` prints.
@@ -76,6 +80,13 @@ enum Show {
     /// Be one short-lived workload; for `storm` and tests.
     #[command(hide = true)]
     Caller(caller::CallerArgs),
+}
+
+#[derive(Args)]
+struct EntriesArgs {
+    /// Registration entries.
+    #[arg(long, default_value_t = 100_000)]
+    entries: usize,
 }
 
 #[derive(Args)]
@@ -176,6 +187,7 @@ async fn main() -> ExitCode {
         Show::Outage(args) => {
             outage::run(&report, Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60))).await
         }
+        Show::Entries(args) => entries::run(&report, args.entries).await,
         Show::EntryEnd => entry_end::run(&report).await,
         Show::Storm(args) => {
             let length = Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60));
