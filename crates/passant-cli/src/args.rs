@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use passant_core::{Selector, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
 pub(crate) use self::entry::{
     Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Export, Import, Match, Shape,
@@ -80,6 +80,12 @@ pub(crate) enum Command {
     /// Bundles: the trust domain's own, and those of foreign ones
     #[command(subcommand)]
     Bundle(Bundle),
+    /// Federation relationships: from where the bundles of foreign trust domains are fetched
+    #[command(subcommand)]
+    Federation(Federation),
+    /// The keys that the server signs with itself
+    #[command(subcommand)]
+    Authority(Authority),
     /// X509-SVIDs minted by the server for an operator
     #[command(subcommand)]
     X509(X509),
@@ -315,6 +321,91 @@ pub(crate) enum Bundle {
         /// What becomes of the entries that federate with it
         #[arg(long, value_enum, default_value_t = DeleteMode::Restrict)]
         mode: DeleteMode,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Federation {
+    /// List the relationships
+    List,
+    /// Show how the fetching of each bundle goes
+    Status,
+    /// Show one relationship
+    Show {
+        /// The foreign trust domain
+        #[arg(value_parser = TrustDomain::parse)]
+        trust_domain: TrustDomain,
+    },
+    /// Have the bundle of a foreign trust domain fetched from now on
+    Create(FederationFields),
+    /// Change some of a relationship's fields; what is not named stays
+    Update(FederationFields),
+    /// Fetch the bundle no longer; it stays as it is
+    Delete {
+        /// The foreign trust domain
+        #[arg(value_parser = TrustDomain::parse)]
+        trust_domain: TrustDomain,
+    },
+    /// Fetch the bundle now
+    Refresh {
+        /// The foreign trust domain
+        #[arg(value_parser = TrustDomain::parse)]
+        trust_domain: TrustDomain,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct FederationFields {
+    /// The foreign trust domain
+    #[arg(value_parser = TrustDomain::parse)]
+    pub(crate) trust_domain: TrustDomain,
+    /// Where its bundle is served
+    #[arg(long, value_name = "https://...")]
+    pub(crate) url: Option<String>,
+    /// The endpoint proves itself by an X509-SVID with this SPIFFE ID
+    #[arg(long, value_name = "SPIFFE_ID", conflicts_with = "web", value_parser = SpiffeId::parse)]
+    pub(crate) spiffe: Option<SpiffeId>,
+    /// The endpoint proves itself by a certificate of the Web PKI
+    #[arg(long)]
+    pub(crate) web: bool,
+    /// A file with the bundle that the trust domain is to have at once; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bundle: Option<PathBuf>,
+    /// The form of that file; told by its first character if left out
+    #[arg(long, value_enum)]
+    pub(crate) bundle_format: Option<BundleFile>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Authority {
+    /// Those that sign X509-SVIDs
+    #[command(subcommand)]
+    X509(AuthorityStep),
+    /// Those that sign JWT-SVIDs
+    #[command(subcommand)]
+    Jwt(AuthorityStep),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum AuthorityStep {
+    /// Show which one signs, which is prepared, and which one signed before
+    Show,
+    /// Make a new one and publish it in the bundle; it does not sign yet
+    Prepare,
+    /// Sign with the prepared one from now on
+    Activate {
+        /// Its id
+        id: String,
+    },
+    /// Have agents replace what one signed that signs no more
+    Taint {
+        /// Its id
+        id: String,
+    },
+    /// Take a tainted one out of the bundle: what it signed verifies no more
+    Revoke {
+        /// Its id
+        id: String,
     },
 }
 

@@ -2,8 +2,10 @@
 
 pub(crate) mod access;
 pub(crate) mod agent;
+pub(crate) mod authority;
 pub(crate) mod bundle;
 pub(crate) mod entry;
+pub(crate) mod federation;
 pub(crate) mod files;
 pub(crate) mod healthcheck;
 pub(crate) mod jwt;

@@ -9,9 +9,12 @@ use passant_proto::access::access_client::AccessClient;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::entry::entry_client::EntryClient;
+use passant_proto::federation::federation_client::FederationClient;
+use passant_proto::localauthority::local_authority_client::LocalAuthorityClient;
 use passant_proto::logger::logger_client::LoggerClient;
 use passant_proto::store::store_client::StoreClient;
 use passant_proto::svid::svid_client::SvidClient;
+use passant_proto::trustdomain::trust_domain_client::TrustDomainClient;
 use passant_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tokio::net::UnixStream;
 use tonic::metadata::MetadataValue;
@@ -65,8 +68,20 @@ impl Server {
         AgentClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
+    pub(crate) fn authorities(&self) -> LocalAuthorityClient<Channel> {
+        LocalAuthorityClient::new(self.0.clone())
+    }
+
+    pub(crate) fn federation(&self) -> FederationClient<Channel> {
+        FederationClient::new(self.0.clone())
+    }
+
+    pub(crate) fn trust_domains(&self) -> TrustDomainClient<Channel> {
+        TrustDomainClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
     pub(crate) fn bundles(&self) -> BundleClient<Channel> {
-        BundleClient::new(self.0.clone())
+        BundleClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
     pub(crate) fn entries(&self) -> EntryClient<Channel> {

@@ -233,7 +233,9 @@ impl Rule {
             Self::Admin => "an entry that administers the server",
             Self::Downstream => "an entry that may sign with an intermediate authority",
             Self::LongTtl => "a lifetime of SVIDs over the limit",
-            Self::UnusedFederation => "a foreign bundle that no entry federates with",
+            Self::UnusedFederation => {
+                "a foreign bundle or federation relationship that no entry federates with"
+            }
             Self::MissingBundle => "an entry that federates with a trust domain whose bundle is not there",
         }
     }

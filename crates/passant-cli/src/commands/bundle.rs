@@ -100,9 +100,7 @@ async fn set(
     server: &Server,
     out: &mut Output,
 ) -> anyhow::Result<()> {
-    let text = read(file).with_context(|| format!("failed to read {}", file.display()))?;
-    let bundle = parse(trust_domain, &text, format)
-        .with_context(|| format!("{} holds no bundle that can be set", file.display()))?;
+    let bundle = read_bundle(trust_domain, file, format)?;
     let request =
         BatchSetFederatedBundleRequest { bundle: vec![convert::bundle::to_wire(&bundle)], output_mask: None };
     let answer = server.bundles().batch_set_federated_bundle(request).await.map_err(refused)?.into_inner();
@@ -117,6 +115,17 @@ async fn set(
             writeln!(to, "set the bundle of {trust_domain}: {x509} X.509 authorities, {jwt} JWT authorities")
         },
     )
+}
+
+/// The bundle of `trust_domain` in a file.
+pub(crate) fn read_bundle(
+    trust_domain: TrustDomain,
+    file: &Path,
+    format: Option<BundleFile>,
+) -> anyhow::Result<Authorities> {
+    let text = read(file).with_context(|| format!("failed to read {}", file.display()))?;
+    parse(trust_domain, &text, format)
+        .with_context(|| format!("{} holds no bundle that can be taken", file.display()))
 }
 
 /// A bundle's text, as far as bundles go.

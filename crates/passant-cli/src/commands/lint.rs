@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::args::{Accept, FailOn, Lint, ServerSocket};
-use crate::commands::agent;
 use crate::commands::entry::pages;
+use crate::commands::{agent, federation};
 use crate::connect::{Server, refused};
 use crate::entry_file;
 use crate::lint::{Finding, Level, Limits, Register, Report, check, sarif};
@@ -118,6 +118,7 @@ async fn read_server(args: &Lint, socket: &ServerSocket, register: &mut Register
         && let Some(bundles) = foreign_bundles(&server).await?
     {
         register.know_bundles(bundles);
+        register.know_relationships(federation::trust_domains(&server).await?.unwrap_or_default());
     }
     Ok(())
 }

@@ -12,8 +12,16 @@ pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
             used.entry(trust_domain).or_default().push(at);
         }
     }
-    for trust_domain in bundles.iter().filter(|trust_domain| !used.contains_key(trust_domain.as_str())) {
-        let evidence = format!("the bundle of {trust_domain} is there, and no entry federates with it");
+    for trust_domain in bundles.union(&register.fetched) {
+        if used.contains_key(trust_domain.as_str()) {
+            continue;
+        }
+        let there = match (bundles.contains(trust_domain), register.fetched.contains(trust_domain)) {
+            (true, false) => "the bundle of",
+            (false, _) => "a federation relationship with",
+            (true, true) => "a federation relationship with, and the bundle of",
+        };
+        let evidence = format!("there is {there} {trust_domain}, and no entry federates with it");
         found.add_about(Rule::UnusedFederation, trust_domain, evidence);
     }
     for (trust_domain, entries) in used {

@@ -18,6 +18,8 @@ pub(crate) struct Register {
     pub(super) agents: Option<Vec<Agent>>,
     /// The foreign trust domains whose bundles are there, when they are known.
     pub(super) foreign: Option<BTreeSet<String>>,
+    /// The foreign trust domains whose bundles are fetched, as far as that is known.
+    pub(super) fetched: BTreeSet<String>,
     names: Names,
     now: UnixTime,
     ended: usize,
@@ -76,8 +78,16 @@ impl Register {
     /// An empty register. Entries that have ended by `now` are left out of it.
     pub(crate) fn new(now: UnixTime) -> Self {
         let names = Names::default();
-        let skipped = BTreeSet::new();
-        Self { entries: Vec::new(), agents: None, foreign: None, names, now, ended: 0, skipped }
+        Self {
+            entries: Vec::new(),
+            agents: None,
+            foreign: None,
+            fetched: BTreeSet::new(),
+            names,
+            now,
+            ended: 0,
+            skipped: BTreeSet::new(),
+        }
     }
 
     /// Takes in an entry, with its line in a file.
@@ -124,6 +134,11 @@ impl Register {
     /// Says the bundles of which foreign trust domains there are.
     pub(crate) fn know_bundles(&mut self, trust_domains: BTreeSet<String>) {
         self.foreign = Some(trust_domains);
+    }
+
+    /// Says with which foreign trust domains there are federation relationships.
+    pub(crate) fn know_relationships(&mut self, trust_domains: impl IntoIterator<Item = String>) {
+        self.fetched.extend(trust_domains);
     }
 
     /// Puts the entries in order: findings come alike whatever the order of the file.

@@ -283,12 +283,14 @@ fn bundles_and_entries_are_held_against_each_other() {
     register.add(federating("a", "known.test"), None);
     register.add(federating("b", "unknown.test"), None);
     register.know_bundles(["known.test".to_owned(), "unused.test".to_owned()].into());
+    register.know_relationships(["fetched.test".to_owned(), "unused.test".to_owned()]);
     let findings = check(&register, &LIMITS).findings;
     let found: Vec<(Rule, &str, usize)> = findings
         .iter()
         .map(|finding| (finding.rule, finding.subject.as_str(), finding.entries.len()))
         .collect();
-    assert_eq!(found, [(Rule::UnusedFederation, "unused.test", 0), (Rule::MissingBundle, "", 1)]);
+    let unused = |name| (Rule::UnusedFederation, name, 0);
+    assert_eq!(found, [unused("fetched.test"), unused("unused.test"), (Rule::MissingBundle, "", 1)]);
 }
 
 #[test]
