@@ -446,6 +446,34 @@ async fn endpoints_with_svids_are_verified_by_the_latest_bundle_of_their_trust_d
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_give_the_first_bundle_as_a_file_in_either_form() -> anyhow::Result<()> {
+    let _met = meets(&["FED-38", "FED-39"]);
+    let world = World::new().await?;
+    let first = root();
+    for (trust_domain, form) in [("document.test", "spiffe"), ("pem.test", "pem")] {
+        let id = format!("spiffe://{trust_domain}/endpoint");
+        let held = x509_bundle(trust_domain, &[&first]);
+        let file = world.site.path(form);
+        let text = if form == "pem" { held.to_pem() } else { held.to_spiffe_json()? };
+        std::fs::write(&file, text)?;
+        let endpoint = Endpoint::start(first.server(vec![uri(&id)], |_| {})).await?;
+        let served = Bundle { sequence: 3, ..held };
+        endpoint.serve("/", &served)?;
+        let (url, file) = (endpoint.url("/"), file.to_str().context("a path in UTF-8")?);
+        let create = ["federation", "create", trust_domain, "--url", &url, "--spiffe", &id];
+        let refused = world.site.passant([&create[..], &["--bundle", "/dev/null"]].concat())?;
+        assert!(!refused.status.success(), "an empty file is no bundle");
+        assert!(world.held(trust_domain).await?.is_none() && world.refresh(trust_domain).await?.is_err());
+        let created = world.site.passant([&create[..], &["--bundle", file]].concat())?;
+        assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+        let fetched = world.site.passant(["federation", "refresh", trust_domain])?;
+        assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
+        assert_eq!(world.held(trust_domain).await?, Some(served));
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_was_fetched_outlasts_a_restart_without_the_endpoint() -> anyhow::Result<()> {
     let _met = meets(&["FED-08"]);

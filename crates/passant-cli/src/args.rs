@@ -340,7 +340,7 @@ pub(crate) enum Federation {
     Create(FederationFields),
     /// Change some of a relationship's fields; what is not named stays
     Update(FederationFields),
-    /// Fetch the bundle no longer; it stays as it is
+    /// Federate no longer: the bundle is deleted, too
     Delete {
         /// The foreign trust domain
         #[arg(value_parser = TrustDomain::parse)]

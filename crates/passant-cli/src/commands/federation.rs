@@ -193,10 +193,7 @@ async fn delete(trust_domain: &TrustDomain, server: &Server, out: &mut Output) -
     accepted(&status).with_context(|| failed("delete", trust_domain))?;
     out.print(
         || json!({ "results": [{ "status": json::status(&status), "trust_domain": result.trust_domain }] }),
-        |to| {
-            writeln!(to, "deleted the federation relationship with {trust_domain}")?;
-            writeln!(to, "Its bundle stays as it is: passant bundle delete {trust_domain}")
-        },
+        |to| writeln!(to, "deleted the federation relationship with {trust_domain}, and its bundle"),
     )
 }
 
