@@ -73,6 +73,12 @@ pub enum BundleError {
     /// The certificate may not sign others: without cA, or with a key usage that lacks keyCertSign.
     #[error("X.509 authority is not a CA certificate")]
     NotSigning,
+    /// A negative serial number, an extension that comes twice, or a critical one that nobody knows.
+    #[error(
+        "X.509 authority is a certificate that others refuse to read: its serial number is negative, or an extension comes twice \
+         or is critical and unknown"
+    )]
+    RefusedByOthers,
     /// A JWT authority without key ID, or with one of more than 1024 bytes.
     #[error("JWT authority has no key ID or one longer than 1024 bytes")]
     BadKeyId,
@@ -142,6 +148,20 @@ impl Bundle {
         self.x509_authorities.iter().filter_map(anchor).collect()
     }
 
+    /// Whether `other` says the same, whatever the order of its authorities.
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        fn sorted(bundle: &Bundle) -> (Vec<&X509Authority>, Vec<&JwtAuthority>) {
+            let mut x509: Vec<_> = bundle.x509_authorities.iter().collect();
+            x509.sort_by_key(|authority| &authority.der);
+            let mut jwt: Vec<_> = bundle.jwt_authorities.iter().collect();
+            jwt.sort_by_key(|authority| &authority.key_id);
+            (x509, jwt)
+        }
+        self.trust_domain == other.trust_domain
+            && (self.sequence, self.refresh_hint) == (other.sequence, other.refresh_hint)
+            && sorted(self) == sorted(other)
+    }
+
     /// The JWT authority that signs with `key_id`.
     pub fn jwt_authority(&self, key_id: &str) -> Option<&JwtAuthority> {
         self.jwt_authorities.iter().find(|authority| authority.key_id == key_id)
@@ -176,7 +196,8 @@ impl X509Authority {
     /// Neither its validity period nor its own signature is looked at: what is in a bundle is trusted (RFC 5280 6.1).
     ///
     /// # Errors
-    /// When it is malformed, too long, or may not sign.
+    /// When it is malformed, too long, may not sign, or is one that other implementations refuse to read: with it in a bundle
+    /// they would refuse the whole bundle, and go on without news of it.
     pub fn from_der(der: &[u8]) -> Result<Self, BundleError> {
         check_signing_certificate(der)?;
         Ok(Self { der: der.to_vec(), tainted: false })
@@ -206,7 +227,16 @@ fn check_signing_certificate(der: &[u8]) -> Result<(), BundleError> {
     if !rest.is_empty() {
         return Err(BundleError::MalformedCertificate);
     }
-    if may_sign_certificates(&certificate) { Ok(()) } else { Err(BundleError::NotSigning) }
+    // Go reads neither, and whoever is written in it drops the whole bundle with the one certificate.
+    let is_negative = certificate.raw_serial().first().is_none_or(|first| *first >= 0x80);
+    if is_negative || certificate.extensions_map().is_err() {
+        return Err(BundleError::RefusedByOthers);
+    }
+    if !may_sign_certificates(&certificate) {
+        return Err(BundleError::NotSigning);
+    }
+    webpki::anchor_from_trusted_cert(&CertificateDer::from(der)).map_err(|_| BundleError::RefusedByOthers)?;
+    Ok(())
 }
 
 /// Whether a certificate may sign others: cA is true, and the key usage is absent or has keyCertSign (RFC 5280 6.1.4 k and n).
@@ -314,6 +344,57 @@ mod tests {
             assert_eq!(X509Authority::from_der(bytes), Err(BundleError::MalformedCertificate));
         }
         assert_eq!(bundle_of(&[ca.der(), &leaf, &two]).trust_anchors().len(), 1);
+    }
+
+    #[test]
+    fn what_other_implementations_refuse_to_read_is_no_authority() {
+        let serial = [0x11; 16];
+        let ca = Ca::root_with("example.org", |params| params.serial_number = Some(serial.to_vec().into()));
+        assert!(X509Authority::from_der(ca.der()).is_ok());
+        let at = ca.der().windows(serial.len()).position(|bytes| bytes == serial).unwrap();
+        for (first, expected) in [(0x7f, Ok(())), (0x80, Err(BundleError::RefusedByOthers))] {
+            let mut der = ca.der().to_vec();
+            der[at] = first;
+            assert_eq!(X509Authority::from_der(&der).map(|_| ()), expected, "{first:x}");
+        }
+        let extension = |is_critical| {
+            let mut one = rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0]);
+            one.set_criticality(is_critical);
+            one
+        };
+        let refused = Err(BundleError::RefusedByOthers);
+        for (extensions, expected) in [
+            (vec![extension(false)], Ok(())),
+            (vec![extension(false), extension(false)], refused),
+            (vec![extension(true)], refused),
+        ] {
+            let ca = Ca::root_with("example.org", |params| params.custom_extensions = extensions);
+            assert_eq!(X509Authority::from_der(ca.der()).map(|_| ()), expected);
+        }
+    }
+
+    #[test]
+    fn the_order_of_authorities_says_nothing() {
+        let (a, b) = (Ca::root("example.org"), Ca::root("example.org"));
+        let jwt = |name: &str| JwtAuthority::new(name, &a.spki(), None).unwrap();
+        let with = |x509: &[&[u8]], names: &[&str]| Bundle {
+            jwt_authorities: names.iter().map(|name| jwt(name)).collect(),
+            ..bundle_of(x509)
+        };
+        let one = with(&[a.der(), b.der()], &["j", "k"]);
+        assert!(one.says_the_same_as(&with(&[b.der(), a.der()], &["k", "j"])));
+        for other in [
+            with(&[a.der()], &["j", "k"]),
+            with(&[a.der(), b.der()], &["j", "l"]),
+            Bundle { sequence: 1, ..one.clone() },
+            Bundle { refresh_hint: Some(Duration::from_secs(1)), ..one.clone() },
+            Bundle { trust_domain: TrustDomain::parse("other.test").unwrap(), ..one.clone() },
+        ] {
+            assert!(!one.says_the_same_as(&other));
+        }
+        let mut tainted = one.clone();
+        tainted.x509_authorities[0].tainted = true;
+        assert!(!one.says_the_same_as(&tainted));
     }
 
     #[test]

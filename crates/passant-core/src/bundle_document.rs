@@ -77,9 +77,10 @@ impl Bundle {
     /// Reads a SPIFFE bundle document as the bundle of `trust_domain`; the document does not say whose it is.
     ///
     /// An entry is skipped, and the others kept, when its `use` or `kty` is missing or unknown (values compare with case), a
-    /// parameter is missing or malformed, `x5c` is absent or empty, its first certificate is no CA certificate or has
-    /// another key than the entry, or a `kid` is missing where one is due. Of `x5c` only the first certificate counts; of
-    /// two entries with one `kid`, the first. A document without a usable entry is a bundle that distrusts everything.
+    /// parameter is missing or malformed, `x5c` is absent or empty, its first certificate is no CA certificate, is one that
+    /// other implementations refuse to read, or has another key than the entry, or a `kid` is missing where one is due. Of
+    /// `x5c` only the first certificate counts; of two entries with one `kid`, the first. A document without a usable entry is a bundle that
+    /// distrusts everything.
     ///
     /// # Errors
     /// When it is too large, no JSON, names a member twice, has no `keys` array, or a `spiffe_` number that is none.
