@@ -23,8 +23,9 @@ pub const HEAL_MOST: Duration = Duration::from_secs(10);
 pub const RECORD_QUEUE: usize = 1024;
 /// Messages written to the decision record with one sync.
 pub const RECORD_BATCH: usize = 256;
-/// Descriptors for everything but connections: the store, the decision record, keys, the runtime.
-pub const FILES: u64 = 64;
+/// Descriptors for everything but connections that are accepted: the store, the decision record, keys, the runtime, fetches of
+/// foreign bundles.
+pub const FILES: u64 = 128;
 /// Open TLS connections of agents: one needs one or two, so this is a fleet of ten thousand nodes.
 pub const CONNECTIONS: usize = 20_000;
 /// Open TLS connections that showed the X509-SVID of one agent: a few, and those that it has not noticed to be dead.
@@ -50,10 +51,10 @@ pub const LOCAL_CONNECTIONS: usize = 256;
 pub const LOCAL_CONNECTIONS_PART: usize = 4;
 /// Accepted connections waiting for HTTP/2 to take them.
 pub const ACCEPTED: usize = 64;
-/// A TLS connection is asked to go away after this, as SPIRE does, so that agents follow a changed address. Streams in
-/// progress finish first.
+/// A connection is asked to go away after this, as SPIRE does: over TLS so that agents follow a changed address, on the
+/// operator socket so that the groups of its user are looked up anew. Streams in progress finish first.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(180);
-/// When a TLS connection ends in any case: its age, and the longest stream that began just before. A request that never
+/// When a TLS connection, or one of the holder of a role on the operator socket, ends in any case: its age, and the longest stream that began just before. A request that never
 /// comes to its end would else keep it open for good.
 pub const CONNECTION_LEASE: Duration = Duration::from_secs(330);
 /// A silent connection is asked whether it lives.
@@ -133,8 +134,12 @@ pub const EVIDENCE: usize = 128 * 1024;
 pub const CHALLENGES: usize = 8;
 /// Federation relationships. Each is asked for its bundle again and again, and the largest federations known have dozens.
 pub const RELATIONSHIPS: usize = 1_000;
-/// Foreign bundles that are fetched at once. A fetch takes a fraction of a second, or half a minute where nobody answers.
-pub const FETCHES: usize = 8;
+/// Foreign bundles that are fetched at once. A fetch takes a fraction of a second, or half a minute where nobody answers:
+/// so many may answer nobody before others have to wait.
+pub const FETCHES: usize = 64;
+/// A bundle that is fetched, in bytes of its document. It goes into the journal whenever it changes, and its endpoint belongs
+/// to somebody else; the bundles of large PKIs have some dozens of authorities and take a tenth.
+pub const FETCHED_DOCUMENT: usize = 512 * 1024;
 /// One fetch of a bundle, with its redirects, from resolving the name to the last byte.
 pub const FETCH_WITHIN: Duration = Duration::from_secs(30);
 /// A TCP connection to one address of a bundle endpoint, so that a dead one leaves time for the next.
@@ -161,6 +166,8 @@ pub const REFRESHES_WAITING: usize = 64;
 pub const ANYBODYS_MESSAGE: usize = 4 * 1024;
 /// Messages of one stream that wait for a slow reader.
 pub const STREAM_WAITING: usize = 2;
+/// How long a join token lives that the holder of a role has made: what it may lead to was looked at when it was made.
+pub const HOLDERS_TOKEN: Duration = Duration::from_secs(60 * 60);
 /// The version that an agent reports, in bytes, as in SPIRE.
 pub const AGENT_VERSION: usize = 255;
 /// One message of a backup, in bytes. Larger ones would not be faster, and the 4 MiB of gRPC are far.
@@ -176,6 +183,8 @@ pub const RESTORE_BATCH: usize = 1_000;
 /// Authorities of one kind, the prepared one aside, beyond which operators may prepare no other: every agent and workload
 /// holds them all. Rotation alone keeps four at most.
 pub const AUTHORITIES: usize = 32;
-/// Entries below a SPIFFE ID that are looked at before the holder of a role may give it out; with more it is refused. The
-/// journal's writer looks.
+/// Entries below a SPIFFE ID that are looked at before the holder of a role may give it out; with more it is refused.
 pub const ENTRIES_BELOW: usize = 10_000;
+/// Entries that are looked at for all items of one request of the holder of a role; the items after that are refused. The
+/// journal's writer looks, in some tenths of a second, while everybody else waits.
+pub const ENTRIES_LOOKED_AT: usize = 20 * ENTRIES_BELOW;

@@ -19,16 +19,17 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use passant_core::bundle_document::BundleDocumentError;
 use passant_core::federation::EndpointUrlError;
-use passant_core::limits::BUNDLE_DOCUMENT_BYTES;
 use passant_core::{Bundle, EndpointUrl, FederationRelationship, Host, TrustDomain};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::endpoint::{self, Proof, RootsError, WebRoots};
 use crate::limits::{
     ENDPOINT_ADDRESSES, ENDPOINT_CONNECT_WITHIN, ENDPOINT_HEADERS, ENDPOINT_REDIRECTS, FETCH_WITHIN,
+    FETCHED_DOCUMENT,
 };
 
 const AGENT: &str = concat!("passant-server/", env!("CARGO_PKG_VERSION"));
@@ -140,7 +141,7 @@ pub(crate) enum FetchError {
     #[error("more than {ENDPOINT_REDIRECTS} redirects")]
     TooManyRedirects,
     /// The answer does not end.
-    #[error("the answer of {0} is larger than {BUNDLE_DOCUMENT_BYTES} bytes")]
+    #[error("the answer of {0} is larger than {FETCHED_DOCUMENT} bytes")]
     TooLarge(EndpointUrl),
     /// All of it took too long.
     #[error("took longer than {} seconds", FETCH_WITHIN.as_secs())]
@@ -148,6 +149,9 @@ pub(crate) enum FetchError {
     /// What came is no bundle.
     #[error("the answer is not a bundle")]
     Document(#[from] BundleDocumentError),
+    /// The work was lost.
+    #[error("the answer could not be read")]
+    Lost(#[from] JoinError),
     /// There is nothing to fetch over.
     #[error("this server has no network")]
     NoNetwork,
@@ -207,7 +211,10 @@ async fn follow(order: Order, host: Host, roots: WebRoots) -> Result<Bundle, Fet
         let (stream, address) = dial(&url, reach).await?;
         match get(&url, &tls, stream).await? {
             Answer::Document(text) => {
-                return Ok(Bundle::from_spiffe_json(relationship.trust_domain.clone(), &text)?);
+                let trust_domain = relationship.trust_domain.clone();
+                // Hundreds of certificates may be in it: not on the I/O threads.
+                let read = move || Bundle::from_spiffe_json(trust_domain, &text);
+                return Ok(tokio::task::spawn_blocking(read).await??);
             }
             Answer::Redirect(location) => {
                 let next = url.redirect(&location);
@@ -273,7 +280,7 @@ async fn get(url: &EndpointUrl, tls: &TlsConnector, stream: TcpStream) -> Result
         let response = sender.send_request(request).await.map_err(|error| unread(error.into()))?;
         match response.status().as_u16() {
             200 => {
-                let whole = Limited::new(response.into_body(), BUNDLE_DOCUMENT_BYTES).collect().await;
+                let whole = Limited::new(response.into_body(), FETCHED_DOCUMENT).collect().await;
                 Ok(Answer::Document(whole.map_err(unread)?.to_bytes()))
             }
             // One that calls itself permanent is followed, and forgotten, like any other (SPIFFE Federation 7.5.1).
@@ -296,35 +303,43 @@ async fn get(url: &EndpointUrl, tls: &TlsConnector, stream: TcpStream) -> Result
     }
 }
 
-/// Whether anybody on the Internet could reach the address.
+/// Whether anybody on the Internet could reach the address: what IANA's registries of special addresses do not say otherwise of.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
-        IpAddr::V6(address) => match address.to_ipv4_mapped() {
-            Some(address) => is_public_v4(address),
-            None => is_public_v6(address),
-        },
+        IpAddr::V6(address) => is_public_v6(address),
     }
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    let [first, second, ..] = address.octets();
+    let [first, second, third, _] = address.octets();
     let is_shared = first == 100 && (64..128).contains(&second);
+    let is_of_protocols = (first, second, third) == (192, 0, 0);
+    let is_of_benchmarks = first == 198 && matches!(second, 18 | 19);
+    // From 224 on: to many, or reserved.
     !(first == 0
+        || first >= 224
         || is_shared
+        || is_of_protocols
+        || is_of_benchmarks
         || address.is_private()
         || address.is_loopback()
-        || address.is_link_local()
-        || address.is_multicast()
-        || address.is_broadcast())
+        || address.is_link_local())
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
-    !(address.is_unspecified()
-        || address.is_loopback()
-        || address.is_multicast()
-        || address.is_unique_local()
-        || address.is_unicast_link_local())
+    let segments = address.segments();
+    let [.., high, low] = segments;
+    let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+    let embedded = Ipv4Addr::new(a, b, c, d);
+    match segments {
+        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => is_public_v4(embedded),
+        // What is tunnelled by Teredo or 6to4 comes out elsewhere; the rest of the former is for protocols.
+        [0x2001, second, ..] => second >= 0x200,
+        [0x2002, ..] => false,
+        // All else that was ever given out.
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
 }
 
 #[cfg(test)]

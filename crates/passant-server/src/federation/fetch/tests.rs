@@ -204,7 +204,7 @@ async fn whatever_an_endpoint_answers_the_fetch_ends() {
         "/empty" => response("200 OK", "", b""),
         "/latin" => response("200 OK", "", b"{\"keys\":[],\"\xe9\":1}"),
         "/short" => b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"keys\":[]}".to_vec(),
-        "/large" => response("200 OK", "", &vec![b' '; BUNDLE_DOCUMENT_BYTES + 1]),
+        "/large" => response("200 OK", "", &vec![b' '; FETCHED_DOCUMENT + 1]),
         "/headers" => response("200 OK", &format!("X: {}\r\n", "x".repeat(8 * ENDPOINT_HEADERS)), b"{}"),
         "/close" => Vec::new(),
         _ => b"SSH-2.0-OpenSSH_9.6\r\n".to_vec(),
@@ -225,6 +225,22 @@ async fn whatever_an_endpoint_answers_the_fetch_ends() {
         let error = at(broken).await;
         assert!(matches!(error, FetchError::Http { .. }), "{broken}: {error:?}");
     }
+}
+
+#[tokio::test]
+async fn a_document_of_half_a_megabyte_is_read_and_no_larger_one() {
+    let bench = Bench::new();
+    let served = bench.served();
+    let text = served.to_spiffe_json().unwrap();
+    let endpoint = FakeEndpoint::start(bench.web_leaf(), move |asked| {
+        let most = FETCHED_DOCUMENT + usize::from(asked == "/more");
+        response("200 OK", "", format!("{text:most$}").as_bytes())
+    })
+    .await;
+    assert_eq!(FETCHED_DOCUMENT, 512 * 1024);
+    assert_eq!(bench.web(&endpoint.url("/most")).await.unwrap(), served);
+    let error = bench.web(&endpoint.url("/more")).await.unwrap_err();
+    assert!(matches!(error, FetchError::TooLarge(_)), "{error:?}");
 }
 
 #[tokio::test]
@@ -257,7 +273,29 @@ async fn a_stranger_leads_nobody_into_a_private_network() {
         ("0.1.2.3", false),
         ("224.0.0.1", false),
         ("255.255.255.255", false),
+        ("192.0.0.10", false),
+        ("192.0.1.1", true),
+        ("198.17.255.255", true),
+        ("198.18.0.1", false),
+        ("198.19.255.255", false),
+        ("198.20.0.0", true),
+        ("223.255.255.255", true),
+        ("240.0.0.1", false),
         ("2001:4860:4860::8888", true),
+        ("2001::a00:1", false),
+        ("2001:1ff::1", false),
+        ("2001:200::1", true),
+        ("2002:a00:1::1", false),
+        ("2003::1", true),
+        ("3fff:ffff::1", true),
+        ("4000::1", false),
+        ("1fff::1", false),
+        ("64:ff9b::a00:1", false),
+        ("64:ff9b::808:808", true),
+        ("64:ff9b:1::808:808", false),
+        ("::10.0.0.1", false),
+        ("::8.8.8.8", false),
+        ("fec0::1", false),
         ("::ffff:10.0.0.1", false),
         ("::ffff:8.8.8.8", true),
         ("::1", false),
