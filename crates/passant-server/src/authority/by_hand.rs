@@ -64,13 +64,16 @@ impl Authorities {
     /// Makes the prepared authority `id` sign from now on, once every agent is known to have it.
     ///
     /// # Errors
-    /// Invalid when `id` is no authority of this kind or signs already; Precondition when it has retired or ended, or when
-    /// agents lack it, with their count; Unavailable when its key or the journal cannot be used.
+    /// Invalid when `id` is no authority of this kind or signs already; Precondition when it has retired or ended, is tainted, or
+    /// when agents lack it, with their count; Unavailable when its key or the journal cannot be used.
     pub async fn activate(&self, kind: AuthorityKind, id: &str) -> Result<Authority, Refusal> {
         let _turn = self.turn.lock().await;
         let (state, now) = (self.parts.journal.state(), self.parts.host.now());
         let prepared = named(&state, kind, id)?;
         match prepared.phase {
+            Phase::Prepared if prepared.tainted => {
+                return Err(Refusal::precondition("this authority is tainted: prepare another"));
+            }
             Phase::Prepared if prepared.not_after > now => {}
             Phase::Prepared => {
                 return Err(Refusal::precondition("this authority has ended: prepare another"));
@@ -95,13 +98,14 @@ impl Authorities {
     }
 
     /// Declares the retired authority `id` untrustworthy: it is marked in the bundle, so that agents have everything that it
-    /// signed issued anew. It verifies until it is revoked.
+    /// signed issued anew. It verifies until it is revoked. It signs no more, even if what was retired last was not followed yet.
     ///
     /// # Errors
     /// Invalid when `id` is no authority of this kind, signs, or is prepared; Precondition when it is tainted already;
     /// Unavailable when the journal cannot be written.
     pub async fn taint(&self, kind: AuthorityKind, id: &str) -> Result<Authority, Refusal> {
         let _turn = self.turn.lock().await;
+        self.follow(&self.turns(), kind).await.map_err(refusal_of)?;
         let id = id.to_owned();
         self.parts.journal.submit(move |state| tainting(state, kind, &id)).await
     }
@@ -114,6 +118,7 @@ impl Authorities {
     /// Unavailable when the journal cannot be written.
     pub async fn revoke(&self, kind: AuthorityKind, id: &str) -> Result<Authority, Refusal> {
         let _turn = self.turn.lock().await;
+        self.follow(&self.turns(), kind).await.map_err(refusal_of)?;
         let id = id.to_owned();
         let revoked = self.parts.journal.submit(move |state| revocation(state, kind, &id)).await?;
         forget_keys(&self.turns()).await;

@@ -75,7 +75,8 @@ impl Policy {
             return Some(Step::Prune(done.id.clone()));
         }
         let in_phase = |phase| authorities.iter().find(|a| a.phase == phase && a.not_after > now);
-        let prepared = in_phase(Phase::Prepared);
+        // A tainted one comes of a restored backup alone. It makes way for the next.
+        let prepared = in_phase(Phase::Prepared).filter(|prepared| !prepared.tainted);
         let active = in_phase(Phase::Active);
         let left = active.map(|active| now.until(active.not_after));
         // Comes of a restored backup alone. What it signs is believed until it is revoked, so agents are still waited for.
@@ -195,6 +196,15 @@ mod tests {
         let both = [tainted, authority("b", Phase::Prepared, 12 * HOURS)];
         assert_eq!(due(&both, false, -23 * HOURS), None);
         assert_eq!(due(&both, true, -23 * HOURS), activate("b", Vec::new()));
+    }
+
+    #[test]
+    fn a_tainted_one_is_never_let_sign() {
+        let tainted = Authority { tainted: true, ..authority("b", Phase::Prepared, 12 * HOURS) };
+        let both = [authority("a", Phase::Active, 0), tainted.clone()];
+        assert_eq!(due(&both, true, -12 * HOURS), None);
+        assert_eq!(due(&both, true, -HOURS), Some(Step::Prepare));
+        assert_eq!(due(&[tainted], true, 0), Some(Step::Prepare));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use passant_core::jwt_svid::JwtSvid;
 use passant_core::{Reason, TrustDomain};
 
 use super::*;
+use crate::authority::succession;
 use crate::keystore::KeyStore;
 use crate::record::DecisionKind;
 use crate::rig::{HOUR, Rig, START, Settings, domain, id};
@@ -240,6 +241,43 @@ async fn operators_cannot_fill_the_bundle() {
     rig.authorities.taint(kind, old.as_str()).await.unwrap();
     rig.authorities.revoke(kind, old.as_str()).await.unwrap();
     succeed(&rig, kind).await;
+}
+
+#[tokio::test]
+async fn what_is_tainted_or_revoked_signs_no_more_even_if_its_successor_was_not_taken_into_use() {
+    for kind in KINDS {
+        let rig = Rig::new().await;
+        let signer = || match kind {
+            AuthorityKind::X509 => rig.authorities.x509().id().clone(),
+            AuthorityKind::Jwt => rig.authorities.jwt().id().clone(),
+        };
+        let old = signer();
+        let next = rig.authorities.prepare(kind, "an operator").await.unwrap().id;
+        // As it stands when the journal took the activation and what follows it failed.
+        let now = rig.now();
+        let succeeds = next.clone();
+        let activate = move |state: &State| Ok((succession(state, kind, &succeeds, now), ()));
+        rig.journal.submit(activate).await.unwrap();
+        assert_eq!(signer(), old);
+        let key = rig.disk.keys.get(&next).unwrap().unwrap();
+        rig.disk.keys.remove(&next).unwrap();
+        check(rig.authorities.taint(kind, old.as_str()).await, Reason::Internal, "");
+        assert!(!rig.state().authority(&old).unwrap().tainted, "it signs still");
+        rig.disk.keys.put(&next, &key).unwrap();
+        rig.authorities.taint(kind, old.as_str()).await.unwrap();
+        assert_eq!(signer(), next);
+    }
+}
+
+#[tokio::test]
+async fn a_tainted_prepared_authority_is_not_activated() {
+    let rig = Rig::new().await;
+    for kind in KINDS {
+        let prepared = rig.authorities.prepare(kind, "an operator").await.unwrap();
+        let tainted = Authority { tainted: true, ..prepared.clone() };
+        rig.commit(vec![Change::PutAuthority(tainted)]).await;
+        check(rig.authorities.activate(kind, prepared.id.as_str()).await, Reason::Precondition, "is tainted");
+    }
 }
 
 #[tokio::test]
