@@ -50,6 +50,8 @@ pub enum Act {
     EvictAgent(SpiffeId),
     /// Registration entries were deleted.
     DeleteEntries(Vec<EntryId>),
+    /// Bundles of foreign trust domains were made or replaced by hand.
+    SetBundles(Vec<TrustDomain>),
     /// Bundles of foreign trust domains were deleted.
     DeleteBundles(Vec<TrustDomain>),
     /// Federation with trust domains was ended; their bundles were deleted with it.

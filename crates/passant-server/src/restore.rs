@@ -2,7 +2,8 @@
 //!
 //! The data directory gets a new lineage, whose revisions begin above all that the lost journal may have given. What the
 //! decision record in the directory tells of the time after the backup is done again: bans, evictions, deletions of entries,
-//! taints and revocations of authorities, and the serials of renewed node SVIDs. What it cannot tell is named, for the
+//! taints and revocations of authorities, and the serials of renewed node SVIDs; an authority that began to sign meanwhile does
+//! not pass for one that never did. What it cannot tell is named, for the
 //! operator to act on.
 
 use std::collections::BTreeSet;
@@ -98,7 +99,7 @@ pub struct Again {
     pub evicted: Vec<SpiffeId>,
     /// Entries that are deleted again.
     pub deleted_entries: Vec<EntryId>,
-    /// Trust domains whose bundles are deleted again. One that was set anew since has to be set once more.
+    /// Trust domains whose bundles are deleted again.
     pub deleted_bundles: Vec<TrustDomain>,
     /// Trust domains with which federation is ended again.
     pub ended_federation: Vec<TrustDomain>,
@@ -121,6 +122,9 @@ pub struct Lost {
     pub changed_entries: Vec<EntryId>,
     /// Join tokens that are void now.
     pub join_tokens: u64,
+    /// Trust domains whose bundles were set by hand since. That of the backup does not stand, since trust may have been
+    /// withdrawn by replacing it: it has to be set once more, or is fetched.
+    pub bundles: Vec<TrustDomain>,
     /// Authorities that were made since: what they signed is no longer believed.
     pub authorities: Vec<AuthorityId>,
 }
@@ -324,11 +328,11 @@ impl Revival {
 
     /// Trust that was withdrawn since is not given again: whoever still wants it says so.
     fn bundle(&mut self, bundle: Arc<Bundle>) -> Option<Arc<Bundle>> {
-        if !self.history.deleted_bundles.contains(&bundle.trust_domain) {
-            return Some(bundle);
+        if self.history.deleted_bundles.contains(&bundle.trust_domain) {
+            self.again.deleted_bundles.push(bundle.trust_domain.clone());
+            return None;
         }
-        self.again.deleted_bundles.push(bundle.trust_domain.clone());
-        None
+        (!self.history.set_bundles.contains(&bundle.trust_domain)).then_some(bundle)
     }
 
     fn relationship(
@@ -370,7 +374,15 @@ impl Revival {
         if was_tainted {
             self.again.tainted_authorities.push(authority.id.clone());
         }
-        Some(Authority { published: self.sequence, tainted: authority.tainted || was_tainted, ..authority })
+        let authority =
+            Authority { published: self.sequence, tainted: authority.tainted || was_tainted, ..authority };
+        // As a prepared one it would make way for the next, and what it signed with it; and one that is not to be trusted would
+        // be let sign.
+        let has_signed = was_tainted || self.history.signed.contains(&authority.id);
+        if authority.phase == Phase::Prepared && has_signed {
+            return Some(Authority { phase: Phase::Retired, activated_at: Some(self.made_at), ..authority });
+        }
+        Some(authority)
     }
 
     /// A token that may have been spent since would attest a second node.
@@ -477,6 +489,7 @@ impl Revival {
     }
 
     fn finished(mut self, backup: Header, cursor: Cursor, keys: &[AuthorityId], order: &Order) -> Restored {
+        self.lost.bundles = std::mem::take(&mut self.history.set_bundles).into_iter().collect();
         let made = self.history.authorities.iter().filter_map(|made| id_of_key(&made.key_hash));
         self.lost.authorities = made.filter(|id| !self.history.revoked.contains(id)).collect();
         let keys_missing: Vec<AuthorityId> =

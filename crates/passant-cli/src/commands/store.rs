@@ -100,7 +100,7 @@ fn tell_again(to: &mut dyn Write, restored: &Restored) -> std::io::Result<()> {
     list(to, "Evicted again", &again.evicted)?;
     list(to, "Entries deleted again", &again.deleted_entries)?;
     list(to, "Federation ended again", &again.ended_federation)?;
-    list(to, "Foreign bundles deleted again: set anew what was set anew since", &again.deleted_bundles)?;
+    list(to, "Foreign bundles deleted again", &again.deleted_bundles)?;
     list(to, "Agents whose renewed SVIDs are accepted", &again.renewed)?;
     list(to, "Authorities tainted again", &again.tainted_authorities)?;
     list(to, "Authorities revoked again: what they signed is not believed", &again.revoked_authorities)
@@ -120,6 +120,12 @@ fn tell_lost(to: &mut dyn Write, restored: &Restored) -> std::io::Result<()> {
         to,
         "Entries changed after the backup are as they were: passant entry update",
         &lost.changed_entries,
+    )?;
+    list(
+        to,
+        "Foreign bundles set by hand after the backup, and not restored as they were before: set them anew, unless they are \
+         fetched",
+        &lost.bundles,
     )?;
     list(
         to,

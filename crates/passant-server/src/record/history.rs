@@ -27,12 +27,16 @@ pub(crate) struct History {
     /// Entries that were deleted. What was issued for them before that is not among `entries`; what was underway then
     /// may be.
     pub(crate) deleted: BTreeSet<EntryId>,
+    /// Foreign trust domains whose bundles were set by hand, and not deleted after that.
+    pub(crate) set_bundles: BTreeSet<TrustDomain>,
     /// Foreign trust domains whose bundles were deleted, by themselves or with the federation.
     pub(crate) deleted_bundles: BTreeSet<TrustDomain>,
     /// Trust domains with which federation was ended.
     pub(crate) ended_federation: BTreeSet<TrustDomain>,
     /// Authorities that were made.
     pub(crate) authorities: Vec<Arc<Decision>>,
+    /// Authorities that signed, or began to.
+    pub(crate) signed: BTreeSet<AuthorityId>,
     /// Authorities that were tainted; those that were then revoked are not among them.
     pub(crate) tainted: BTreeSet<AuthorityId>,
     /// Authorities that were revoked.
@@ -120,10 +124,11 @@ impl History {
                     self.deleted.insert(id);
                 }
             }
-            Act::DeleteBundles(names) => self.deleted_bundles.extend(names),
+            Act::SetBundles(names) => self.set_bundles.extend(names),
+            Act::DeleteBundles(names) => self.delete_bundles(names),
             Act::EndFederation(names) => {
-                self.deleted_bundles.extend(names.iter().cloned());
-                self.ended_federation.extend(names);
+                self.ended_federation.extend(names.iter().cloned());
+                self.delete_bundles(names);
             }
             Act::TaintAuthority(_, id) => {
                 self.tainted.insert(id);
@@ -133,13 +138,26 @@ impl History {
                 self.revoked.insert(id);
             }
             // Which authority signs is decided anew, by what the agents have.
-            Act::PrepareAuthority(..) | Act::ActivateAuthority(..) => {}
+            Act::ActivateAuthority(_, id) => {
+                self.signed.insert(id);
+            }
+            Act::PrepareAuthority(..) => {}
             Act::Restore { revision, .. } => self.revision = self.revision.max(revision),
         }
     }
 
+    fn delete_bundles(&mut self, names: Vec<TrustDomain>) {
+        self.set_bundles.retain(|set| !names.contains(set));
+        self.deleted_bundles.extend(names);
+    }
+
     /// An intent counts as issued, whatever became of it.
     fn take_decision(&mut self, decision: Arc<Decision>) {
+        if let Some(authority) = &decision.authority
+            && !self.signed.contains(authority)
+        {
+            self.signed.insert(authority.clone());
+        }
         if let Some((id, revision)) = &decision.entry {
             self.revision = self.revision.max(Revision::new(*revision));
             let last = EntryHistory { spiffe_id: decision.spiffe_id.clone(), revision: *revision };

@@ -227,6 +227,7 @@ async fn what_the_record_tells_is_done_again() {
             entries: vec![(entry_id("new"), id("/w/new")), (entry_id("renewed"), id("/w/r"))],
             changed_entries: vec![entry_id("plain")],
             join_tokens: 0,
+            bundles: vec![],
             authorities: vec![AuthorityId::parse(&"07".repeat(20)).unwrap()],
         }
     );
@@ -308,6 +309,61 @@ async fn taints_and_revocations_of_authorities_are_done_again() {
     let mut expected = vec![(ids[1].clone(), true, Phase::Active), (ids[3].clone(), true, Phase::Active)];
     expected.sort();
     assert_eq!(left, expected);
+}
+
+#[tokio::test]
+async fn a_prepared_authority_that_signed_since_or_was_tainted_is_restored_as_a_retired_one() {
+    let name = |name: &str| AuthorityId::parse(name).unwrap();
+    let prepared = |id: &str| {
+        let authority = samples::authority(id, AuthorityKind::Jwt, Phase::Prepared);
+        Change::PutAuthority(Authority { not_after: at(9_000), ..authority })
+    };
+    let ids = ["idle", "signed", "activated", "tainted"];
+    let site = Site::new(ids.map(prepared).into());
+    let decision = match issued(DecisionKind::JwtSvid, "/w/1", "0a", Some(("plain", 3))) {
+        Said::Issued(decision) => decision,
+        Said::Act(act) => panic!("{act:?}"),
+    };
+    site.record(vec![
+        Said::Issued(Decision { authority: Some(name("signed")), ..decision }),
+        Said::Act(Act::ActivateAuthority(AuthorityKind::Jwt, name("activated"))),
+        Said::Act(Act::TaintAuthority(AuthorityKind::Jwt, name("tainted"))),
+    ])
+    .await;
+    let restored = site.restore().await.unwrap();
+    let loaded = State::of_objects(trust_domain(), restored.cursor, site.load().objects);
+    let stands = |id: &str| {
+        let authority = loaded.authority(&name(id)).unwrap();
+        (authority.phase, authority.tainted, authority.activated_at)
+    };
+    assert_eq!(stands("idle"), (Phase::Prepared, false, None));
+    assert_eq!(stands("signed"), (Phase::Retired, false, Some(at(1_000))));
+    assert_eq!(stands("activated"), (Phase::Retired, false, Some(at(1_000))));
+    assert_eq!(stands("tainted"), (Phase::Retired, true, Some(at(1_000))));
+}
+
+#[tokio::test]
+async fn a_bundle_that_was_replaced_since_has_to_be_set_once_more() {
+    let (other, new) = (other_trust_domain(), TrustDomain::parse("new.example").unwrap());
+    let is_held = |site: &Site| {
+        site.load().objects.iter().any(|object| object.key() == format!("bundle/{}", other_trust_domain()))
+    };
+    let site = Site::new(vec![]);
+    site.record(vec![Said::Act(Act::SetBundles(vec![other.clone(), new.clone()]))]).await;
+    let restored = site.restore().await.unwrap();
+    assert_eq!(restored.lost.bundles, [new, other.clone()]);
+    assert_eq!(restored.again.deleted_bundles, []);
+    assert!(!is_held(&site), "what was in it may be believed no longer");
+
+    let site = Site::new(vec![]);
+    let acts = [
+        Act::DeleteBundles(vec![other.clone()]),
+        Act::SetBundles(vec![other.clone()]),
+        Act::EndFederation(vec![other.clone()]),
+    ];
+    site.record(acts.into_iter().map(Said::Act).collect()).await;
+    let restored = site.restore().await.unwrap();
+    assert_eq!((restored.lost.bundles, restored.again.deleted_bundles), (vec![], vec![other]));
 }
 
 #[tokio::test]
