@@ -10,10 +10,11 @@ mod verb;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use passant_core::{Entry, EntryDraft, Selectors, SpiffeId, TrustDomain};
+use passant_core::{EndpointProfile, Entry, EntryDraft, Selectors, SpiffeId, TrustDomain};
 
-use crate::limits::ENTRIES_BELOW;
+use crate::limits::{ENTRIES_BELOW, ENTRIES_LOOKED_AT};
 use crate::state::State;
 pub use verb::Verb;
 
@@ -22,6 +23,8 @@ pub use verb::Verb;
 pub struct Rights {
     admin_ids: BTreeSet<SpiffeId>,
     roles: Vec<Arc<Role>>,
+    /// Where the IDs lie that have rights.
+    trust_domains: BTreeSet<TrustDomain>,
 }
 
 /// What a configured role allows, and whom.
@@ -111,20 +114,41 @@ pub(crate) enum Lack {
     ParentId(SpiffeId),
     Agent(SpiffeId),
     SelectorType(String),
+    /// To evict a banned agent is to undo the ban.
+    Unban,
     /// Only administrators may set the flag, or change an entry that has it.
     Flag(&'static str),
     /// Whoever had an SVID of this ID would have its rights.
     RightsOf(SpiffeId),
-    /// Whoever says which keys this trust domain has could make SVIDs that have rights here.
+    /// Whoever says which keys this trust domain has could make SVIDs that have rights here, or answer for the endpoint that
+    /// says which keys such a one has.
     RightsIn(TrustDomain),
     /// Whoever had this ID would have what is registered below it, too.
     Below(SpiffeId),
 }
 
+/// How many entries may still be looked at to decide about one request.
+#[derive(Debug)]
+pub(crate) struct Looks(AtomicUsize);
+
+/// What is for administrators in some state, beside entries with flags.
+struct Guarded<'a> {
+    rights: &'a Rights,
+    state: &'a State,
+    /// Trust domains in which the configuration gives rights, and those by whose SVIDs an endpoint proves itself that serves the
+    /// bundle of such a one.
+    trust_domains: BTreeSet<TrustDomain>,
+    /// Who serves their bundles.
+    endpoint_ids: BTreeSet<&'a SpiffeId>,
+}
+
 impl Rights {
     /// The rights of `admin_ids`, which are administrators without an entry, and of the holders of `roles`.
     pub fn new(admin_ids: BTreeSet<SpiffeId>, roles: Vec<Role>) -> Self {
-        Self { admin_ids, roles: roles.into_iter().map(Arc::new).collect() }
+        let roles = roles.into_iter().map(Arc::new).collect();
+        let mut rights = Self { admin_ids, roles, trust_domains: BTreeSet::new() };
+        rights.trust_domains = rights.named_ids().iter().map(SpiffeId::trust_domain).collect();
+        rights
     }
 
     /// Whether the configuration makes the bearer of this ID an administrator.
@@ -135,11 +159,6 @@ impl Rights {
     /// Whether the configuration names this ID as that of an administrator or of the holder of a role.
     pub(crate) fn names(&self, id: &SpiffeId) -> bool {
         self.makes_admin(id) || self.roles.iter().any(|role| role.granted_to.spiffe_ids.contains(id))
-    }
-
-    /// Whether it names one in this trust domain.
-    fn names_any_in(&self, trust_domain: &TrustDomain) -> bool {
-        self.named_ids().iter().any(|id| id.is_member_of(trust_domain))
     }
 
     /// All such IDs.
@@ -167,10 +186,45 @@ impl Rights {
         self.roles.iter().filter(|role| role.granted_to.include(who)).map(Arc::clone).collect()
     }
 
+    /// Whether the bearer of an SVID of this ID has rights that not every workload has, as `state` stands.
+    pub(crate) fn elevate(&self, id: &SpiffeId, state: &State) -> bool {
+        self.guarded(state).elevate(id)
+    }
+
+    /// What is for administrators as `state` stands.
+    fn guarded<'a>(&'a self, state: &'a State) -> Guarded<'a> {
+        let (mut trust_domains, mut endpoint_ids) = (BTreeSet::new(), BTreeSet::new());
+        let mut open: Vec<TrustDomain> = self.trust_domains.iter().cloned().collect();
+        while let Some(name) = open.pop() {
+            let profile = state.relationship(&name).map(|relationship| &relationship.profile);
+            if trust_domains.insert(name)
+                && let Some(EndpointProfile::HttpsSpiffe { endpoint_id }) = profile
+            {
+                endpoint_ids.insert(endpoint_id);
+                open.push(endpoint_id.trust_domain());
+            }
+        }
+        Guarded { rights: self, state, trust_domains, endpoint_ids }
+    }
+}
+
+impl Guarded<'_> {
     /// Whether the bearer of an SVID of this ID has rights that not every workload has.
-    fn elevate(&self, id: &SpiffeId, state: &State) -> bool {
-        // One that has ended counts, too: it may be given a new end.
-        self.names(id) || state.entries_by_spiffe_id(id).any(|entry| entry.admin || entry.downstream)
+    fn elevate(&self, id: &SpiffeId) -> bool {
+        // An entry that has ended counts, too: it may be given a new end.
+        self.rights.names(id) || self.endpoint_ids.contains(id) || self.state.has_flagged(id)
+    }
+}
+
+impl Looks {
+    /// As many as one request may cost.
+    pub(crate) const fn of_one_request() -> Self {
+        Self(AtomicUsize::new(ENTRIES_LOOKED_AT))
+    }
+
+    /// Whether one more may be looked at.
+    fn take(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 }
 
@@ -182,6 +236,7 @@ impl Role {
         target: &Target<'_>,
         state: &State,
         rights: &Rights,
+        looks: &Looks,
     ) -> Option<Lack> {
         if !self.verbs.contains(&verb) {
             return Some(Lack::Verb(verb));
@@ -195,21 +250,29 @@ impl Role {
             Target::Draft(draft) => self
                 .lack_of_entry(draft)
                 .or_else(|| draft.flag().map(Lack::Flag))
-                .or_else(|| self.lack_of_grant(draft.spiffe_id, state, rights)),
-            Target::TrustDomain(name) => rights.names_any_in(name).then(|| Lack::RightsIn((*name).clone())),
-            Target::Agent(id) => (!covers(&self.parent_ids, id)).then(|| Lack::Agent((*id).clone())),
+                .or_else(|| self.lack_of_grant(draft.spiffe_id, &rights.guarded(state), looks)),
+            Target::TrustDomain(name) => {
+                rights.guarded(state).trust_domains.contains(name).then(|| Lack::RightsIn((*name).clone()))
+            }
+            Target::Agent(id) if !covers(&self.parent_ids, id) => Some(Lack::Agent((*id).clone())),
+            Target::Agent(id) => {
+                let undoes_ban =
+                    verb == Verb::AgentEvict && state.node(id).is_some_and(|node| node.is_banned());
+                (undoes_ban && !self.verbs.contains(&Verb::AgentBan)).then_some(Lack::Unban)
+            }
             Target::Svid(id) if !covers(&self.spiffe_ids, id) => Some(Lack::SpiffeId((*id).clone())),
             Target::Svid(id) => rights.elevate(id, state).then(|| Lack::RightsOf((*id).clone())),
             Target::Token { agent, alias } => {
                 if !covers(&self.parent_ids, agent) {
                     return Some(Lack::Agent((*agent).clone()));
                 }
+                let guarded = rights.guarded(state);
                 // Entries may have been registered below an agent that is still to come.
-                self.lack_below(agent, state, rights).or_else(|| {
+                self.lack_below(agent, &guarded, looks).or_else(|| {
                     let alias = (*alias)?;
                     let lack = || Lack::SpiffeId(alias.clone());
                     let uncovered = (!covers(&self.spiffe_ids, alias)).then(lack);
-                    uncovered.or_else(|| self.lack_of_grant(alias, state, rights))
+                    uncovered.or_else(|| self.lack_of_grant(alias, &guarded, looks))
                 })
             }
         }
@@ -237,27 +300,30 @@ impl Role {
     }
 
     /// Whether somebody who gets SVIDs of `id` has more by it than the role covers.
-    fn lack_of_grant(&self, id: &SpiffeId, state: &State, rights: &Rights) -> Option<Lack> {
-        if rights.elevate(id, state) {
+    fn lack_of_grant(&self, id: &SpiffeId, guarded: &Guarded<'_>, looks: &Looks) -> Option<Lack> {
+        if guarded.elevate(id) {
             return Some(Lack::RightsOf(id.clone()));
         }
-        self.lack_below(id, state, rights)
+        self.lack_below(id, guarded, looks)
     }
 
     /// A node that is authorized for an ID is so for all entries below it, at any depth. Each must be one that the role
     /// could have made.
-    fn lack_below(&self, id: &SpiffeId, state: &State, rights: &Rights) -> Option<Lack> {
+    fn lack_below(&self, id: &SpiffeId, guarded: &Guarded<'_>, looks: &Looks) -> Option<Lack> {
         let mut seen = BTreeSet::from([id]);
         let mut parents = vec![id];
         let mut looked_at = 0;
         while let Some(parent) = parents.pop() {
-            for child in state.children(parent) {
+            for child in guarded.state.children(parent) {
                 looked_at += 1;
-                let is_plain = !child.admin && !child.downstream && !rights.elevate(&child.spiffe_id, state);
-                if looked_at > ENTRIES_BELOW || !is_plain || !covers(&self.spiffe_ids, &child.spiffe_id) {
+                if looked_at > ENTRIES_BELOW || !looks.take() || child.admin || child.downstream {
                     return Some(Lack::Below(id.clone()));
                 }
+                // Thousands of entries may grant one ID: what it gives is asked once.
                 if seen.insert(&child.spiffe_id) {
+                    if guarded.elevate(&child.spiffe_id) || !covers(&self.spiffe_ids, &child.spiffe_id) {
+                        return Some(Lack::Below(id.clone()));
+                    }
                     parents.push(&child.spiffe_id);
                 }
             }
@@ -354,6 +420,13 @@ impl fmt::Display for Lack {
             Self::ParentId(id) => write!(f, "does not cover parent ID \"{id}\""),
             Self::Agent(id) => write!(f, "does not cover agent \"{id}\""),
             Self::SelectorType(kind) => write!(f, "does not cover selectors of type \"{kind}\""),
+            Self::Unban => {
+                write!(
+                    f,
+                    "does not have the verb {}, and to evict a banned agent undoes the ban",
+                    Verb::AgentBan
+                )
+            }
             Self::Flag(flag) => {
                 write!(f, "cannot cover an entry with the {flag} flag: that is for administrators")
             }
@@ -366,11 +439,14 @@ impl fmt::Display for Lack {
             Self::RightsIn(name) => {
                 write!(
                     f,
-                    "cannot decide about trust domain \"{name}\", in which the configuration gives rights: that is for administrators"
+                    "cannot decide about trust domain \"{name}\", whose keys lead to rights that the configuration gives: that is for administrators"
                 )
             }
             Self::Below(id) => {
-                write!(f, "cannot give out \"{id}\": entries below it are outside of the role, or too many")
+                write!(
+                    f,
+                    "cannot give out \"{id}\": entries below it are outside of the role, or too many to look at for one request"
+                )
             }
         }
     }

@@ -16,7 +16,7 @@ use passant_core::x509_svid::{self, X509Svid};
 use passant_core::{AgentFault, Entry, EntryId, Host, Reason, Refusal, SpiffeId, UnixTime};
 
 use crate::access::explain::refusal_of;
-use crate::access::{Rights, Role, Target, Verb, Who};
+use crate::access::{Looks, Rights, Role, Target, Verb, Who};
 use crate::journal::Journal;
 use crate::state::change::Change;
 use crate::state::node::AttestedNode;
@@ -92,6 +92,8 @@ pub struct HolderCaller {
     rights: Arc<Rights>,
     /// As the record shows them.
     shown: String,
+    /// What its request may cost yet.
+    looks: Arc<Looks>,
 }
 
 /// Whoever acts on what the server keeps: an operator, or the holder of a role as far as the role goes.
@@ -212,7 +214,8 @@ impl Callers {
         }
         let names: Vec<&str> = roles.iter().map(|role| role.name.as_str()).collect();
         let shown = format!("role {} {as_peer}", names.join(","));
-        Ok(HolderCaller { who, roles, rights: Arc::clone(&self.rights), shown })
+        let looks = Arc::new(Looks::of_one_request());
+        Ok(HolderCaller { who, roles, rights: Arc::clone(&self.rights), shown, looks })
     }
 
     /// The peer as an operator, or else as the holder of a role.
@@ -413,8 +416,8 @@ impl Actor {
     /// # Errors
     /// Denied when none of its roles allows it, with what each of them lacks.
     pub(crate) fn may(&self, verb: Verb, target: &Target<'_>, state: &State) -> Result<(), Refusal> {
-        let Acting::Holder(HolderCaller { roles, rights, .. }) = &self.0 else { return Ok(()) };
-        match refusal_of(roles, verb, target, state, rights) {
+        let Acting::Holder(HolderCaller { roles, rights, looks, .. }) = &self.0 else { return Ok(()) };
+        match refusal_of(roles, verb, target, state, rights, looks) {
             None => Ok(()),
             Some(why) => Err(Refusal::denied(format!("authorization denied for {verb}: {why}"))),
         }

@@ -38,6 +38,8 @@ pub struct State {
     entries: OrdMap<EntryId, Arc<Entry>>,
     by_parent: OrdMap<Filed<SpiffeId>, Arc<Entry>>,
     by_spiffe_id: OrdMap<Filed<SpiffeId>, Arc<Entry>>,
+    /// Entries with a flag that gives more rights than a workload has, under their SPIFFE IDs.
+    flagged: OrdMap<Filed<SpiffeId>, Arc<Entry>>,
     /// Node aliases under each of their selectors.
     aliases: OrdMap<Filed<Selector>, Arc<Entry>>,
     nodes: OrdMap<SpiffeId, Arc<AttestedNode>>,
@@ -71,6 +73,7 @@ impl State {
             entries: OrdMap::new(),
             by_parent: OrdMap::new(),
             by_spiffe_id: OrdMap::new(),
+            flagged: OrdMap::new(),
             aliases: OrdMap::new(),
             nodes: OrdMap::new(),
             tokens: OrdMap::new(),
@@ -114,6 +117,9 @@ impl State {
                 }
                 Err(_) => (by_parent(), by_spiffe_id()),
             });
+        for entry in entries.values().filter(|entry| is_flagged(entry)) {
+            self.flagged.insert(filed(&entry.spiffe_id, &entry.id), Arc::clone(entry));
+        }
         for entry in entries.values().filter(|entry| entry.is_node_alias()) {
             let under = entry.selectors.iter().map(|selector| filed(selector, &entry.id));
             self.aliases.extend(under.map(|key| (key, Arc::clone(entry))));
@@ -134,6 +140,9 @@ impl State {
                 self.delete_entry(&entry.id);
                 self.by_parent.insert(filed(&entry.parent_id, &entry.id), Arc::clone(&entry));
                 self.by_spiffe_id.insert(filed(&entry.spiffe_id, &entry.id), Arc::clone(&entry));
+                if is_flagged(&entry) {
+                    self.flagged.insert(filed(&entry.spiffe_id, &entry.id), Arc::clone(&entry));
+                }
                 if entry.is_node_alias() {
                     for selector in &entry.selectors {
                         self.aliases.insert(filed(selector, &entry.id), Arc::clone(&entry));
@@ -179,6 +188,7 @@ impl State {
         if let Some(entry) = self.entries.remove(id) {
             self.by_parent.remove(&filed(&entry.parent_id, id));
             self.by_spiffe_id.remove(&filed(&entry.spiffe_id, id));
+            self.flagged.remove(&filed(&entry.spiffe_id, id));
             for selector in &entry.selectors {
                 self.aliases.remove(&filed(selector, id));
             }
@@ -225,6 +235,12 @@ impl State {
     /// The entries that grant `spiffe_id`, in entry-ID order.
     pub fn entries_by_spiffe_id(&self, spiffe_id: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
         filed_under(&self.by_spiffe_id, spiffe_id)
+    }
+
+    /// Whether an entry that grants `spiffe_id` has the admin or downstream flag, ended or not. However many grant it, this
+    /// is quick.
+    pub fn has_flagged(&self, spiffe_id: &SpiffeId) -> bool {
+        filed_under(&self.flagged, spiffe_id).next().is_some()
     }
 
     /// All entries that the agent may ask SVIDs for at `now`, in entry-ID order; see [`authorized`]. An agent that is
@@ -363,6 +379,11 @@ fn filed_under<'a, K: Clone + Ord>(
         .map(|(_, entry)| entry)
 }
 
+/// Whether its SVIDs have more rights than a workload's.
+fn is_flagged(entry: &Entry) -> bool {
+    entry.admin || entry.downstream
+}
+
 fn filed<K: Clone>(under: &K, entry: &EntryId) -> Filed<K> {
     Filed { under: under.clone(), entry: Some(entry.clone()) }
 }
@@ -413,6 +434,26 @@ mod tests {
     }
 
     #[test]
+    fn flags_are_found_by_spiffe_id_as_long_as_they_are_set() {
+        let flagged = |name: &str, admin, downstream| {
+            Change::PutEntry(registered(
+                name,
+                EntryDraft { admin, downstream, ..draft("/w", "/p", &["k:1"]) },
+            ))
+        };
+        let mut state = state_of(vec![flagged("plain", false, false)]);
+        assert!(!state.has_flagged(&id("/w")));
+        state.apply(&commit(2, vec![flagged("a", true, false), flagged("b", false, true)]));
+        assert!(
+            state.has_flagged(&id("/w")) && !state.has_flagged(&id("/w/x")) && !state.has_flagged(&id("/p"))
+        );
+        state.apply(&commit(3, vec![flagged("a", false, false)]));
+        assert!(state.has_flagged(&id("/w")), "by the other one");
+        state.apply(&commit(4, vec![Change::DeleteEntry(entry_id("b"))]));
+        assert!(!state.has_flagged(&id("/w")));
+    }
+
+    #[test]
     fn deleting_what_is_not_there_only_takes_a_revision() {
         let mut state = state_of(vec![]);
         state.apply(&commit(2, vec![Change::DeleteEntry(entry_id("a"))]));
@@ -428,7 +469,9 @@ mod tests {
                 format!("/p/{}", number % 7)
             };
             let spiffe_id = format!("/w/{}", number % 5_000);
-            Change::PutEntry(registered(&format!("e{number}"), draft(&spiffe_id, &parent, &["k:1", "k:2"])))
+            let draft = draft(&spiffe_id, &parent, &["k:1", "k:2"]);
+            let draft = EntryDraft { admin: number.is_multiple_of(1_000), ..draft };
+            Change::PutEntry(registered(&format!("e{number}"), draft))
         };
         let objects: Vec<Change> = (0..MANY_ENTRIES + 1).map(put).collect();
         let cursor = Cursor { lineage: Lineage::new([1; 16]), revision: Revision::ZERO };

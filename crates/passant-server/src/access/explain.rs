@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Lack, Rights, Role, Target, Verb, Who};
+use super::{Lack, Looks, Rights, Role, Target, Verb, Who};
 use crate::state::State;
 
 /// What the server would decide.
@@ -37,14 +37,17 @@ pub(crate) fn explain(
     let judge = |role: &Arc<Role>| RoleVerdict {
         role: Arc::clone(role),
         held: held.contains(role),
-        lack: targets.iter().find_map(|target| role.lack(verb, target, state, rights)),
+        lack: targets
+            .iter()
+            .find_map(|target| role.lack(verb, target, state, rights, &Looks::of_one_request())),
     };
     let mut roles: Vec<RoleVerdict> = rights.roles().iter().map(judge).collect();
     roles.sort_by_key(|verdict| !verdict.held);
     if let Some(reason) = operator {
         return Verdict { allowed: true, reason, roles };
     }
-    let refused = targets.iter().find_map(|target| refusal_of(&held, verb, target, state, rights));
+    let looks = Looks::of_one_request();
+    let refused = targets.iter().find_map(|target| refusal_of(&held, verb, target, state, rights, &looks));
     let allowed = refused.is_none() && !held.is_empty();
     let reason = match refused {
         _ if held.is_empty() => "it is no administrator and holds no role".to_owned(),
@@ -64,10 +67,11 @@ pub(crate) fn refusal_of(
     target: &Target<'_>,
     state: &State,
     rights: &Rights,
+    looks: &Looks,
 ) -> Option<String> {
     let mut lacks = Vec::new();
     for role in held {
-        lacks.push(format!("role \"{}\" {}", role.name, role.lack(verb, target, state, rights)?));
+        lacks.push(format!("role \"{}\" {}", role.name, role.lack(verb, target, state, rights, looks)?));
     }
     Some(lacks.join("; "))
 }

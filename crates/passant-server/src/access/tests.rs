@@ -2,8 +2,8 @@
 
 use super::explain::explain;
 use super::*;
-use crate::state::samples::{commit, draft, id, registered, trust_domain};
-use crate::state::{Change, Cursor, Lineage, Revision};
+use crate::state::samples::{commit, draft, id, node, registered, relationship, trust_domain};
+use crate::state::{AttestedNode, Change, Cursor, Lineage, Revision};
 
 fn prefixes(ids: &[&str]) -> Vec<Prefix> {
     let parse = |text: &&str| Prefix::new(SpiffeId::parse(text).unwrap());
@@ -41,7 +41,7 @@ fn plain(spiffe_id: &str, parent: &str) -> EntryDraft {
 /// What keeps `role("a")` from making this draft an entry.
 fn lack(draft: &EntryDraft, state: &State) -> Option<Lack> {
     let rights = rights(vec![role("a")]);
-    role("a").lack(Verb::EntryCreate, &Target::Draft(draft.into()), state, &rights)
+    role("a").lack(Verb::EntryCreate, &Target::Draft(draft.into()), state, &rights, &Looks::of_one_request())
 }
 
 #[test]
@@ -82,7 +82,10 @@ fn a_role_without_the_verb_allows_nothing() {
     let draft = plain("/pay/api", "/node/1");
     for verb in Verb::ALL {
         let expected = (verb != Verb::EntryRead).then_some(Lack::Verb(verb));
-        assert_eq!(reader.lack(verb, &Target::Entry((&draft).into()), &nothing, &rights), expected);
+        assert_eq!(
+            reader.lack(verb, &Target::Entry((&draft).into()), &nothing, &rights, &Looks::of_one_request()),
+            expected
+        );
     }
 }
 
@@ -94,7 +97,9 @@ fn no_role_reaches_entries_with_flags() {
     assert_eq!(lack(&admin, &nothing), Some(Lack::Flag("admin")));
     assert_eq!(lack(&downstream, &nothing), Some(Lack::Flag("downstream")));
     let rights = rights(vec![]);
-    let of = |verb| role("a").lack(verb, &Target::Entry((&admin).into()), &nothing, &rights);
+    let of = |verb| {
+        role("a").lack(verb, &Target::Entry((&admin).into()), &nothing, &rights, &Looks::of_one_request())
+    };
     // One that stands may be looked at, and neither taken over nor removed.
     assert_eq!(of(Verb::EntryRead), None);
     assert_eq!(of(Verb::EntryUpdate), Some(Lack::Flag("admin")));
@@ -109,7 +114,9 @@ fn no_role_gives_out_an_id_that_has_rights_of_its_own() {
     let rights = rights(vec![role("a")]);
     for path in ["/pay/ops", "/pay/sub", "/pay/boss", "/pay/ci"] {
         assert_eq!(lack(&plain(path, "/node/1"), &state), Some(Lack::RightsOf(id(path))), "{path}");
-        let of = |target: &Target<'_>, verb| role("a").lack(verb, target, &state, &rights);
+        let of = |target: &Target<'_>, verb| {
+            role("a").lack(verb, target, &state, &rights, &Looks::of_one_request())
+        };
         assert_eq!(of(&Target::Svid(&id(path)), Verb::SvidMint), Some(Lack::RightsOf(id(path))), "{path}");
         let agent = id("/spire/agent/join_token/t");
         let token = of(&Target::Token { agent: &agent, alias: Some(&id(path)) }, Verb::TokenCreate);
@@ -138,7 +145,7 @@ fn no_role_gives_out_an_id_below_which_others_have_entries() {
     let token = |agent: &str, alias: Option<&str>| {
         let (agent, alias) = (id(agent), alias.map(id));
         let target = Target::Token { agent: &agent, alias: alias.as_ref() };
-        role("a").lack(Verb::TokenCreate, &target, &state, &rights)
+        role("a").lack(Verb::TokenCreate, &target, &state, &rights, &Looks::of_one_request())
     };
     assert_eq!(token("/spire/agent/join_token/x", None), None);
     assert_eq!(token("/spire/agent/join_token/x", Some("/pay/pool")), None);
@@ -159,6 +166,90 @@ fn too_many_entries_below_an_id_are_not_looked_through() {
     assert_eq!(lack(&plain("/pay/pool", "/node/1"), &below(ENTRIES_BELOW)), None);
     let many = lack(&plain("/pay/pool", "/node/1"), &below(ENTRIES_BELOW + 1));
     assert_eq!(many, Some(Lack::Below(id("/pay/pool"))));
+}
+
+#[test]
+fn one_request_looks_at_so_many_entries_and_no_more() {
+    let names: Vec<String> = (0..ENTRIES_BELOW).map(|n| format!("e{n}")).collect();
+    // All of them grant one ID.
+    let entries = names.iter().enumerate().map(|(n, name)| {
+        (name.as_str(), draft("/pay/api", "/pay/pool", &[format!("unix:uid:{n}").as_str()]))
+    });
+    let (state, rights, looks) = (state(entries.collect()), rights(vec![]), Looks::of_one_request());
+    let (pool, leaf) = (plain("/pay/pool", "/node/1"), plain("/pay/leaf", "/node/1"));
+    let lack = |draft: &EntryDraft, looks: &Looks| {
+        role("a").lack(Verb::EntryCreate, &Target::Draft(draft.into()), &state, &rights, looks)
+    };
+    for _ in 0..ENTRIES_LOOKED_AT / ENTRIES_BELOW {
+        assert_eq!(lack(&pool, &looks), None);
+    }
+    assert_eq!(lack(&pool, &looks), Some(Lack::Below(id("/pay/pool"))));
+    assert_eq!(lack(&leaf, &looks), None, "there is nothing to look at");
+    assert_eq!(lack(&pool, &Looks::of_one_request()), None, "another request");
+}
+
+#[test]
+fn no_role_reaches_the_keys_of_a_trust_domain_that_rights_lie_in() {
+    let foreign = |text: &str| SpiffeId::parse(text).unwrap();
+    let domain = |text: &str| TrustDomain::parse(text).unwrap();
+    let endpoint = |of: &str, endpoint_id: &str| {
+        Change::PutFederation(relationship(domain(of), Some(foreign(endpoint_id))))
+    };
+    let mut state = state(vec![("below", plain("/pay/endpoint", "/pay/pool"))]);
+    let relationships = vec![
+        endpoint("prod.test", "spiffe://infra.test/ep"),
+        endpoint("infra.test", "spiffe://base.test/ep"),
+        endpoint("base.test", "spiffe://example.org/pay/endpoint"),
+        endpoint("plain.test", "spiffe://shop.test/ep"),
+    ];
+    state.apply(&commit(2, relationships));
+    let rights = Rights::new([foreign("spiffe://prod.test/boss")].into(), vec![role("a")]);
+    let of =
+        |verb, target: &Target<'_>| role("a").lack(verb, target, &state, &rights, &Looks::of_one_request());
+    for (name, is_guarded) in [
+        ("prod.test", true),
+        ("infra.test", true),
+        ("base.test", true),
+        ("example.org", true),
+        ("plain.test", false),
+        ("shop.test", false),
+        ("unknown.test", false),
+    ] {
+        let name = domain(name);
+        let expected = is_guarded.then(|| Lack::RightsIn(name.clone()));
+        for verb in [Verb::BundleWrite, Verb::FederationWrite] {
+            assert_eq!(of(verb, &Target::TrustDomain(&name)), expected, "{name}");
+        }
+    }
+    // Who answers for an endpoint says which keys there are.
+    let answering = id("/pay/endpoint");
+    assert_eq!(of(Verb::SvidMint, &Target::Svid(&answering)), Some(Lack::RightsOf(answering.clone())));
+    let entry = plain("/pay/endpoint", "/node/1");
+    assert_eq!(of(Verb::EntryCreate, &Target::Draft((&entry).into())), Some(Lack::RightsOf(answering)));
+    let pool = plain("/pay/pool", "/node/1");
+    let below = of(Verb::EntryCreate, &Target::Draft((&pool).into()));
+    assert_eq!(below, Some(Lack::Below(id("/pay/pool"))));
+    assert_eq!(of(Verb::SvidMint, &Target::Svid(&id("/pay/other"))), None);
+}
+
+#[test]
+fn a_ban_is_undone_by_those_alone_who_may_ban() {
+    let evictor = Role { verbs: [Verb::AgentEvict].into(), ..role("evictor") };
+    let path = |name: &str| format!("/spire/agent/join_token/{name}");
+    let mut state = state(vec![]);
+    let banned = AttestedNode { serial: None, ..AttestedNode::clone(&node(&path("bad"), &[])) };
+    state.apply(&commit(2, vec![Change::PutNode(banned.into()), Change::PutNode(node(&path("good"), &[]))]));
+    let rights = rights(vec![]);
+    for (role, name, expected) in [
+        (&evictor, "good", None),
+        (&evictor, "unknown", None),
+        (&evictor, "bad", Some(Lack::Unban)),
+        (&role("a"), "bad", None),
+    ] {
+        let (agent, looks) = (id(&path(name)), Looks::of_one_request());
+        let lack = role.lack(Verb::AgentEvict, &Target::Agent(&agent), &state, &rights, &looks);
+        assert_eq!(lack, expected, "{name}");
+    }
 }
 
 #[test]

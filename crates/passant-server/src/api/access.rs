@@ -31,9 +31,12 @@ impl Access for Api {
         let state = self.journal.state();
         let question = Question::parse(&request, &state, &asker).map_err(refuse)?;
         let operator = self.administers(&subject, &state);
-        let rights = self.callers.rights();
-        let Verdict { allowed, reason, roles } =
-            explain(rights, &subject.who, operator, question.verb, &question.targets(), &state);
+        let (callers, who) = (self.callers.clone(), subject.who);
+        // Every role may have many entries to look at: not on the I/O threads.
+        let judge =
+            move || explain(callers.rights(), &who, operator, question.verb, &question.targets(), &state);
+        let judged = tokio::task::spawn_blocking(judge).await;
+        let Verdict { allowed, reason, roles } = judged.map_err(|lost| refuse(Refusal::internal(lost)))?;
         let roles = roles.into_iter().filter(|verdict| verdict.held || asker.is_operator());
         let roles = roles.map(|verdict| RoleVerdict {
             role: verdict.role.name.clone(),
