@@ -20,7 +20,7 @@ mod trustdomain;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use passant_core::{Host, Refusal};
+use passant_core::{Host, Refusal, TrustDomain};
 use passant_daemon::buckets::Buckets;
 use passant_daemon::grpc::{Health, ReflectionError, add_reflection};
 use passant_daemon::log_rate::LogRate;
@@ -130,6 +130,14 @@ fn refuse(refusal: Refusal) -> Status {
     status::to_status(&refusal)
 }
 
+/// Does `act` whole and puts it on record, even if the caller goes away meanwhile.
+async fn to_the_end<T: Send + 'static>(
+    act: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::spawn(act).await.unwrap_or_else(|lost| Err(Refusal::internal(lost)));
+    done.map_err(refuse)
+}
+
 /// The status of one item of a batch, after its cause went to the log.
 fn refuse_item(refusal: Refusal) -> passant_proto::types::Status {
     let item = status::to_item(&refusal);
@@ -187,6 +195,13 @@ impl Api {
         if let Err(error) = self.record.note(act, caller.to_string()).await {
             let error: &dyn std::error::Error = &error;
             tracing::error!(error, %caller, "what was done is not on record: a restored backup would not know of it");
+        }
+    }
+
+    /// Puts on record which foreign bundles were set for `caller`.
+    async fn note_bundles(&self, set: Vec<TrustDomain>, caller: &(impl std::fmt::Display + Sync)) {
+        if !set.is_empty() {
+            self.note(Act::SetBundles(set), caller).await;
         }
     }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use passant_core::{
     Bundle, EndpointProfile, FederationRelationship, Host, Reason, Refusal, TrustDomain, UnixTime,
+    X509Authority,
 };
 use passant_daemon::exit::with_causes;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -126,8 +127,8 @@ pub(crate) struct Refresher {
     seen: Option<FederationMark>,
     watched: BTreeMap<TrustDomain, Watched>,
     running: JoinSet<Result<Fetched, Failure>>,
-    /// Whose bundle each of `running` fetches, and by which relationship.
-    names: Vec<(Id, Arc<FederationRelationship>)>,
+    /// Whose bundle each of `running` fetches, by which relationship and what else.
+    names: Vec<(Id, Arc<FederationRelationship>, Ground)>,
 }
 
 /// One relationship.
@@ -137,12 +138,21 @@ struct Watched {
     due: Instant,
     /// The fetch that is under way.
     running: Option<Id>,
-    /// Whether it waits for a bundle that its endpoint could be verified by.
-    is_held: bool,
+    /// What the last fetch went by, if that failed: the next one is due as soon as that is another.
+    failed_by: Option<Ground>,
     /// To be told when the next fetch has ended.
     waiting: Vec<Reply>,
     /// To be told when the running one has.
     served: Vec<Reply>,
+}
+
+/// What of the state decides how a fetch goes.
+#[derive(Clone, Debug)]
+struct Ground {
+    /// The bundle that is held of the trust domain.
+    held: Option<Arc<Bundle>>,
+    /// The bundle that its endpoint proves itself by, if it needs one.
+    proof: Option<Arc<Bundle>>,
 }
 
 /// Why a fetch brought nothing.
@@ -186,7 +196,7 @@ impl Refresher {
     }
 
     /// Takes over what the state says of relationships. A new one, and one that was changed, is due at once; so is one
-    /// that could not be asked until now.
+    /// whose last fetch failed, if a bundle that it went by is another now: somebody may have set it by hand.
     fn look(&mut self) {
         let state = self.journal.state();
         // Most commits change something else.
@@ -204,7 +214,7 @@ impl Refresher {
                 relationship: Arc::clone(relationship),
                 due: now,
                 running: None,
-                is_held: false,
+                failed_by: None,
                 waiting: Vec::new(),
                 served: Vec::new(),
             });
@@ -213,8 +223,12 @@ impl Refresher {
                 (watched.relationship, watched.due) = (Arc::clone(relationship), now);
                 self.federation.lock().remove(&relationship.trust_domain);
             }
-            if watched.is_held && proof(relationship, |name| state.bundle_of(name)).is_ok() {
-                (watched.is_held, watched.due) = (false, now);
+            if watched
+                .failed_by
+                .take_if(|failed| !failed.still_is(&Ground::of(relationship, &state)))
+                .is_some()
+            {
+                watched.due = now;
             }
         }
     }
@@ -249,7 +263,9 @@ impl Refresher {
                 Err(error) => self.running.spawn(async { Err(Failure::Fetch(error)) }),
             };
             watched.running = Some(work.id());
-            self.names.push((work.id(), relationship));
+            watched.failed_by = None;
+            let ground = Ground::of(&relationship, &state);
+            self.names.push((work.id(), relationship, ground));
         }
     }
 
@@ -259,24 +275,27 @@ impl Refresher {
             Ok((id, done)) => (id, done),
             Err(error) => (error.id(), Err(Failure::Lost(error))),
         };
-        let Some(at) = self.names.iter().position(|(running, _)| *running == id) else { return };
-        let (_, relationship) = self.names.swap_remove(at);
+        let Some(at) = self.names.iter().position(|(running, ..)| *running == id) else { return };
+        let (_, relationship, ground) = self.names.swap_remove(at);
         let watched = self.watched.get_mut(&relationship.trust_domain);
         // It may have been ended meanwhile, and made anew: that one has a fetch of its own.
         let Some(watched) = watched.filter(|one| one.running == Some(id)) else { return };
         watched.running = None;
         let served = std::mem::take(&mut watched.served);
         let result = match &done {
-            // It was changed meanwhile, and is due already.
-            Ok(Fetched::Unwanted) => return watched.waiting.extend(served),
+            // It was changed meanwhile, or what proved its endpoint was.
+            Ok(Fetched::Unwanted) => {
+                watched.due = Instant::now();
+                return watched.waiting.extend(served);
+            }
             Ok(Fetched::Taken) => FetchResult::Taken,
             Ok(Fetched::Same) => FetchResult::Same,
             Ok(Fetched::Older { .. }) | Err(Failure::Older { .. }) => FetchResult::Older,
             Err(Failure::Fetch(_) | Failure::Store(_) | Failure::Lost(_)) => FetchResult::Failed,
         };
         self.metrics.federation_fetches.of(result).inc();
-        watched.is_held = matches!(&done, Err(Failure::Fetch(FetchError::NoBundle(_))));
-        let held = self.journal.state().bundle_of(&relationship.trust_domain);
+        let state = self.journal.state();
+        let held = state.bundle_of(&relationship.trust_domain);
         let sequence = held.as_ref().map(|bundle| bundle.sequence);
         let why = done.as_ref().err().map(|failure| with_causes(failure));
         let (trust_domain, url) = (&relationship.trust_domain, &relationship.url);
@@ -298,7 +317,10 @@ impl Refresher {
         status.next_attempt = Some(now.plus(pause));
         status.last_error.clone_from(&why);
         drop(statuses);
-        let is_due_again = !watched.waiting.is_empty() || !Arc::ptr_eq(&watched.relationship, &relationship);
+        let is_stale = why.is_some() && !ground.still_is(&Ground::of(&relationship, &state));
+        watched.failed_by = why.is_some().then_some(ground);
+        let is_due_again =
+            is_stale || !watched.waiting.is_empty() || !Arc::ptr_eq(&watched.relationship, &relationship);
         watched.due = if is_due_again { Instant::now() } else { Instant::now() + pause };
         for Reply(reply) in served {
             let answer = why.as_ref().map_or(Ok(()), |why| {
@@ -333,6 +355,29 @@ impl Reply {
     }
 }
 
+impl Ground {
+    fn of(relationship: &FederationRelationship, state: &State) -> Self {
+        let proof = match &relationship.profile {
+            EndpointProfile::HttpsWeb => None,
+            EndpointProfile::HttpsSpiffe { endpoint_id } => state.bundle_of(&endpoint_id.trust_domain()),
+        };
+        Self { held: state.bundle_of(&relationship.trust_domain), proof }
+    }
+
+    /// Whether a fetch by `now` would go as one by this. The owner of the proof has it changed as often as they like, so that
+    /// only another authority counts.
+    fn still_is(&self, now: &Self) -> bool {
+        fn authorities(proof: Option<&Arc<Bundle>>) -> Option<&[X509Authority]> {
+            proof.map(|bundle| bundle.x509_authorities.as_slice())
+        }
+        let is_held = match (&self.held, &now.held) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (before, now) => before.is_none() && now.is_none(),
+        };
+        is_held && authorities(self.proof.as_ref()) == authorities(now.proof.as_ref())
+    }
+}
+
 /// By what the endpoint of `relationship` proves itself now: with each fetch by the newest bundle that is held.
 fn proof(
     relationship: &FederationRelationship,
@@ -353,9 +398,14 @@ fn proof(
 /// Fetches a bundle, and journals it if it is to be held.
 async fn take(journal: Journal, fetch: Arc<dyn Fetch>, order: Order) -> Result<Fetched, Failure> {
     let relationship = Arc::clone(&order.relationship);
+    let proof = match &order.proof {
+        Proof::Web => None,
+        Proof::Spiffe { bundle, .. } => Some(Arc::clone(bundle)),
+    };
     let bundle = fetch.fetch(order).await?;
     let served = bundle.sequence;
-    let command = move |state: &State| Ok(command::federation::fetched(state, &relationship, bundle));
+    let command =
+        move |state: &State| Ok(command::federation::fetched(state, &relationship, proof.as_deref(), bundle));
     match journal.submit(command).await.map_err(Failure::Store)? {
         Fetched::Older { held } => Err(Failure::Older { served, held }),
         other @ (Fetched::Taken | Fetched::Same | Fetched::Unwanted) => Ok(other),

@@ -22,15 +22,14 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::authorize::Admitted;
 use super::entry::{merged, sorted_out};
-use super::{Api, Room, bounded, refuse, refuse_item};
-use crate::access::{Target, Verb};
+use super::{Api, Room, bounded, refuse, refuse_item, to_the_end};
 use crate::caller::Actor;
 use crate::command;
 use crate::command::bundle::{DeleteMode, Edit};
 use crate::limits::{BATCH, RESPONSE};
 use crate::query::Paging;
 use crate::record::Act;
-use crate::state::State;
+use crate::state::{Change, State};
 
 #[async_trait]
 impl Bundle for Api {
@@ -150,14 +149,15 @@ impl Bundle for Api {
     ) -> Result<Response<BatchCreateFederatedBundleResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchCreateFederatedBundleRequest { bundle, output_mask } = request;
-        let (actor, state) = (self.actor(&call)?, self.journal.state());
+        let actor = self.actor(&call)?;
         bounded(bundle.len(), BATCH)?;
-        let (bundles, places) = sorted_out(bundle.iter().map(|wire| foreign(wire, &actor, &state)));
+        let (bundles, places) = sorted_out(bundle.iter().map(foreign));
         let created = if bundles.is_empty() {
             Vec::new()
         } else {
-            let create = move |state: &_| Ok(command::bundle::create(state, bundles));
-            self.journal.submit(create).await.map_err(refuse)?
+            let by = actor.clone();
+            let create = move |state: &_| Ok(command::bundle::create(state, bundles, &by));
+            self.set(create, actor).await?
         };
         let mut room = Room::of(places.len());
         let results = merged(places, created).map(|outcome| {
@@ -177,10 +177,10 @@ impl Bundle for Api {
     ) -> Result<Response<BatchUpdateFederatedBundleResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchUpdateFederatedBundleRequest { bundle, input_mask, output_mask } = request;
-        let (actor, state) = (self.actor(&call)?, self.journal.state());
+        let actor = self.actor(&call)?;
         bounded(bundle.len(), BATCH)?;
         let edit = |wire: &types::Bundle| {
-            let given = foreign(wire, &actor, &state)?;
+            let given = foreign(wire)?;
             let trust_domain = given.trust_domain.clone();
             let edit =
                 move |held: &CoreBundle| convert::bundle::apply_update(held, given, input_mask.as_ref());
@@ -190,8 +190,9 @@ impl Bundle for Api {
         let updated = if edits.is_empty() {
             Vec::new()
         } else {
-            let update = move |state: &_| Ok(command::bundle::update(state, edits));
-            self.journal.submit(update).await.map_err(refuse)?
+            let by = actor.clone();
+            let update = move |state: &_| Ok(command::bundle::update(state, edits, &by));
+            self.set(update, actor).await?
         };
         let mut room = Room::of(places.len());
         let results = merged(places, updated).map(|outcome| {
@@ -211,14 +212,15 @@ impl Bundle for Api {
     ) -> Result<Response<BatchSetFederatedBundleResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchSetFederatedBundleRequest { bundle, output_mask } = request;
-        let (actor, state) = (self.actor(&call)?, self.journal.state());
+        let actor = self.actor(&call)?;
         bounded(bundle.len(), BATCH)?;
-        let (bundles, places) = sorted_out(bundle.iter().map(|wire| foreign(wire, &actor, &state)));
+        let (bundles, places) = sorted_out(bundle.iter().map(foreign));
         let set = if bundles.is_empty() {
             Vec::new()
         } else {
-            let set = move |state: &_| Ok(command::bundle::set(state, bundles));
-            self.journal.submit(set).await.map_err(refuse)?
+            let by = actor.clone();
+            let set = move |state: &_| Ok(command::bundle::set(state, bundles, &by));
+            self.set(set, actor).await?
         };
         let mut room = Room::of(places.len());
         let results = merged(places, set).map(|outcome| {
@@ -238,7 +240,7 @@ impl Bundle for Api {
     ) -> Result<Response<BatchDeleteFederatedBundleResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchDeleteFederatedBundleRequest { trust_domains: texts, mode } = request;
-        let (actor, state) = (self.actor(&call)?, self.journal.state());
+        let (api, actor) = (self.clone(), self.actor(&call)?);
         bounded(texts.len(), BATCH)?;
         let mode = match Mode::try_from(mode) {
             Ok(Mode::Restrict) => DeleteMode::Restrict,
@@ -250,26 +252,26 @@ impl Bundle for Api {
             let why = "this mode changes entries, too, and is for administrators: only RESTRICT is for roles";
             return Err(Status::permission_denied(why));
         }
-        let (names, places) = sorted_out(texts.iter().map(|text| {
-            let name = trust_domain(text)?;
-            actor.may(Verb::BundleWrite, &Target::TrustDomain(&name), &state).map(|()| name)
-        }));
+        let (names, places) = sorted_out(texts.iter().map(|text| trust_domain(text)));
         let deleted = if names.is_empty() {
             Vec::new()
         } else {
-            let asked = names.clone();
-            let delete = move |state: &_| Ok(command::bundle::delete(state, names, mode));
-            let deleted = self.journal.submit(delete).await.map_err(refuse)?;
-            let gone = asked.into_iter().zip(&deleted).filter(|(_, outcome)| outcome.is_ok());
-            let gone: Vec<TrustDomain> = gone.map(|(name, _)| name).collect();
-            let entries: Vec<_> = deleted.iter().flatten().flatten().cloned().collect();
-            if !entries.is_empty() {
-                self.note(Act::DeleteEntries(entries), &actor).await;
-            }
-            if !gone.is_empty() {
-                self.note(Act::DeleteBundles(gone), &actor).await;
-            }
-            deleted
+            let (asked, by) = (names.clone(), actor.clone());
+            let delete = move |state: &_| Ok(command::bundle::delete(state, names, mode, &by));
+            to_the_end(async move {
+                let deleted = api.journal.submit(delete).await?;
+                let gone = asked.into_iter().zip(&deleted).filter(|(_, outcome)| outcome.is_ok());
+                let gone: Vec<TrustDomain> = gone.map(|(name, _)| name).collect();
+                let entries: Vec<_> = deleted.iter().flatten().flatten().cloned().collect();
+                if !entries.is_empty() {
+                    api.note(Act::DeleteEntries(entries), &actor).await;
+                }
+                if !gone.is_empty() {
+                    api.note(Act::DeleteBundles(gone), &actor).await;
+                }
+                Ok(deleted)
+            })
+            .await?
         };
         let results = merged(places, deleted).zip(texts).map(|(outcome, trust_domain)| {
             let status = outcome.map_or_else(refuse_item, |_| status::ok());
@@ -279,15 +281,33 @@ impl Bundle for Api {
     }
 }
 
+impl Api {
+    /// Has foreign bundles set by `actor`, and puts on record which.
+    async fn set(
+        &self,
+        change: impl FnOnce(&State) -> Result<(Vec<Change>, Vec<Result<Arc<CoreBundle>, Refusal>>), Refusal>
+        + Send
+        + 'static,
+        actor: Actor,
+    ) -> Result<Vec<Result<Arc<CoreBundle>, Refusal>>, Status> {
+        let api = self.clone();
+        to_the_end(async move {
+            let done = api.journal.submit(change).await?;
+            let set = done.iter().flatten().map(|bundle| bundle.trust_domain.clone()).collect();
+            api.note_bundles(set, &actor).await;
+            Ok(done)
+        })
+        .await
+    }
+}
+
 fn trust_domain(text: &str) -> Result<TrustDomain, Refusal> {
     TrustDomain::parse(text)
         .map_err(|error| Refusal::invalid(format!("trust domain argument is not valid: {error}")))
 }
 
-/// A bundle that `actor` may set.
-fn foreign(wire: &types::Bundle, actor: &Actor, state: &State) -> Result<CoreBundle, Refusal> {
-    let name = trust_domain(&wire.trust_domain)?;
-    actor.may(Verb::BundleWrite, &Target::TrustDomain(&name), state)?;
+fn foreign(wire: &types::Bundle) -> Result<CoreBundle, Refusal> {
+    trust_domain(&wire.trust_domain)?;
     convert::bundle::foreign_from_wire(wire).map_err(|e| e.during("failed to convert bundle").into())
 }
 

@@ -20,7 +20,7 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, Room, bounded, refuse, refuse_item};
+use super::{Api, Room, bounded, refuse, refuse_item, to_the_end};
 use crate::command;
 use crate::command::entry::Edit;
 use crate::limits::{BATCH, RESPONSE};
@@ -164,13 +164,15 @@ impl entry_server::Entry for Api {
         let deleted = if ids.is_empty() {
             Vec::new()
         } else {
-            let asked = ids.clone();
-            let by = actor.clone();
+            let (api, asked, by) = (self.clone(), ids.clone(), actor.clone());
             let delete = move |state: &_| Ok(command::entry::delete(state, ids, &by));
-            let deleted = self.journal.submit(delete).await.map_err(refuse)?;
-            let gone = asked.into_iter().zip(&deleted).filter(|(_, outcome)| outcome.is_ok());
-            self.note(Act::DeleteEntries(gone.map(|(id, _)| id).collect()), &actor).await;
-            deleted
+            to_the_end(async move {
+                let deleted = api.journal.submit(delete).await?;
+                let gone = asked.into_iter().zip(&deleted).filter(|(_, outcome)| outcome.is_ok());
+                api.note(Act::DeleteEntries(gone.map(|(id, _)| id).collect()), &actor).await;
+                Ok(deleted)
+            })
+            .await?
         };
         let results = merged(places, deleted).zip(texts).map(|(outcome, id)| {
             let status = outcome.map_or_else(refuse_item, |()| status::ok());

@@ -18,12 +18,12 @@ use passant_proto::localauthority::{
 };
 use tonic::{Extensions, Request, Response, Status, async_trait};
 
-use super::{Api, refuse};
+use super::{Api, refuse, to_the_end};
 use crate::access::{Target, Verb};
 use crate::authority::Slots;
 use crate::caller::Actor;
 use crate::record::Act;
-use crate::state::{Authority, AuthorityKind};
+use crate::state::{Authority, AuthorityId, AuthorityKind};
 
 use AuthorityKind::{Jwt, X509};
 
@@ -219,12 +219,26 @@ impl Api {
     ) -> Result<AuthorityState, Status> {
         let (api, actor, id) = (self.clone(), self.may(call, Verb::AuthorityRevoke)?, id.to_owned());
         to_the_end(async move {
-            let tainted = api.authorities.taint(kind, &id).await?;
+            let tainted = match api.authorities.taint(kind, &id).await {
+                Ok(tainted) => tainted,
+                Err(refusal) => {
+                    // Whoever asks again may do so because the record failed the first time.
+                    if let Some(already) = api.authority(kind, &id).filter(|authority| authority.tainted) {
+                        api.note(Act::TaintAuthority(kind, already.id), &actor).await;
+                    }
+                    return Err(refusal);
+                }
+            };
             tracing::warn!(authority = %tainted.id, caller = %actor, "authority tainted");
             api.note(Act::TaintAuthority(kind, tainted.id.clone()), &actor).await;
             Ok(shown(tainted))
         })
         .await
+    }
+
+    fn authority(&self, kind: AuthorityKind, id: &str) -> Option<Authority> {
+        let id = AuthorityId::parse(id).ok()?;
+        self.journal.state().authority(&id).filter(|authority| authority.kind == kind).cloned()
     }
 
     async fn revoke(
@@ -242,14 +256,6 @@ impl Api {
         })
         .await
     }
-}
-
-/// Does `act` whole and puts it on record, even if the caller goes away meanwhile.
-async fn to_the_end<T: Send + 'static>(
-    act: impl Future<Output = Result<T, Refusal>> + Send + 'static,
-) -> Result<T, Status> {
-    let done = tokio::spawn(act).await.unwrap_or_else(|lost| Err(Refusal::internal(lost)));
-    done.map_err(refuse)
 }
 
 fn shown(authority: Authority) -> AuthorityState {

@@ -10,3 +10,27 @@ mod store;
 mod svids;
 mod sync;
 mod transport;
+
+use tokio::sync::oneshot;
+
+use super::to_the_end;
+
+#[tokio::test]
+async fn what_was_begun_is_done_even_if_its_caller_leaves() {
+    let (done, told) = oneshot::channel();
+    let (go, waits) = oneshot::channel::<()>();
+    let act = async move {
+        waits.await.unwrap();
+        done.send(()).unwrap();
+        Ok(())
+    };
+    let mut call = Box::pin(to_the_end(act));
+    tokio::select! {
+        biased;
+        _ = &mut call => panic!("it is not done"),
+        () = std::future::ready(()) => {}
+    }
+    drop(call);
+    go.send(()).unwrap();
+    told.await.unwrap();
+}

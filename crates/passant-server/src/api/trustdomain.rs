@@ -1,6 +1,6 @@
 //! How is spire.api.server.trustdomain.v1.TrustDomain answered?
 
-use passant_core::{FederationRelationship, Refusal, TrustDomain};
+use passant_core::{FederationRelationship, Reason, Refusal, TrustDomain};
 use passant_proto::convert::{self, mask};
 use passant_proto::trustdomain::{
     BatchCreateFederationRelationshipRequest, BatchCreateFederationRelationshipResponse,
@@ -16,7 +16,7 @@ use prost::Message;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::entry::{merged, sorted_out};
-use super::{Api, Room, bounded, refuse, refuse_item};
+use super::{Api, Room, bounded, refuse, refuse_item, to_the_end};
 use crate::access::{Target, Verb};
 use crate::caller::Actor;
 use crate::command;
@@ -24,7 +24,7 @@ use crate::command::federation::{Edit, Standing};
 use crate::limits::{BATCH, RESPONSE};
 use crate::query::Paging;
 use crate::record::Act;
-use crate::state::State;
+use crate::state::{Change, State};
 
 #[async_trait]
 impl trust_domain_server::TrustDomain for Api {
@@ -72,18 +72,18 @@ impl trust_domain_server::TrustDomain for Api {
     ) -> Result<Response<BatchCreateFederationRelationshipResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let BatchCreateFederationRelationshipRequest { federation_relationships, output_mask } = request;
-        let (actor, state) = (self.actor(&call)?, self.journal.state());
+        let actor = self.actor(&call)?;
         bounded(federation_relationships.len(), BATCH)?;
         let (given, places) = sorted_out(federation_relationships.iter().map(|wire| {
-            let given = convert::federation::from_wire(wire)
-                .map_err(|e| e.during("failed to convert federation relationship"))?;
-            may_write(&actor, &given.0.trust_domain, &state).map(|()| given)
+            let given = convert::federation::from_wire(wire);
+            given.map_err(|e| e.during("failed to convert federation relationship").into())
         }));
         let created = if given.is_empty() {
             Vec::new()
         } else {
-            let create = move |state: &_| Ok(command::federation::create(state, given));
-            self.journal.submit(create).await.map_err(refuse)?
+            let by = actor.clone();
+            let create = move |state: &_| Ok(command::federation::create(state, given, &by));
+            self.stood(create, &actor).await?
         };
         let mut room = Room::of(places.len());
         let results = merged(places, created).map(|outcome| {
@@ -105,17 +105,16 @@ impl trust_domain_server::TrustDomain for Api {
         let (_, call, request) = request.into_parts();
         let BatchUpdateFederationRelationshipRequest { federation_relationships, input_mask, output_mask } =
             request;
-        let (actor, state) = (self.actor(&call)?, self.journal.state());
+        let actor = self.actor(&call)?;
         bounded(federation_relationships.len(), BATCH)?;
-        let (edits, places) = sorted_out(federation_relationships.into_iter().map(|wire| {
-            let (name, edit) = edit(wire, input_mask)?;
-            may_write(&actor, &name, &state).map(|()| (name, edit))
-        }));
+        let (edits, places) =
+            sorted_out(federation_relationships.into_iter().map(|wire| edit(wire, input_mask)));
         let updated = if edits.is_empty() {
             Vec::new()
         } else {
-            let update = move |state: &_| Ok(command::federation::update(state, edits));
-            self.journal.submit(update).await.map_err(refuse)?
+            let by = actor.clone();
+            let update = move |state: &_| Ok(command::federation::update(state, edits, &by));
+            self.stood(update, &actor).await?
         };
         let mut room = Room::of(places.len());
         let results = merged(places, updated).map(|outcome| {
@@ -136,28 +135,28 @@ impl trust_domain_server::TrustDomain for Api {
     ) -> Result<Response<BatchDeleteFederationRelationshipResponse>, Status> {
         let (_, call, request) = request.into_parts();
         let texts = request.trust_domains;
-        let (actor, state) = (self.actor(&call)?, self.journal.state());
+        let (api, actor) = (self.clone(), self.actor(&call)?);
         bounded(texts.len(), BATCH)?;
         let (names, places) = sorted_out(texts.iter().map(|text| match text.as_str() {
             "" => Err(Refusal::invalid("missing trust domain")),
-            text => {
-                let name = trust_domain(text)?;
-                may_write(&actor, &name, &state).map(|()| name)
-            }
+            text => trust_domain(text),
         }));
         let ended = if names.is_empty() {
             Vec::new()
         } else {
-            let asked = names.clone();
-            let end = move |state: &_| Ok(command::federation::end(state, names));
-            let ended = self.journal.submit(end).await.map_err(refuse)?;
-            let gone = asked.into_iter().zip(&ended).filter(|(_, outcome)| outcome.is_ok());
-            let gone: Vec<TrustDomain> = gone.map(|(name, _)| name).collect();
-            if !gone.is_empty() {
-                tracing::info!(caller = %actor, trust_domains = ?gone, "ended federation");
-                self.note(Act::EndFederation(gone), &actor).await;
-            }
-            ended
+            let (asked, by) = (names.clone(), actor.clone());
+            let end = move |state: &_| Ok(command::federation::end(state, names, &by));
+            to_the_end(async move {
+                let ended = api.journal.submit(end).await?;
+                let gone = asked.into_iter().zip(&ended).filter(|(_, outcome)| outcome.is_ok());
+                let gone: Vec<TrustDomain> = gone.map(|(name, _)| name).collect();
+                if !gone.is_empty() {
+                    tracing::info!(caller = %actor, trust_domains = ?gone, "ended federation");
+                    api.note(Act::EndFederation(gone), &actor).await;
+                }
+                Ok(ended)
+            })
+            .await?
         };
         let results = merged(places, ended).zip(texts).map(|(outcome, trust_domain)| {
             let status = outcome.map_or_else(refuse_item, |()| status::ok());
@@ -170,18 +169,44 @@ impl trust_domain_server::TrustDomain for Api {
         let (_, call, request) = request.into_parts();
         let actor = self.actor(&call)?;
         let trust_domain = trust_domain(&request.trust_domain).map_err(refuse)?;
-        may_write(&actor, &trust_domain, &self.journal.state()).map_err(refuse)?;
-        self.federation.refresh(trust_domain).await.map_err(refuse)?;
+        actor
+            .may(Verb::FederationWrite, &Target::TrustDomain(&trust_domain), &self.journal.state())
+            .map_err(refuse)?;
+        let refreshed = self.federation.refresh(trust_domain).await.map_err(|refusal| {
+            // Whoever may say where to fetch from would see by the details what answers there, in a network that is not theirs.
+            if refusal.reason == Reason::Internal && !actor.is_operator() {
+                return Refusal::new(Reason::Internal, "failed to refresh bundle: the server's log says why");
+            }
+            refusal
+        });
+        refreshed.map_err(refuse)?;
         Ok(Response::new(()))
+    }
+}
+
+impl Api {
+    /// Has relationships changed by `actor`, and puts on record which bundles were set with them.
+    async fn stood(
+        &self,
+        change: impl FnOnce(&State) -> Result<(Vec<Change>, Vec<Result<Standing, Refusal>>), Refusal>
+        + Send
+        + 'static,
+        actor: &Actor,
+    ) -> Result<Vec<Result<Standing, Refusal>>, Status> {
+        let (api, actor) = (self.clone(), actor.clone());
+        to_the_end(async move {
+            let done = api.journal.submit(change).await?;
+            let with_bundle = done.iter().flatten().filter(|standing| standing.sets_bundle);
+            let set = with_bundle.map(|standing| standing.relationship.trust_domain.clone()).collect();
+            api.note_bundles(set, &actor).await;
+            Ok(done)
+        })
+        .await
     }
 }
 
 fn trust_domain(text: &str) -> Result<TrustDomain, Refusal> {
     convert::federation::trust_domain(text).map_err(Refusal::from)
-}
-
-fn may_write(actor: &Actor, name: &TrustDomain, state: &State) -> Result<(), Refusal> {
-    actor.may(Verb::FederationWrite, &Target::TrustDomain(name), state)
 }
 
 fn edit(
@@ -215,7 +240,7 @@ fn item(
     caller: &Actor,
 ) -> (Option<types::Status>, Option<types::FederationRelationship>) {
     match outcome {
-        Ok(Standing { relationship, bundle }) => {
+        Ok(Standing { relationship, bundle, .. }) => {
             tracing::info!(
                 %caller,
                 trust_domain = %relationship.trust_domain,

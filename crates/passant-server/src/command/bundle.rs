@@ -7,6 +7,8 @@ use passant_core::limits::BUNDLE_AUTHORITIES;
 use passant_core::{Bundle, Entry, EntryId, JwtAuthority, Refusal, TrustDomain, X509Authority};
 
 use super::entry::each;
+use crate::access::{Target, Verb};
+use crate::caller::Actor;
 use crate::state::State;
 use crate::state::change::Change;
 
@@ -33,12 +35,14 @@ impl<F: FnOnce(&Bundle) -> Bundle + Send + 'static> Edit for F {
     }
 }
 
-/// Adds foreign bundles that must be new. Outcomes are in the order of the bundles.
+/// Adds foreign bundles that must be new, for `actor`. Outcomes are in the order of the bundles.
 pub(crate) fn create(
     state: &State,
     bundles: Vec<Bundle>,
+    actor: &Actor,
 ) -> (Vec<Change>, Vec<Result<Arc<Bundle>, Refusal>>) {
     each(state, bundles, |so_far, bundle, _| {
+        may(actor, &bundle.trust_domain, so_far)?;
         is_foreign(so_far, &bundle.trust_domain, "creating a federated bundle for")?;
         if so_far.bundle_of(&bundle.trust_domain).is_some() {
             return Err(Refusal::already_exists("bundle already exists"));
@@ -47,34 +51,43 @@ pub(crate) fn create(
     })
 }
 
-/// Adds or replaces foreign bundles. Outcomes are in the order of the bundles.
-pub(crate) fn set(state: &State, bundles: Vec<Bundle>) -> (Vec<Change>, Vec<Result<Arc<Bundle>, Refusal>>) {
+/// Adds or replaces foreign bundles, for `actor`. Outcomes are in the order of the bundles.
+pub(crate) fn set(
+    state: &State,
+    bundles: Vec<Bundle>,
+    actor: &Actor,
+) -> (Vec<Change>, Vec<Result<Arc<Bundle>, Refusal>>) {
     each(state, bundles, |so_far, bundle, _| {
+        may(actor, &bundle.trust_domain, so_far)?;
         is_foreign(so_far, &bundle.trust_domain, "setting a federated bundle for")?;
         Ok(put(bundle))
     })
 }
 
-/// Changes foreign bundles that must be there. Outcomes are in the order of the edits.
+/// Changes foreign bundles that must be there, for `actor`. Outcomes are in the order of the edits.
 pub(crate) fn update(
     state: &State,
     edits: Vec<(TrustDomain, Box<dyn Edit>)>,
+    actor: &Actor,
 ) -> (Vec<Change>, Vec<Result<Arc<Bundle>, Refusal>>) {
     each(state, edits, |so_far, (trust_domain, edit), _| {
+        may(actor, &trust_domain, so_far)?;
         is_foreign(so_far, &trust_domain, "updating a federated bundle for")?;
         let held = so_far.bundle_of(&trust_domain).ok_or_else(no_bundle)?;
         Ok(put(edit.apply(&held)))
     })
 }
 
-/// Removes foreign bundles. Outcomes are in the order of the names, each with the entries that were deleted with it.
+/// Removes foreign bundles, for `actor`. Outcomes are in the order of the names, each with the entries that were deleted with it.
 pub(crate) fn delete(
     state: &State,
     names: Vec<TrustDomain>,
     mode: DeleteMode,
+    actor: &Actor,
 ) -> (Vec<Change>, Vec<Result<Vec<EntryId>, Refusal>>) {
     let federated = federated(state, &names);
     each(state, names, |so_far, name, revision| {
+        may(actor, &name, so_far)?;
         is_foreign(so_far, &name, "removing the bundle of")?;
         so_far.bundle_of(&name).ok_or_else(no_bundle)?;
         let ids = federated.get(&name).into_iter().flatten();
@@ -162,6 +175,10 @@ pub(crate) fn append(
     Ok((vec![Change::PutBundle(Arc::clone(&bundle))], bundle))
 }
 
+fn may(actor: &Actor, name: &TrustDomain, state: &State) -> Result<(), Refusal> {
+    actor.may(Verb::BundleWrite, &Target::TrustDomain(name), state)
+}
+
 fn put(bundle: Bundle) -> (Option<Change>, Arc<Bundle>) {
     let bundle = Arc::new(bundle);
     (Some(Change::PutBundle(Arc::clone(&bundle))), bundle)
@@ -235,20 +252,20 @@ mod tests {
                 given(2, fourth.clone()),
             ]
         };
-        let (changes, outcomes) = create(&state(), asked());
+        let (changes, outcomes) = create(&state(), asked(), &Actor::root());
         assert_eq!(
             reasons(&outcomes),
             [Some(Reason::Invalid), Some(Reason::AlreadyExists), None, Some(Reason::AlreadyExists)]
         );
         assert_eq!(changes.len(), 1);
-        let (changes, outcomes) = set(&state(), asked());
+        let (changes, outcomes) = set(&state(), asked(), &Actor::root());
         assert_eq!(reasons(&outcomes), [Some(Reason::Invalid), None, None, None]);
         assert_eq!(after(state(), changes).bundle_of(&fourth).unwrap().sequence, 2);
         let edits = [trust_domain(), third(), fourth.clone()].map(|name| {
             let edit: Box<dyn Edit> = Box::new(|held: &Bundle| Bundle { sequence: 5, ..held.clone() });
             (name, edit)
         });
-        let (changes, outcomes) = update(&state(), edits.into());
+        let (changes, outcomes) = update(&state(), edits.into(), &Actor::root());
         assert_eq!(reasons(&outcomes), [Some(Reason::Invalid), None, Some(Reason::NotFound)]);
         assert_eq!(after(state(), changes).bundle_of(&third()).unwrap().sequence, 5);
     }
@@ -256,20 +273,20 @@ mod tests {
     #[test]
     fn entries_keep_a_bundle_unless_the_caller_says_what_becomes_of_them() {
         let names = || vec![trust_domain(), other_trust_domain(), third(), third()];
-        let (changes, outcomes) = delete(&state(), names(), DeleteMode::Restrict);
+        let (changes, outcomes) = delete(&state(), names(), DeleteMode::Restrict, &Actor::root());
         let kept = Some(Reason::Precondition);
         assert_eq!(reasons(&outcomes), [Some(Reason::Invalid), kept, kept, kept]);
         assert!(changes.is_empty());
         assert!(outcomes[1].as_ref().unwrap_err().public.contains("2 registration entries"));
 
-        let (changes, outcomes) = delete(&state(), names(), DeleteMode::Delete);
+        let (changes, outcomes) = delete(&state(), names(), DeleteMode::Delete, &Actor::root());
         assert_eq!(reasons(&outcomes), [Some(Reason::Invalid), None, None, Some(Reason::NotFound)]);
         assert_eq!(*outcomes[1].as_ref().unwrap(), [entry_id("both"), entry_id("one")]);
         assert!(outcomes[2].as_ref().unwrap().is_empty(), "it went with the other bundle");
         let left = after(state(), changes);
         assert_eq!((left.entry_count(), left.bundles().count()), (1, 1));
 
-        let (changes, outcomes) = delete(&state(), names(), DeleteMode::Dissociate);
+        let (changes, outcomes) = delete(&state(), names(), DeleteMode::Dissociate, &Actor::root());
         assert!(outcomes[1].as_ref().unwrap().is_empty());
         let left = after(state(), changes);
         assert_eq!((left.entry_count(), left.bundles().count()), (3, 1));
@@ -282,7 +299,7 @@ mod tests {
     fn a_bundle_that_nobody_needs_is_deleted_in_any_mode() {
         let unused = after(state(), vec![Change::DeleteEntry(entry_id("both"))]);
         for mode in [DeleteMode::Restrict, DeleteMode::Delete, DeleteMode::Dissociate] {
-            let (changes, _) = delete(&unused, vec![third()], mode);
+            let (changes, _) = delete(&unused, vec![third()], mode, &Actor::root());
             assert_eq!(changes, [Change::DeleteBundle(third())]);
         }
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use passant_core::host::ManualClock;
 use passant_core::{EndpointUrl, SpiffeId};
 
-use super::testing::name;
+use super::testing::{Ca, name};
 use super::*;
+use crate::caller::Actor;
 use crate::limits::POLL_WITHOUT;
 use crate::state::Change;
 use crate::state::samples::{host_at, relationship, trust_domain};
@@ -201,8 +202,8 @@ async fn a_changed_relationship_is_asked_at_once_and_an_ended_one_no_more() {
     pass(1.0).await;
     assert_eq!(bench.asked(), 2);
     assert_eq!(bench.script.asked.lock().unwrap()[1].1.relationship.url.as_str(), "https://new.test/");
-    let ended =
-        bench.journal.submit(|state| Ok(command::federation::end(state, vec![name("other.test")]))).await;
+    let end = |state: &State| Ok(command::federation::end(state, vec![name("other.test")], &Actor::root()));
+    let ended = bench.journal.submit(end).await;
     assert!(ended.unwrap()[0].is_ok());
     pass(1_000.0).await;
     assert_eq!(bench.asked(), 2);
@@ -227,7 +228,10 @@ async fn what_is_fetched_after_the_end_of_a_relationship_is_dropped() {
     bench.commit(vec![Change::DeleteFederation(name("other.test"))]).await;
     pass(0.1).await;
     bench.federate("other.test").await;
-    pass(5.5).await;
+    pass(4.5).await;
+    assert_eq!(bench.asked(), 3);
+    assert!(bench.held("other.test").is_none(), "what came for the one before is not taken for this one");
+    pass(1.0).await;
     assert_eq!(bench.asked(), 3);
     assert_eq!(bench.held("other.test").unwrap().sequence, 7);
 }
@@ -259,6 +263,70 @@ async fn an_endpoint_with_an_svid_waits_for_the_bundle_of_its_trust_domain() {
     bench.commit(vec![Change::PutBundle(bundle("third.test", 2, None).into())]).await;
     pass(61.0).await;
     assert_eq!(proofs(), [1, 2], "by the newest bundle");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_proved_by_a_bundle_that_was_replaced_meanwhile_is_fetched_again() {
+    let endpoint_id = SpiffeId::parse("spiffe://third.test/endpoint").unwrap();
+    let bench = Bench::slow(Duration::from_secs(5), |_, before| Ok(numbered(before, None)));
+    let (leaked, next) = (Ca::new("spiffe://third.test"), Ca::new("spiffe://third.test"));
+    let by_svid = relationship(name("other.test"), Some(endpoint_id));
+    let third = leaked.bundle("third.test", 1);
+    bench.commit(vec![Change::PutBundle(third.into()), Change::PutFederation(by_svid)]).await;
+    pass(1.0).await;
+    assert_eq!(bench.asked(), 1);
+    let refreshing = bench.federation.clone();
+    let refreshed = tokio::spawn(async move { refreshing.refresh(name("other.test")).await });
+    bench.commit(vec![Change::PutBundle(next.bundle("third.test", 2).into())]).await;
+    pass(4.5).await;
+    assert_eq!(bench.asked(), 2, "at once");
+    assert!(bench.held("other.test").is_none(), "whoever has the leaked key may have answered");
+    pass(5.0).await;
+    assert_eq!(bench.held("other.test").unwrap().sequence, 2);
+    assert_eq!(bench.status("other.test").failures, 0);
+    refreshed.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_that_was_set_by_hand_makes_a_failed_fetch_due() {
+    let endpoint_id = SpiffeId::parse("spiffe://third.test/endpoint").unwrap();
+    let bench = Bench::slow(Duration::from_secs(2), |_, before| match before {
+        0..=2 => down(),
+        _ => Ok(numbered(before, None)),
+    });
+    let third = |sequence| Ca::new("spiffe://third.test").bundle("third.test", sequence);
+    let by_svid = relationship(name("other.test"), Some(endpoint_id));
+    bench.commit(vec![Change::PutBundle(third(1).into()), Change::PutFederation(by_svid)]).await;
+    pass(2.5).await;
+    assert_eq!((bench.asked(), bench.status("other.test").failures), (1, 1));
+    // What it proves itself by.
+    bench.commit(vec![Change::PutBundle(third(2).into())]).await;
+    pass(1.0).await;
+    assert_eq!(bench.asked(), 2);
+    // While it is under way: its own.
+    bench.commit(vec![Change::PutBundle(bundle("other.test", 1, None).into())]).await;
+    pass(1.5).await;
+    assert_eq!((bench.asked(), bench.status("other.test").failures), (3, 2));
+    pass(2.0).await;
+    assert_eq!((bench.asked(), bench.status("other.test").failures), (3, 3));
+    // Nothing else does.
+    bench.commit(vec![Change::PutBundle(bundle("fourth.test", 1, None).into())]).await;
+    pass(10.0).await;
+    assert_eq!(bench.asked(), 3);
+    bench.commit(vec![Change::PutBundle(bundle("other.test", 2, None).into())]).await;
+    pass(2.5).await;
+    assert_eq!(bench.held("other.test").unwrap().sequence, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dozens_of_endpoints_that_do_not_answer_keep_nobody_waiting() {
+    let bench = Bench::slow(Duration::from_secs(29), |order, _| {
+        Ok(bundle(order.relationship.trust_domain.as_str(), 1, None))
+    });
+    let puts = (0..60).map(|at| Change::PutFederation(relationship(name(&format!("td{at}.test")), None)));
+    bench.commit(puts.collect()).await;
+    pass(0.5).await;
+    assert_eq!(bench.asked(), 60);
 }
 
 #[tokio::test(start_paused = true)]

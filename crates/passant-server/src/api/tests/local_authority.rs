@@ -212,6 +212,8 @@ async fn what_was_done_is_on_record_with_its_caller() {
         serde_json::json!({ "prepare_authority": ["jwt", second] }),
         serde_json::json!({ "activate_authority": ["jwt", second] }),
         serde_json::json!({ "taint_authority": ["jwt", first] }),
+        // Whoever asks again may do so because the record failed the first time.
+        serde_json::json!({ "taint_authority": ["jwt", first] }),
         serde_json::json!({ "revoke_authority": ["jwt", first] }),
     ];
     assert_eq!(acts.iter().map(|line| line["act"].clone()).collect::<Vec<_>>(), expected);
