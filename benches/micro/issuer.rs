@@ -111,6 +111,7 @@ fn issue_config() -> IssueConfig {
 /// An agent that has attested by a join token, as the server sees it when it calls.
 async fn attested(journal: &Journal, issuer: &Issuer, host: &Host) -> Result<AgentCaller> {
     let token = JoinToken {
+        by_role: false,
         hash: join_token::TokenHash::of(TOKEN),
         expires_at: host.now().plus(HOUR),
         alias: None,

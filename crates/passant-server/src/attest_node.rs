@@ -12,8 +12,9 @@ use passant_attest::node::{Dialog, Proof, Verifier};
 use passant_core::{AgentFault, EntryDraft, EntryId, Host, Refusal, Selector, Selectors, SpiffeId, UnixTime};
 use passant_daemon::label::Outcome;
 
+use crate::access::Rights;
 use crate::caller::{AgentCaller, at_fault};
-use crate::issue::{Asker, IssuedX509, Issuer, NodeSvidFacts};
+use crate::issue::{Asker, IssuedX509, Issuer, NodeSvidFacts, is_believed};
 use crate::journal::Journal;
 use crate::metrics::Method;
 use crate::state::State;
@@ -30,6 +31,7 @@ pub struct NodeAttestation {
     journal: Journal,
     issuer: Issuer,
     methods: Arc<[NodeMethod]>,
+    rights: Arc<Rights>,
     host: Host,
 }
 
@@ -59,13 +61,20 @@ pub struct NodeProof {
     selectors: Selectors,
     can_reattest: bool,
     token: Option<TokenHash>,
+    rights: Arc<Rights>,
     caller: String,
 }
 
 impl NodeAttestation {
     /// Evidence of any other method than `methods` is refused.
     pub fn new(journal: Journal, issuer: Issuer, methods: Vec<NodeMethod>, host: Host) -> Self {
-        Self { journal, issuer, methods: Arc::from(methods), host }
+        Self { journal, issuer, methods: Arc::from(methods), rights: Arc::default(), host }
+    }
+
+    /// With what the configuration gives to whom: a token that the holder of a role has made gives nothing of it.
+    #[must_use]
+    pub fn with_rights(self, rights: Arc<Rights>) -> Self {
+        Self { rights, ..self }
     }
 
     /// Attests one node and issues its agent's X509-SVID. `caller` says for the record where the evidence came from.
@@ -121,6 +130,7 @@ impl NodeAttestation {
             selectors: Selectors::new(),
             can_reattest: false,
             token: Some(token.hash()),
+            rights: Arc::clone(&self.rights),
             caller,
         })
     }
@@ -142,7 +152,16 @@ impl NodeAttestation {
         if !agent_id.is_member_of(&trust_domain) || !agent_id.is_agent() {
             return Err(Refusal::internal(format!("attestor {method} named an agent \"{agent_id}\"")));
         }
-        Ok(NodeProof { method: method.to_owned(), agent_id, selectors, can_reattest, token: None, caller })
+        let rights = Arc::clone(&self.rights);
+        Ok(NodeProof {
+            method: method.to_owned(),
+            agent_id,
+            selectors,
+            can_reattest,
+            token: None,
+            rights,
+            caller,
+        })
     }
 }
 
@@ -180,14 +199,28 @@ impl NodeProof {
     /// Whether `state` lets the node in with a key of this hash.
     pub(crate) fn check(&self, state: &State, key_hash: &[u8; 32], now: UnixTime) -> Result<(), Refusal> {
         let row = state.node(&self.agent_id);
-        if let Some(hash) = &self.token {
-            check_token(state.token(hash), row.is_some(), key_hash, now)?;
+        let token = self.token.as_ref().map(|hash| state.token(hash));
+        if let Some(token) = token {
+            check_token(token, row.is_some(), key_hash, now)?;
+        }
+        let by_role = token.flatten().filter(|token| token.by_role && token.spent.is_none());
+        if let Some(alias) = by_role.and_then(|token| token.alias.as_ref())
+            && self.rights.elevate(alias, state)
+        {
+            return Err(Refusal::denied(
+                "failed to attest: the alias of this join token has rights of its own by now, and the token was made by the holder \
+                 of a role",
+            ));
         }
         match row {
             // Without details, as in SPIRE: an agent that attests is not to act on them.
             Some(row) if row.is_banned() => Err(Refusal::denied("failed to attest: agent is banned")),
             Some(_) if self.token.is_none() && !self.can_reattest => {
                 Err(Refusal::denied("failed to attest: this evidence has already attested an agent"))
+            }
+            // No token is made for an agent that is there; a restored one may be. Its agent keeps its place.
+            Some(_) if token.flatten().is_some_and(|token| token.spent.is_none()) => {
+                Err(Refusal::denied("failed to attest: the agent of this join token is there already"))
             }
             _ => Ok(()),
         }
@@ -202,6 +235,7 @@ impl NodeProof {
     ) -> Result<(Vec<Change>, ()), Refusal> {
         let now = host.now();
         self.check(state, &svid.key_hash, now)?;
+        is_believed(state, svid.authority.as_ref())?;
         let mut changes = Vec::new();
         if let Some(token) = self.token.and_then(|hash| state.token(&hash)) {
             changes.extend(alias(state, token, &self.agent_id, host)?);
@@ -281,6 +315,7 @@ pub(crate) fn renewed(
     if row.serial.as_ref() != Some(caller.serial()) {
         return Err(at_fault(caller.id(), AgentFault::NotActive));
     }
+    is_believed(state, svid.authority.as_ref())?;
     let pending = PendingSerial { serial: svid.serial.clone(), not_after: svid.not_after };
     let row = AttestedNode { pending: Some(pending), ..AttestedNode::clone(row) };
     Ok((vec![Change::PutNode(Arc::new(row))], ()))

@@ -32,8 +32,8 @@ use crate::journal::Journal;
 use crate::metrics::{Kind, Metrics};
 use crate::record::{DecisionLog, Outcome};
 use crate::state::State;
-pub(crate) use mint::NodeSvidFacts;
 use mint::{Approved, Minted};
+pub(crate) use mint::{NodeSvidFacts, is_believed};
 use order::{JwtOrder, Ordered, X509Order};
 pub use pool::{Asker, PoolError, SigningPool};
 
@@ -144,7 +144,7 @@ impl Issuer {
         let state = self.journal.state();
         let release = |minted: Minted<X509Svid>, ground: Option<(EntryId, u64)>| {
             still_stands(&state, caller, ground.as_ref())?;
-            Ok(IssuedX509 { svid: minted.release() })
+            Ok(IssuedX509 { svid: minted.release(&state)? })
         };
         let issued = minted.into_iter().zip(grounds).map(|(minted, ground)| release(minted?, ground));
         issued
@@ -171,8 +171,9 @@ impl Issuer {
                 JwtOrder::workload(&self.tokens(now), caller, entry, audience, self.config.jwt_svid_ttl)?;
             let ground = order.decision().entry.clone();
             let minted = self.mint_one(&self.pool_of(caller), order).await?;
-            still_stands(&self.journal.state(), caller, ground.as_ref())?;
-            Ok(IssuedJwt { svid: minted.release() })
+            let state = self.journal.state();
+            still_stands(&state, caller, ground.as_ref())?;
+            Ok(IssuedJwt { svid: minted.release(&state)? })
         };
         self.metrics.issuing(Kind::JwtSvid, issued).await
     }
@@ -190,7 +191,7 @@ impl Issuer {
             let minted = self.mint_one(&self.pool.on_behalf_of(Asker::Nodes), order).await?;
             let (host, node) = (self.host.clone(), minted.about());
             self.journal.submit(move |state| proof.admit(state, &node, &host)).await?;
-            Ok(IssuedX509 { svid: minted.release() })
+            Ok(IssuedX509 { svid: minted.release(&self.journal.state())? })
         };
         self.metrics.issuing(Kind::NodeSvid, issued).await
     }
@@ -211,7 +212,7 @@ impl Issuer {
             let minted = self.mint_one(&self.pool_of(caller), order).await?;
             let (caller, node) = (caller.clone(), minted.about());
             self.journal.submit(move |state| attest_node::renewed(state, &caller, &node)).await?;
-            Ok(IssuedX509 { svid: minted.release() })
+            Ok(IssuedX509 { svid: minted.release(&self.journal.state())? })
         };
         self.metrics.issuing(Kind::Renewal, issued).await
     }
@@ -233,7 +234,8 @@ impl Issuer {
             let state = self.journal.state();
             let order = X509Order::operator(&self.scene(), caller, csr, ttl, &state)?;
             let pool = self.pool.on_behalf_of(Asker::Operators);
-            Ok(IssuedX509 { svid: self.mint_one(&pool, order).await?.release() })
+            let minted = self.mint_one(&pool, order).await?;
+            Ok(IssuedX509 { svid: minted.release(&self.journal.state())? })
         };
         self.metrics.issuing(Kind::Minted, issued).await
     }
@@ -256,7 +258,8 @@ impl Issuer {
             let tokens = self.tokens(self.host.now());
             let order = JwtOrder::operator(&tokens, caller, spiffe_id, audience, ttl, &state)?;
             let pool = self.pool.on_behalf_of(Asker::Operators);
-            Ok(IssuedJwt { svid: self.mint_one(&pool, order).await?.release() })
+            let minted = self.mint_one(&pool, order).await?;
+            Ok(IssuedJwt { svid: minted.release(&self.journal.state())? })
         };
         self.metrics.issuing(Kind::Minted, issued).await
     }
@@ -273,7 +276,8 @@ impl Issuer {
             let csr = csr::make(&*key, None).and_then(|der| Csr::parse(&der)).map_err(Refusal::internal)?;
             let server_id = self.journal.state().trust_domain().server_id();
             let order = X509Order::server(&self.scene(), server_id, csr, self.config.server_ttl)?;
-            let svid = IssuedX509 { svid: self.mint_one(&self.pool, order).await?.release() };
+            let minted = self.mint_one(&self.pool, order).await?;
+            let svid = IssuedX509 { svid: minted.release(&self.journal.state())? };
             Ok(ServerSvid { svid, key })
         };
         self.metrics.issuing(Kind::ServerSvid, issued).await

@@ -173,10 +173,11 @@ impl Rig {
             Arc::default(),
         );
         let rights = Arc::new(Rights::new(settings.admin_ids, settings.roles));
-        let callers = Callers::new(journal.clone(), rights, host.clone());
+        let callers = Callers::new(journal.clone(), Arc::clone(&rights), host.clone());
         let spoken = |method, can_reattest| NodeMethod::Verified(Arc::new(Spoken { method, can_reattest }));
         let methods = vec![NodeMethod::JoinToken, spoken("spoken", true), spoken("once", false)];
-        let nodes = NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone());
+        let nodes =
+            NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone()).with_rights(rights);
         Ok(Self { disk, clock, host, journal, record, authorities, issuer, callers, nodes })
     }
 
@@ -230,7 +231,7 @@ impl Rig {
 
     pub(crate) async fn token(&self, text: &str, ttl: Duration, alias: Option<SpiffeId>) {
         let expires_at = self.now().plus(ttl);
-        let token = JoinToken { hash: TokenHash::of(text), expires_at, alias, spent: None };
+        let token = JoinToken { hash: TokenHash::of(text), expires_at, alias, by_role: false, spent: None };
         self.commit(vec![Change::PutToken(token)]).await;
     }
 

@@ -249,8 +249,9 @@ async fn assemble(
             Opening::Arrivals(arrivals, tls::Door::new(identity, bundles, trusted.0, trusted.1, &host))
         }
     };
-    let callers = Callers::new(journal.clone(), rights, host.clone());
-    let attestation = NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone());
+    let callers = Callers::new(journal.clone(), Arc::clone(&rights), host.clone());
+    let attestation =
+        NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone()).with_rights(rights);
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let (federation, refresher) = Federation::new(journal.clone(), fetch, host.clone(), Arc::clone(&metrics));
     let api = Api {

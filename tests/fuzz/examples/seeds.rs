@@ -393,7 +393,13 @@ fn objects() -> Result<Vec<Change>, Box<dyn Error>> {
         published: 1,
     };
     let spent = Spent { key_hash: [7; 32], agent_id: agent.clone(), at: now };
-    let token = JoinToken { hash: TokenHash::of("t"), expires_at: now, alias: None, spent: Some(spent) };
+    let token = JoinToken {
+        hash: TokenHash::of("t"),
+        expires_at: now,
+        alias: None,
+        by_role: false,
+        spent: Some(spent),
+    };
     let node = AttestedNode {
         id: agent.clone(),
         attestation_type: "x509pop".to_owned(),

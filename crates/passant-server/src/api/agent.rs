@@ -20,10 +20,10 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, refuse};
+use super::{Api, refuse, to_the_end};
 use crate::access::{Target, Verb};
 use crate::command;
-use crate::limits::{AGENT_VERSION, RESPONSE};
+use crate::limits::{AGENT_VERSION, HOLDERS_TOKEN, RESPONSE};
 use crate::query::{self, Paging};
 use crate::record::Act;
 use crate::state::{AttestedNode, State};
@@ -73,25 +73,37 @@ impl Agent for Api {
     }
 
     async fn delete_agent(&self, request: Request<DeleteAgentRequest>) -> Result<Response<()>, Status> {
-        let actor = self.actor(request.extensions())?;
+        let (api, actor) = (self.clone(), self.actor(request.extensions())?);
         let id = self.agent_id(request.get_ref().id.as_ref())?;
-        actor.may(Verb::AgentEvict, &Target::Agent(&id), &self.journal.state()).map_err(refuse)?;
-        let evicted = id.clone();
-        self.journal.submit(move |state| command::node::evict(state, &evicted)).await.map_err(refuse)?;
-        tracing::info!(agent = %id, caller = %actor, "agent evicted");
-        self.note(Act::EvictAgent(id), &actor).await;
-        Ok(Response::new(()))
+        let (by, evicted) = (actor.clone(), id.clone());
+        let evict = move |state: &State| {
+            by.may(Verb::AgentEvict, &Target::Agent(&evicted), state)?;
+            command::node::evict(state, &evicted)
+        };
+        to_the_end(async move {
+            api.journal.submit(evict).await?;
+            tracing::info!(agent = %id, caller = %actor, "agent evicted");
+            api.note(Act::EvictAgent(id), &actor).await;
+            Ok(Response::new(()))
+        })
+        .await
     }
 
     async fn ban_agent(&self, request: Request<BanAgentRequest>) -> Result<Response<()>, Status> {
-        let actor = self.actor(request.extensions())?;
+        let (api, actor) = (self.clone(), self.actor(request.extensions())?);
         let id = self.agent_id(request.get_ref().id.as_ref())?;
-        actor.may(Verb::AgentBan, &Target::Agent(&id), &self.journal.state()).map_err(refuse)?;
-        let banned = id.clone();
-        self.journal.submit(move |state| command::node::ban(state, &banned)).await.map_err(refuse)?;
-        tracing::info!(agent = %id, caller = %actor, "agent banned");
-        self.note(Act::BanAgent(id), &actor).await;
-        Ok(Response::new(()))
+        let (by, banned) = (actor.clone(), id.clone());
+        let ban = move |state: &State| {
+            by.may(Verb::AgentBan, &Target::Agent(&banned), state)?;
+            command::node::ban(state, &banned)
+        };
+        to_the_end(async move {
+            api.journal.submit(ban).await?;
+            tracing::info!(agent = %id, caller = %actor, "agent banned");
+            api.note(Act::BanAgent(id), &actor).await;
+            Ok(Response::new(()))
+        })
+        .await
     }
 
     type AttestAgentStream = Pin<Box<dyn Stream<Item = Result<AttestAgentResponse, Status>> + Send>>;
@@ -150,6 +162,12 @@ impl Agent for Api {
         let CreateJoinTokenRequest { ttl, token, agent_id } = request.into_inner();
         let ttl = u64::try_from(ttl).ok().filter(|ttl| *ttl >= 1);
         let ttl = ttl.ok_or_else(|| Status::invalid_argument("ttl is required: give at least 1 second"))?;
+        if ttl > HOLDERS_TOKEN.as_secs() && !actor.is_operator() {
+            let most = HOLDERS_TOKEN.as_secs();
+            return Err(Status::invalid_argument(format!(
+                "ttl of a join token by the holder of a role is at most {most} seconds"
+            )));
+        }
         if !self.join_tokens {
             return Err(refuse(Refusal::precondition(
                 "node attestor \"join_token\" is not configured on this server",
@@ -168,10 +186,7 @@ impl Agent for Api {
         let expires_at = self.host.now().plus(Duration::from_secs(ttl));
         let hash = token.hash();
         let by = actor.clone();
-        let create = move |state: &State| {
-            by.may(Verb::TokenCreate, &Target::Token { agent: &agent, alias: alias.as_ref() }, state)?;
-            command::token::create(state, hash, expires_at, alias)
-        };
+        let create = move |state: &State| command::token::create(state, hash, &agent, expires_at, alias, &by);
         self.journal.submit(create).await.map_err(refuse)?;
         tracing::info!(caller = %actor, until = %expires_at, "join token created");
         Ok(Response::new(types::JoinToken { value, expires_at: expires_at.secs() }))

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use passant_attest::node::join_token::TokenHash;
 use passant_core::{Reason, Refusal, Selectors, SpiffeId};
 
 use super::{AttestedSvid, NodeAttestation};
 use crate::rig::{HOUR, MINUTE, Rig, START, Settings, Silent, domain, id, peer, selectors};
 use crate::state::change::Change;
 use crate::state::node::AttestedNode;
+use crate::state::token::JoinToken;
 
 const UNKNOWN: &str = "failed to attest: join token does not exist or has already been used";
 
@@ -60,6 +62,52 @@ async fn a_spent_token_is_good_for_the_same_key_only() {
         assert_eq!(refused(&other), (Reason::Invalid, UNKNOWN));
     }
     assert_eq!(rig.node(&token_agent()).serial.as_ref(), Some(second.svid.svid().serial()));
+}
+
+#[tokio::test]
+async fn a_token_that_comes_again_does_not_take_the_place_of_its_agent() {
+    let rig = Rig::new().await;
+    rig.token("abc", HOUR, None).await;
+    let first = rig.attest("join_token", "abc", &rig.csr(None)).await.unwrap();
+    rig.token("abc", HOUR, None).await;
+    let refusal = rig.attest("join_token", "abc", &rig.csr(None)).await;
+    assert_eq!(
+        refused(&refusal),
+        (Reason::Denied, "failed to attest: the agent of this join token is there already")
+    );
+    assert_eq!(rig.node(&token_agent()).serial.as_ref(), Some(first.svid.svid().serial()));
+}
+
+#[tokio::test]
+async fn a_token_of_a_holder_gives_no_rights_that_its_alias_has_got_since() {
+    let boss = id("/boss");
+    let rig = Rig::with(Settings { admin_ids: [boss.clone()].into(), ..Settings::default() }).await;
+    rig.entry("ops", &id("/node"), |draft| {
+        draft.admin = true;
+        draft.spiffe_id = id("/ops");
+    })
+    .await;
+    for (at, (alias, by_role, is_let_in)) in
+        [(&boss, true, false), (&id("/ops"), true, false), (&id("/web"), true, true), (&boss, false, true)]
+            .into_iter()
+            .enumerate()
+    {
+        let text = format!("token{at}");
+        let token = JoinToken {
+            hash: TokenHash::of(&text),
+            expires_at: rig.now().plus(HOUR),
+            alias: Some(alias.clone()),
+            by_role,
+            spent: None,
+        };
+        rig.commit(vec![Change::PutToken(token)]).await;
+        let attested = rig.attest("join_token", &text, &rig.csr(None)).await;
+        assert_eq!(attested.is_ok(), is_let_in, "{alias} {by_role}");
+        if !is_let_in {
+            let (reason, why) = refused(&attested);
+            assert!(reason == Reason::Denied && why.contains("has rights of its own by now"), "{why}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use rcgen::{
 use super::order::{JwtOrder, Ordered, X509Order};
 use crate::authority::{self, MintError};
 use crate::record::{Intent, Receipt};
+use crate::state::{Authority, AuthorityId, Phase, State};
 
 /// RFC 5280 A.1, `ub-common-name`: longer DNS names are not repeated there.
 const COMMON_NAME: usize = 64;
@@ -27,6 +28,7 @@ pub(super) struct Approved<O> {
 /// A signed SVID that matches its order and has not left this module yet.
 pub(super) struct Minted<S> {
     svid: S,
+    authority: Option<AuthorityId>,
 }
 
 /// What is journaled of a node SVID before it is shown.
@@ -38,6 +40,8 @@ pub(crate) struct NodeSvidFacts {
     pub(crate) not_after: UnixTime,
     /// SHA-256 of the DER SubjectPublicKeyInfo.
     pub(crate) key_hash: [u8; 32],
+    /// The authority that signed it.
+    pub(crate) authority: Option<AuthorityId>,
 }
 
 impl<O: Ordered> Approved<O> {
@@ -51,15 +55,20 @@ impl<O: Ordered> Approved<O> {
 
     /// Uses the permission up.
     pub(super) fn mint(self) -> (Result<Minted<O::Svid>, MintError>, Receipt) {
-        let minted = self.order.sign(&self.intent).map(|svid| Minted { svid });
+        let authority = self.intent.decision().authority.clone();
+        let minted = self.order.sign(&self.intent).map(|svid| Minted { svid, authority });
         (minted, self.intent.into_receipt())
     }
 }
 
 impl<S> Minted<S> {
     /// Lets the SVID out. Called last, when everything that must stand before it is seen does stand.
-    pub(super) fn release(self) -> S {
-        self.svid
+    ///
+    /// # Errors
+    /// Unavailable when the authority that signed it is believed no longer in `state`, which is to be the newest.
+    pub(super) fn release(self, state: &State) -> Result<S, Refusal> {
+        is_believed(state, self.authority.as_ref())?;
+        Ok(self.svid)
     }
 }
 
@@ -70,8 +79,24 @@ impl Minted<X509Svid> {
             serial: self.svid.serial().clone(),
             not_after: self.svid.not_after(),
             key_hash: passant_core::csr::key_hash(self.svid.public_key()),
+            authority: self.authority.clone(),
         }
     }
+}
+
+/// Whether what this authority has just signed may be handed out. Disk and signer were waited for, and it may have been
+/// tainted or revoked meanwhile: agents that have replaced everything it had signed would not look at this again.
+///
+/// # Errors
+/// Unavailable: by now another one signs.
+pub(crate) fn is_believed(state: &State, authority: Option<&AuthorityId>) -> Result<(), Refusal> {
+    let Some(id) = authority else { return Ok(()) };
+    // One that is tainted and active comes of a restored backup, and signs until it is succeeded.
+    let is_believed = |authority: &Authority| !authority.tainted || authority.phase == Phase::Active;
+    if state.authority(id).is_some_and(is_believed) {
+        return Ok(());
+    }
+    Err(Refusal::unavailable("the authority that signed was tainted or revoked meanwhile: ask again"))
 }
 
 /// Signs and checks an X509-SVID.

@@ -19,6 +19,7 @@ use crate::record::{DecisionKind, Outcome};
 use crate::rig::{HOUR, MINUTE, Rig, START, Settings, domain, id, operator, selectors};
 use crate::state::change::Change;
 use crate::state::node::AttestedNode;
+use crate::state::{Authority, Phase};
 
 /// A CSR by openssl: RSA 2048, URI:spiffe://example.org/w.
 const RSA_2048: &[u8] = include_bytes!("../../../passant-core/src/testdata/rsa2048.csr.der");
@@ -242,6 +243,48 @@ async fn what_is_stopped_while_it_is_signed_does_not_leave_the_server() {
             };
             stopped.notified().await;
             assert_eq!(refused.reason, expected, "{refused}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_an_authority_signed_that_was_tainted_or_revoked_meanwhile_is_not_handed_out() {
+    for is_revoked in [false, true] {
+        for what in ["workload", "token", "node", "renewal", "minted"] {
+            let rig = Rig::new().await;
+            let (caller, _) = rig.agent("a").await;
+            rig.entry("w", &agent(), |_| {}).await;
+            let row = rig.node(&agent());
+            // It cannot attest again, and so renews.
+            let once = AttestedNode { can_reattest: false, ..AttestedNode::clone(&row) };
+            rig.commit(vec![Change::PutNode(once.into())]).await;
+            let stop = |one: &Authority| {
+                if is_revoked {
+                    return Change::DeleteAuthority(one.id.clone());
+                }
+                Change::PutAuthority(Authority { tainted: true, phase: Phase::Retired, ..one.clone() })
+            };
+            let (journal, changes) = (rig.journal.clone(), rig.state().authorities().map(stop).collect());
+            let csr = rig.csr(None);
+            *rig.disk.meanwhile.lock().unwrap() = Some(Box::new(move || {
+                tokio::spawn(async move { journal.submit(move |_| Ok((changes, ()))).await.unwrap() });
+            }));
+            let answer = match what {
+                "workload" => {
+                    rig.issuer.x509_batch(&caller, vec![("w".to_owned(), csr)]).await.remove(0).map(drop)
+                }
+                "token" => rig.issuer.jwt(&caller, "w", vec!["db".to_owned()]).await.map(drop),
+                "node" => rig.attest("spoken", "b", &csr).await.map(drop),
+                "renewal" => rig.issuer.renew(&caller, &csr).await.map(drop),
+                _ => {
+                    rig.issuer.mint_jwt(&Actor::root(), id("/w"), vec!["db".to_owned()], None).await.map(drop)
+                }
+            };
+            let refused = answer.unwrap_err();
+            assert_eq!(refused.reason, Reason::Unavailable, "{what}: {refused}");
+            assert!(refused.public.contains("tainted or revoked"), "{what}: {refused}");
+            let pending = rig.node(&agent()).pending.clone();
+            assert_eq!(pending, None, "{what}");
         }
     }
 }

@@ -76,7 +76,13 @@ pub(crate) fn node(path: &str, have: &[&str]) -> Arc<AttestedNode> {
 }
 
 pub(crate) fn token(text: &str, expires_at: i64) -> JoinToken {
-    JoinToken { hash: TokenHash::of(text), expires_at: at(expires_at), alias: None, spent: None }
+    JoinToken {
+        hash: TokenHash::of(text),
+        expires_at: at(expires_at),
+        alias: None,
+        by_role: false,
+        spent: None,
+    }
 }
 
 pub(crate) fn authority(name: &str, kind: AuthorityKind, phase: Phase) -> Authority {
@@ -159,6 +165,7 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
             let mut token = token(&format!("token-{key}"), 50);
             if is_spent {
                 token.alias = Some(id("/alias"));
+                token.by_role = true;
                 token.spent = Some(Spent { key_hash: [key; 32], agent_id: id("/spire/agent/join_token/a"), at: at(4) });
             }
             Change::PutToken(token)

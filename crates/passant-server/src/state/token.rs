@@ -16,6 +16,9 @@ pub struct JoinToken {
     /// A further SPIFFE ID that the node stands for, if the operator asked for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<SpiffeId>,
+    /// Whether the holder of a role had it made, for whom an alias that has rights by the time it is spent is too much.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_role: bool,
     /// How it was spent. A spent token is kept until it expires, so that a retry with the same key after a lost
     /// reply succeeds and any other attempt is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]

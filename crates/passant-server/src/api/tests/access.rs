@@ -4,18 +4,24 @@ use passant_proto::access::access_client::AccessClient;
 use passant_proto::access::check_request::Caller;
 use passant_proto::access::{CheckRequest, CheckResponse, LocalUser};
 use passant_proto::agent::{BanAgentRequest, CreateJoinTokenRequest, ListAgentsRequest};
+use passant_proto::bundle::{BatchDeleteFederatedBundleRequest, BatchSetFederatedBundleRequest};
 use passant_proto::convert;
 use passant_proto::entry::{
     BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, CountEntriesRequest,
     GetEntryRequest, ListEntriesRequest,
 };
+use passant_proto::federation::ListStatusRequest;
+use passant_proto::federation::federation_client::FederationClient;
 use passant_proto::localauthority::local_authority_client::LocalAuthorityClient;
 use passant_proto::localauthority::{GetX509AuthorityStateRequest, PrepareX509AuthorityRequest};
 use passant_proto::svid::{MintJwtsvidRequest, MintX509svidRequest};
+use passant_proto::trustdomain::trust_domain_client::TrustDomainClient;
+use passant_proto::trustdomain::{BatchCreateFederationRelationshipRequest, RefreshBundleRequest};
 use passant_proto::types;
+use passant_proto::types::federation_relationship::BundleEndpointProfile;
 use tonic::{Code, Status};
 
-use super::rig::{Identity, Rig, agents, entries, entry, svids, trust_domain, wire_id};
+use super::rig::{Identity, Rig, agents, bundles, entries, entry, svids, trust_domain, wire_id};
 
 const ROLES: &str = "admin_ids = [\"spiffe://example.org/pay/boss\"]\n\
     [[role]]\nname = \"pay\"\nverbs = [\"entry.read\", \"entry.create\", \"entry.update\", \"entry.delete\", \"svid.mint\"]\n\
@@ -65,6 +71,106 @@ fn codes(statuses: impl IntoIterator<Item = Option<types::Status>>) -> Vec<Code>
 
 fn code<T: std::fmt::Debug>(answer: Result<T, Status>) -> Code {
     answer.map_or_else(|status| status.code(), |_| Code::Ok)
+}
+
+const FEDERATION: &str = "admin_ids = [\"spiffe://prod.test/boss\"]\n\
+    [[role]]\nname = \"federation\"\n\
+    verbs = [\"bundle.write\", \"federation.read\", \"federation.write\"]\n\
+    granted_to = { spiffe_ids = [\"spiffe://example.org/federator\"] }\n";
+
+fn relationship(trust_domain: &str, url: &str, endpoint_id: &str) -> types::FederationRelationship {
+    types::FederationRelationship {
+        trust_domain: trust_domain.to_owned(),
+        bundle_endpoint_url: url.to_owned(),
+        bundle_endpoint_profile: Some(BundleEndpointProfile::HttpsSpiffe(types::HttpsspiffeProfile {
+            endpoint_spiffe_id: endpoint_id.to_owned(),
+        })),
+        trust_domain_bundle: None,
+    }
+}
+
+#[tokio::test]
+async fn the_token_of_a_holder_lives_for_an_hour_at_most() {
+    let rig = Rig::start_with(
+        "[[role]]\nname = \"tokens\"\nverbs = [\"token.create\"]\n\
+         spiffe_id_prefixes = [\"spiffe://example.org/pool\"]\n\
+         parent_id_prefixes = [\"spiffe://example.org/spire/agent/join_token\"]\n\
+         granted_to = { spiffe_ids = [\"spiffe://example.org/federator\"] }\n",
+    )
+    .await;
+    let mut holder = agents(rig.remote(Some(&federator(&rig).await)).await.unwrap());
+    let ask = |ttl| CreateJoinTokenRequest { ttl, ..CreateJoinTokenRequest::default() };
+    assert_eq!(code(holder.create_join_token(ask(3_600)).await), Code::Ok);
+    assert_eq!(code(holder.create_join_token(ask(3_601)).await), Code::InvalidArgument);
+    assert_eq!(code(agents(rig.local().await).create_join_token(ask(3_601)).await), Code::Ok);
+}
+
+/// The holder of the role of [`FEDERATION`].
+async fn federator(rig: &Rig) -> Identity {
+    let agent = rig.agent().await;
+    let made = rig.register(vec![entry(agent.svid.id(), "/federator", "unix:uid:1")]).await.remove(0);
+    rig.svid_of(&agent, &made.id).await
+}
+
+#[tokio::test]
+async fn a_holder_decides_about_no_trust_domain_that_leads_to_rights() {
+    let rig = Rig::start_with(FEDERATION).await;
+    let federator = rig.remote(Some(&federator(&rig).await)).await.unwrap();
+    let given = relationship("prod.test", "https://127.0.0.1:1/", "spiffe://infra.test/ep");
+    let request = BatchCreateFederationRelationshipRequest {
+        federation_relationships: vec![given],
+        ..Default::default()
+    };
+    TrustDomainClient::new(rig.local().await).batch_create_federation_relationship(request).await.unwrap();
+    let names = ["prod.test", "infra.test", "shop.test"];
+    let expected = [Code::PermissionDenied, Code::PermissionDenied, Code::Ok];
+    let bundle = |name: &str| types::Bundle { trust_domain: name.to_owned(), ..types::Bundle::default() };
+    let mut client = bundles(federator.clone());
+    let request = BatchSetFederatedBundleRequest { bundle: names.map(bundle).into(), ..Default::default() };
+    let results = client.batch_set_federated_bundle(request).await.unwrap().into_inner().results;
+    assert_eq!(codes(results.into_iter().map(|result| result.status)), expected);
+    let request = BatchDeleteFederatedBundleRequest {
+        trust_domains: names.map(str::to_owned).into(),
+        ..Default::default()
+    };
+    let results = client.batch_delete_federated_bundle(request).await.unwrap().into_inner().results;
+    assert_eq!(codes(results.into_iter().map(|result| result.status)), expected);
+    let all = names.map(|name| relationship(name, "https://127.0.0.1:1/", &format!("spiffe://{name}/ep")));
+    let request = BatchCreateFederationRelationshipRequest {
+        federation_relationships: all.into(),
+        ..Default::default()
+    };
+    let mut client = TrustDomainClient::new(federator);
+    let results = client.batch_create_federation_relationship(request).await.unwrap().into_inner().results;
+    assert_eq!(codes(results.into_iter().map(|result| result.status)), expected);
+}
+
+#[tokio::test]
+async fn a_holder_is_not_told_what_answers_at_which_address() {
+    let rig = Rig::start_with(FEDERATION).await;
+    let holder = rig.remote(Some(&federator(&rig).await)).await.unwrap();
+    let mut given = relationship("shop.test", "https://127.0.0.1:1/", "spiffe://shop.test/ep");
+    given.bundle_endpoint_profile = Some(BundleEndpointProfile::HttpsWeb(types::HttpsWebProfile {}));
+    let request = BatchCreateFederationRelationshipRequest {
+        federation_relationships: vec![given],
+        ..Default::default()
+    };
+    let mut client = TrustDomainClient::new(holder.clone());
+    client.batch_create_federation_relationship(request).await.unwrap();
+    let refresh = || RefreshBundleRequest { trust_domain: "shop.test".to_owned() };
+    let refused = client.refresh_bundle(refresh()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Internal);
+    assert_eq!(refused.message(), "failed to refresh bundle: the server's log says why");
+    let told = async |channel| {
+        let request = ListStatusRequest::default();
+        let answer = FederationClient::new(channel).list_status(request).await.unwrap();
+        answer.into_inner().statuses.remove(0).last_error
+    };
+    assert_eq!(told(holder).await, "the server's log says why");
+    let local = rig.local().await;
+    let refused = TrustDomainClient::new(local.clone()).refresh_bundle(refresh()).await.unwrap_err();
+    assert!(refused.message().len() > "failed to refresh bundle: the server's log says why".len());
+    assert!(told(local).await != "the server's log says why");
 }
 
 #[tokio::test]
