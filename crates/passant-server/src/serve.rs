@@ -222,7 +222,10 @@ async fn answer(
             .initial_stream_window_size(limits::STRANGERS_WINDOW)
             .initial_connection_window_size(limits::STRANGERS_WINDOW)
             .max_connection_age(limits::CONNECTION_AGE),
-        Arriving::Operators => server.max_concurrent_streams(limits::STREAMS),
+        // Whoever has left a group is looked at again then.
+        Arriving::Operators => {
+            server.max_concurrent_streams(limits::STREAMS).max_connection_age(limits::CONNECTION_AGE)
+        }
     };
     let incoming = ReceiverStream::new(arriving).map(Ok::<_, Infallible>);
     let served = server

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::unistd::{Gid, Group, Uid, User};
 use passant_daemon::goaway::Farewells;
@@ -176,14 +177,24 @@ impl OperatorSocket {
                         return;
                     }
                 };
-                // Who is not let in hears so, and goes.
-                let lease = matches!(peer, ConnPeer::Uninvited(_)).then_some(limits::PREFACE_WITHIN);
+                let lease = lease(&peer);
                 let conn = Conn::new(stream, peer, &ends, Box::new(slot), limits::PREFACE_WITHIN, lease);
                 if to.send(conn).await.is_err() {
                     tracing::debug!("operator socket: closed, the server is stopping");
                 }
             });
         }
+    }
+}
+
+/// How long a connection may stay, whatever it does.
+const fn lease(peer: &ConnPeer) -> Option<Duration> {
+    match peer {
+        // Who is not let in hears so, and goes.
+        ConnPeer::Uninvited(_) => Some(limits::PREFACE_WITHIN),
+        // Their groups were looked up when they came, and may be others by then.
+        ConnPeer::Guest(..) => Some(limits::CONNECTION_LEASE),
+        ConnPeer::Local(_) | ConnPeer::Remote { .. } => None,
     }
 }
 
@@ -292,7 +303,7 @@ fn refuse_if_in_use(path: &Path) -> Result<(), SocketError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Guests, OperatorSocket, SocketError};
+    use super::{Guests, OperatorSocket, SocketError, lease, limits};
     use crate::access::Rights;
     use crate::caller::{ConnPeer, LocalPeer};
     use crate::config::Socket;
@@ -363,6 +374,14 @@ mod tests {
         let said = bind(&with_group).unwrap_err().to_string();
         assert!(said.contains("no-such-group-here"), "{said}");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_operators_stay_as_long_as_they_like() {
+        let peer = LocalPeer { uid: 7, gid: 7, pid: None };
+        assert_eq!(lease(&ConnPeer::Local(peer)), None);
+        assert_eq!(lease(&ConnPeer::Guest(peer, Arc::default())), Some(limits::CONNECTION_LEASE));
+        assert_eq!(lease(&ConnPeer::Uninvited(peer)), Some(limits::PREFACE_WITHIN));
     }
 
     #[test]

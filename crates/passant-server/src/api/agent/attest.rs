@@ -29,8 +29,11 @@ pub(super) fn answer(
 ) -> Result<Response<<Api as passant_proto::agent::agent_server::Agent>::AttestAgentStream>, Status> {
     let caller = match request.extensions().get::<ConnPeer>() {
         Some(ConnPeer::Remote { address, .. }) => format!("node at {address}"),
-        Some(ConnPeer::Local(local) | ConnPeer::Guest(local, _) | ConnPeer::Uninvited(local)) => {
-            format!("local uid={}", local.uid)
+        Some(ConnPeer::Local(local)) => format!("local uid={}", local.uid),
+        // Nothing slows them down here, where no address tells one from another.
+        Some(ConnPeer::Guest(..) | ConnPeer::Uninvited(_)) => {
+            let remedy = "nodes attest over the network: this socket is for operators and holders of roles";
+            return Err(Status::permission_denied(remedy));
         }
         None => return Err(Status::internal("no peer")),
     };
