@@ -293,6 +293,17 @@ mod tests {
     }
 
     #[test]
+    fn what_an_authority_signed_just_before_it_was_tainted_is_minted_again() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        let next = Ca::new("two");
+        bench.state.learn_bundle(Arc::new(Ca::bundle_of(&[(&bench.ca, true), (&next, false)], 2)));
+        // It was under way.
+        bench.hold(&entry("a", 1), 0, 3000, 3600);
+        assert!(bench.at(59, &["a"]).is_empty());
+        assert_eq!(bench.at(60, &["a"]), ["Distrusted a"]);
+    }
+
+    #[test]
     fn an_svid_for_another_spiffe_id_is_not_taken() {
         let mut bench = Bench::new(vec![entry("a", 1)]);
         let (svid, key) = bench.ca.svid_and_key(&id("/b"), NOW, NOW + 100);

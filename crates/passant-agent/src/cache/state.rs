@@ -178,9 +178,11 @@ impl State {
         true
     }
 
-    /// A minted SVID. It is dropped if the entry has gone or now names another SPIFFE ID.
+    /// A minted SVID. It is dropped if the entry has gone or now names another SPIFFE ID. The bundle may have changed while it
+    /// was minted: one whose authority is tainted or gone by now is marked like those that were held.
     pub(crate) fn put(&mut self, id: &EntryId, minted: Minted, now: UnixTime) {
         self.minted_at = Some(now);
+        let vouched = self.bundle.as_ref().is_none_or(|held| Vouching::of(held).covers(&minted.svid));
         let Some(slot) = self.slots.get_mut(id) else { return };
         if *minted.svid.id() != slot.entry.spiffe_id {
             return;
@@ -192,7 +194,7 @@ impl State {
             revision: minted.entry.revision,
             minted_at: now,
             renew_at: minted.renew_at,
-            vouched: true,
+            vouched,
         });
     }
 
