@@ -7,6 +7,7 @@ mod dev;
 mod entry_file;
 mod json;
 mod lint;
+mod plain;
 mod progress;
 mod render;
 
@@ -20,15 +21,8 @@ use crate::render::Output;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut out = Output::stdout(cli.output);
-    match run(cli, &mut out) {
-        Err(error) if !render::is_closed_pipe(&error) => {
-            out.error(&error);
-            ExitCode::FAILURE
-        }
-        // A closed pipe is a reader that has seen enough, as `head` does.
-        Ok(()) | Err(_) if out.is_noteworthy() => ExitCode::from(render::NOTEWORTHY),
-        Ok(()) | Err(_) => ExitCode::SUCCESS,
-    }
+    let ended = run(cli, &mut out);
+    ExitCode::from(out.end(ended))
 }
 
 #[tokio::main]

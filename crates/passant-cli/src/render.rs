@@ -10,21 +10,30 @@ use comfy_table::{ContentArrangement, Table};
 use serde_json::Value;
 
 use crate::args::{Cli, Format};
+use crate::plain::{self, Plain};
 
-/// The exit code of a command that did what it was asked to, and found something to look at: findings, differences. 1 is
-/// for errors, 2 for arguments that are wrong.
-pub(crate) const NOTEWORTHY: u8 = 3;
+/// The exit code of a command that failed.
+const FAILED: u8 = 1;
+/// The exit code for arguments that are wrong, as clap has it.
+const WRONG: u8 = 2;
+/// The exit code of a command that did what it was asked to, and found something to look at: findings, differences.
+const NOTEWORTHY: u8 = 3;
 
 /// Standard output, in the format that the user asked for.
 pub(crate) struct Output {
     format: Format,
     to: Box<dyn Write>,
     noteworthy: bool,
+    failure: Option<anyhow::Error>,
 }
 
 impl Output {
     pub(crate) fn stdout(format: Format) -> Self {
-        Self { format, to: Box::new(io::stdout()), noteworthy: false }
+        Self::new(format, Box::new(io::stdout()))
+    }
+
+    fn new(format: Format, to: Box<dyn Write>) -> Self {
+        Self { format, to, noteworthy: false, failure: None }
     }
 
     /// There is something to look at in what is printed: the exit code says so.
@@ -32,9 +41,29 @@ impl Output {
         self.noteworthy = true;
     }
 
-    /// Whether there is.
-    pub(crate) fn is_noteworthy(&self) -> bool {
-        self.noteworthy
+    /// The command failed, of which all is still to be printed. Said before that: it failed, whether or not anybody reads on.
+    pub(crate) fn fail(&mut self, error: anyhow::Error) {
+        self.failure = Some(error);
+    }
+
+    /// Tells what went wrong with a command that ended so, and gives its exit code.
+    pub(crate) fn end(self, ended: anyhow::Result<()>) -> u8 {
+        // A closed pipe is a reader that has seen enough, as `head` does. What counts is what was done.
+        let trouble = ended.err().filter(|error| !is_closed_pipe(error));
+        if let Some(wrong) = trouble.as_ref().and_then(|error| error.downcast_ref::<clap::Error>()) {
+            // Nothing is left to be told if standard error is closed.
+            drop(wrong.print());
+            return WRONG;
+        }
+        let errors: Vec<&anyhow::Error> = self.failure.iter().chain(&trouble).collect();
+        for error in &errors {
+            self.error(error);
+        }
+        match (errors.is_empty(), self.noteworthy) {
+            (false, _) => FAILED,
+            (true, true) => NOTEWORTHY,
+            (true, false) => 0,
+        }
     }
 
     /// Prints `json` when JSON was asked for, else what `people` writes.
@@ -45,10 +74,42 @@ impl Output {
     ) -> anyhow::Result<()> {
         match self.format {
             Format::Json => writeln!(self.to, "{}", json())?,
-            Format::Table => people(&mut *self.to)?,
+            Format::Table => people(&mut Plain(&mut *self.to))?,
         }
         self.to.flush()?;
         Ok(())
+    }
+
+    /// The same for JSON that is too long to be held: `json` writes it piece by piece.
+    pub(crate) fn print_long(
+        &mut self,
+        json: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+        people: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut to = BufWriter::new(&mut *self.to);
+        match self.format {
+            Format::Json => {
+                json(&mut to)?;
+                writeln!(to)?;
+            }
+            Format::Table => people(&mut Plain(&mut to))?,
+        }
+        Ok(to.flush()?)
+    }
+
+    /// Prints for people alone what goes before something that is done. A reader who has gone does not hold that up.
+    pub(crate) fn announce(
+        &mut self,
+        people: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        if self.is_json() {
+            return Ok(());
+        }
+        let mut to = Plain(&mut *self.to);
+        match people(&mut to).and_then(|()| to.flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Prints a table with `header`, or `json`.
@@ -77,7 +138,7 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Where to write what is the same in every format.
+    /// Where to write what is the same in every format, byte by byte.
     pub(crate) fn writer(&mut self) -> &mut dyn Write {
         &mut *self.to
     }
@@ -93,14 +154,14 @@ impl Output {
     }
 
     /// Writes an error and its causes to standard error, once.
-    pub(crate) fn error(&self, error: &anyhow::Error) {
+    fn error(&self, error: &anyhow::Error) {
         let text = with_causes(error);
         let line = match self.format {
             Format::Json => serde_json::json!({ "error": text }).to_string(),
             Format::Table => format!("passant: {text}"),
         };
         // Nothing is left to be told if standard error is closed.
-        drop(writeln!(io::stderr(), "{line}"));
+        drop(writeln!(Plain(io::stderr()), "{line}"));
     }
 }
 
@@ -115,9 +176,14 @@ fn print_table(
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
     for row in rows {
-        table.add_row(row);
+        table.add_row(plain_row(row));
     }
     writeln!(to, "{}", table.trim_fmt())
+}
+
+/// What is in a cell stays in it.
+fn plain_row(row: Vec<String>) -> Vec<String> {
+    row.into_iter().map(|cell| plain::line(&cell).into_owned()).collect()
 }
 
 /// A list that is being printed. Ends with [`Listing::end`].
@@ -151,7 +217,7 @@ impl Listing<'_> {
         if self.format == Format::Json {
             return self.json_page(items, json);
         }
-        let rows = items.iter().map(row);
+        let rows = items.iter().map(|item| plain_row(row(item)));
         match &mut self.printed {
             Printed::Nothing | Printed::Items(_) => self.printed = Printed::FirstPage(rows.collect()),
             Printed::FirstPage(first) => {
@@ -227,7 +293,7 @@ fn print_row(to: &mut impl Write, widths: &[usize], row: &[String]) -> io::Resul
 }
 
 /// Whether the only trouble is that nobody reads standard output any more.
-pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
@@ -244,13 +310,13 @@ fn with_causes(error: &anyhow::Error) -> String {
     })
 }
 
-/// Lines of `name: value` in two columns.
+/// Lines of `name: value` in two columns, a value on one line.
 pub(crate) fn fields(to: &mut dyn Write, fields: &[(&str, &dyn Display)]) -> io::Result<()> {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in fields {
         let value = value.to_string();
         if !value.is_empty() {
-            writeln!(to, "{name:<width$}  {value}")?;
+            writeln!(to, "{name:<width$}  {}", plain::line(&value))?;
         }
     }
     Ok(())
@@ -275,16 +341,41 @@ mod tests {
     #[test]
     fn a_reader_that_has_seen_enough_is_no_error_and_no_panic() {
         for format in [Format::Table, Format::Json] {
-            let mut out = Output { format, to: Box::new(Closed), noteworthy: false };
+            let mut out = Output::new(format, Box::new(Closed));
             let printed = out.table(|| Value::Null, &["A"], [vec!["a".to_owned()]]);
             assert!(is_closed_pipe(&printed.unwrap_err()));
         }
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let mut out = Output { format: Format::Table, to: Box::new(Closed), noteworthy: false };
+            let mut out = Output::new(Format::Table, Box::new(Closed));
             assert!(is_closed_pipe(&out.completion(shell).unwrap_err()));
         }
         let full = anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull));
         assert!(!is_closed_pipe(&full));
+    }
+
+    #[test]
+    fn what_was_done_counts_and_not_who_reads_of_it() {
+        let closed = || Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        let out = || Output::new(Format::Table, Box::new(Closed));
+        assert_eq!((out().end(Ok(())), out().end(closed())), (0, 0));
+        assert_eq!(out().end(Err(anyhow::anyhow!("refused"))), FAILED);
+        let mut noted = out();
+        noted.note();
+        assert_eq!(noted.end(closed()), NOTEWORTHY);
+        let mut failed = out();
+        failed.note();
+        failed.fail(anyhow::anyhow!("refused"));
+        assert_eq!(failed.end(closed()), FAILED);
+        let wrong =
+            Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, "a name is missing");
+        assert_eq!(out().end(Err(wrong.into())), WRONG);
+    }
+
+    #[test]
+    fn what_is_announced_holds_nothing_up_unless_it_cannot_be_kept() {
+        let mut out = Output::new(Format::Table, Box::new(Closed));
+        out.announce(|to| writeln!(to, "about to")).unwrap();
+        assert!(out.announce(|_| Err(io::ErrorKind::StorageFull.into())).is_err());
     }
 
     /// Standard output that can be looked at.
@@ -303,7 +394,7 @@ mod tests {
 
     fn listed(format: Format, pages: &[&[&str]]) -> String {
         let seen = Seen::default();
-        let mut out = Output { format, to: Box::new(seen.clone()), noteworthy: false };
+        let mut out = Output::new(format, Box::new(seen.clone()));
         let mut list = out.list("words", &["WORD", "AGAIN"]);
         for page in pages {
             let json = |word: &&str| Value::from(*word);
@@ -322,6 +413,20 @@ mod tests {
         let whole = listed(Format::Table, &[&["a", "longest", "c"]]);
         assert_eq!(listed(Format::Table, &[&["a", "longest"], &["c"]]), whole);
         assert_eq!(whole.lines().count(), 4);
+    }
+
+    #[test]
+    fn cells_and_values_cannot_move_the_cursor() {
+        let hostile = "a\u{1b}[1A\nb";
+        let listed = listed(Format::Table, &[&[hostile, "c"], &[hostile]]);
+        assert!(!listed.contains('\u{1b}') && listed.lines().count() == 4, "{listed}");
+        let seen = Seen::default();
+        let mut out = Output::new(Format::Table, Box::new(seen.clone()));
+        out.table(|| Value::Null, &["A"], [vec![hostile.to_owned()]]).unwrap();
+        out.print(|| Value::Null, |to| fields(to, &[("hint", &hostile)])).unwrap();
+        out.print(|| Value::Null, |to| writeln!(to, "\u{1b}[2J")).unwrap();
+        let printed = String::from_utf8(seen.0.take()).unwrap();
+        assert!(!printed.contains('\u{1b}') && printed.lines().count() == 4, "{printed}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `passant agent`: list, count, show, evict, ban and purge the agents of attested nodes.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use passant_core::{Host, SpiffeId, UnixTime};
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::agent::{
@@ -164,12 +164,16 @@ async fn purge(args: &Purge, server: &Server, out: &mut Output) -> anyhow::Resul
         by_expires_before: wire_instant(before),
         ..list_agents_request::Filter::default()
     };
-    let mask = types::AgentMask { x509svid_expires_at: true, ..types::AgentMask::default() };
+    let mask = types::AgentMask {
+        x509svid_expires_at: true,
+        banned: true,
+        can_reattest: true,
+        ..types::AgentMask::default()
+    };
     let mut pages = pages(server, Some(filter), Some(mask));
     let mut expired = Vec::new();
     while let Some(page) = pages.next().await? {
-        // Asked again here: a server that does not know the filter must not make us forget the living.
-        expired.extend(page.into_iter().filter(|agent| agent.x509svid_expires_at < before.secs()));
+        expired.extend(page.into_iter().filter(|agent| may_go(agent, before, args.all)));
     }
     let mut progress = Progress::of("agents purged", expired.len());
     let mut purged = Vec::with_capacity(expired.len());
@@ -182,6 +186,12 @@ async fn purge(args: &Purge, server: &Server, out: &mut Output) -> anyhow::Resul
     }
     drop(progress);
     let failed = purged.iter().filter(|purged| purged.error.is_some()).count();
+    if failed > 0 {
+        out.fail(anyhow!("failed to purge {failed} of {} agents; run it again", purged.len()));
+    }
+    if args.dry_run && !purged.is_empty() {
+        out.note();
+    }
     // The names are those of SPIRE's `agent purge -output json`.
     let json = |purged: &Purged| {
         let mut json = json!({ "agent_id": purged.id, "deleted": !args.dry_run && purged.error.is_none() });
@@ -203,14 +213,14 @@ async fn purge(args: &Purge, server: &Server, out: &mut Output) -> anyhow::Resul
             }
             writeln!(to, "{} expired agents", purged.len())
         },
-    )?;
-    if args.dry_run && !purged.is_empty() {
-        out.note();
-    }
-    match failed {
-        0 => Ok(()),
-        failed => bail!("failed to purge {failed} of {} agents; run it again", purged.len()),
-    }
+    )
+}
+
+/// Whether an agent may be forgotten. Asked again of what the server lists: one that does not know a filter must not make us
+/// forget the living, lift a ban, or shut out a node that has no token.
+fn may_go(agent: &types::Agent, expired_before: UnixTime, all: bool) -> bool {
+    let expired = agent.x509svid_expires_at < expired_before.secs();
+    expired && !agent.banned && (all || agent.can_reattest)
 }
 
 /// Forgets an agent; says why not. One that is gone already is no failure.
@@ -248,6 +258,26 @@ mod tests {
     use passant_proto::convert::filter::AgentFilter;
 
     use super::*;
+
+    #[test]
+    fn only_the_expired_go_and_no_banned_ones() {
+        let before = UnixTime::from_secs(100);
+        let agent = |x509svid_expires_at, banned, can_reattest| types::Agent {
+            x509svid_expires_at,
+            banned,
+            can_reattest,
+            ..types::Agent::default()
+        };
+        for (agent, goes, goes_with_all) in [
+            (agent(99, false, true), true, true),
+            (agent(100, false, true), false, false),
+            (agent(99, true, true), false, false),
+            (agent(99, false, false), false, true),
+        ] {
+            let found = (may_go(&agent, before, false), may_go(&agent, before, true));
+            assert_eq!(found, (goes, goes_with_all), "{agent:?}");
+        }
+    }
 
     #[test]
     fn the_server_reads_the_instants_that_are_sent() {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use passant_core::Host;
 use passant_proto::store::BackupRequest;
 use passant_server::Config;
@@ -36,12 +36,12 @@ fn check(path: &Path, out: &mut Output) -> anyhow::Result<()> {
         let verdict = if finding.is_fault { "FAULT" } else { "ok" };
         vec![finding.part.to_owned(), verdict.to_owned(), finding.says.clone()]
     });
-    out.table(|| json!({ "findings": findings }), &["PART", "", "SAYS"], rows)?;
     match findings.iter().filter(|finding| finding.is_fault).count() {
-        0 => Ok(()),
-        1 => bail!("1 fault in {}", path.display()),
-        faults => bail!("{faults} faults in {}", path.display()),
+        0 => {}
+        1 => out.fail(anyhow!("1 fault in {}", path.display())),
+        faults => out.fail(anyhow!("{faults} faults in {}", path.display())),
     }
+    out.table(|| json!({ "findings": findings }), &["PART", "", "SAYS"], rows)
 }
 
 async fn bring_back(args: Restore, out: &mut Output) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ use crate::args::Import;
 use crate::connect::Server;
 use crate::entry_file::{self, Written};
 use crate::json;
+use crate::plain;
 use crate::progress::Progress;
 use crate::render::Output;
 
@@ -52,6 +53,9 @@ fn item(written: Written) -> Item {
 
 fn tell(outcome: &Outcome, out: &mut Output) -> anyhow::Result<()> {
     let Outcome { done, existing, failed } = outcome;
+    if !failed.is_empty() {
+        out.fail(anyhow!("{} entries were refused; mend them in the file and run it again", failed.len()));
+    }
     out.print(
         || json!({ "created": done, "existing": existing, "failed": failed.iter().map(failure).collect::<serde_json::Value>() }),
         |to| {
@@ -65,11 +69,7 @@ fn tell(outcome: &Outcome, out: &mut Output) -> anyhow::Result<()> {
             }
             tell_failed(to, failed)
         },
-    )?;
-    match failed.len() {
-        0 => Ok(()),
-        failed => bail!("{failed} entries were refused; mend them in the file and run it again"),
-    }
+    )
 }
 
 /// For programs: an entry that was refused.
@@ -81,7 +81,8 @@ pub(super) fn failure(failed: &Failed) -> serde_json::Value {
 /// For people: the first entries that were refused.
 pub(super) fn tell_failed(to: &mut dyn Write, failed: &[Failed]) -> io::Result<()> {
     for Failed { line, spiffe_id, status, .. } in failed.iter().take(FAULTS) {
-        writeln!(to, "line {line}: {spiffe_id}: {}", status.message)?;
+        let message = &status.message;
+        writeln!(to, "{}", plain::line(&format!("line {line}: {spiffe_id}: {message}")))?;
     }
     match failed.len().saturating_sub(FAULTS) {
         0 => Ok(()),
