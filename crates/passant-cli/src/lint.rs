@@ -90,12 +90,20 @@ pub(crate) struct Finding {
     pub(crate) level: Level,
     /// The entries it is about, as places in the register: first the one to change. Empty when it is about none.
     pub(crate) entries: Vec<usize>,
-    /// What it is about when it is about no entry.
+    /// What it is about when it is about no entry, or about several for one reason; else empty, and it is about the first.
     pub(crate) subject: String,
     /// What was seen.
     pub(crate) evidence: String,
     /// What to do.
     pub(crate) fix: String,
+}
+
+impl Finding {
+    /// The entries that all have to be right for it to be no fault; the others only explain it.
+    pub(crate) fn about(&self) -> &[usize] {
+        let several = !self.subject.is_empty();
+        if several { &self.entries } else { &self.entries[..self.entries.len().min(1)] }
+    }
 }
 
 /// What was found, the heaviest first, and what could not be looked for.
@@ -127,23 +135,45 @@ struct Findings<'a> {
 }
 
 impl Findings<'_> {
-    /// A finding about `entries`, of which the first is to be changed, with the rule's own level and fix.
-    fn add(&mut self, rule: Rule, entries: Vec<usize>, evidence: String) {
+    /// A finding about the first of `entries`, which is to be changed.
+    fn add(&mut self, rule: Rule, entries: Vec<usize>, evidence: &str) {
+        self.add_about(rule, "", entries, evidence);
+    }
+
+    /// A finding about `subject`, and about all of `entries` because of it.
+    fn add_about(&mut self, rule: Rule, subject: &str, entries: Vec<usize>, evidence: &str) {
+        let finding = self.finding(rule, subject, entries, evidence);
+        self.all.push(finding);
+    }
+
+    /// The same, still to be added; with the rule's own level and fix.
+    fn finding(&self, rule: Rule, subject: &str, entries: Vec<usize>, evidence: &str) -> Finding {
         let level = match entries.first() {
             Some(first) => rule.level_for(&self.register.entries[*first]),
             None => rule.level(),
         };
-        let fix = rule.fix().to_owned();
-        self.all.push(Finding { rule, level, entries, subject: String::new(), evidence, fix });
+        let (subject, evidence) = (without_tokens(subject), without_tokens(evidence));
+        Finding { rule, level, entries, subject, evidence, fix: rule.fix().to_owned() }
     }
+}
 
-    /// A finding about no entry.
-    fn add_about(&mut self, rule: Rule, subject: &str, evidence: String) {
-        self.add(rule, Vec::new(), evidence);
-        if let Some(last) = self.all.last_mut() {
-            subject.clone_into(&mut last.subject);
-        }
+/// What stands for a join token.
+const HIDDEN: &str = "***";
+
+/// A text without join tokens. One is a secret until it is spent, findings are published, and the ID of the agent that a
+/// token makes ends with it.
+fn without_tokens(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(parents::TOKENS) {
+        let (before, token) = rest.split_at(at + parents::TOKENS.len());
+        let end = token.find(|c: char| c.is_whitespace() || c == ',').unwrap_or(token.len());
+        let end = token[..end].trim_end_matches([':', ';', ')']).len();
+        shown.push_str(before);
+        shown.push_str(if end > 0 { HIDDEN } else { "" });
+        rest = &token[end..];
     }
+    shown + rest
 }
 
 /// So many entries, in words.

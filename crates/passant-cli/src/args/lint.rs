@@ -21,13 +21,14 @@ pub(crate) struct Lint {
     /// The foreign bundles there are: what `bundle list` or `federation list` print as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) bundles: Option<PathBuf>,
-    /// Print a SARIF 2.1.0 log, for code scanning
+    /// Print a SARIF 2.1.0 log. Code scanning, which shows findings in files, takes that of a FILE only
     #[arg(long)]
     pub(crate) sarif: bool,
     /// The least finding that makes the exit code 3
     #[arg(long, value_enum, default_value_t = FailOn::Warning)]
     pub(crate) fail_on: FailOn,
-    /// Take a finding for right: those of a rule, or only those about one entry id, SPIFFE ID or trust domain
+    /// Take a finding for right: those of a rule, or only those with this subject or about this entry id or SPIFFE ID. One
+    /// about several entries is taken for right when all of them are named
     #[arg(long, value_name = "RULE[=ID]", value_parser = accept)]
     pub(crate) accept: Vec<Accept>,
     /// The longest lifetime of X509-SVIDs that is no finding
@@ -59,7 +60,7 @@ pub(crate) enum FailOn {
 pub(crate) struct Accept {
     /// Of this rule.
     pub(crate) rule: Rule,
-    /// About this entry, SPIFFE ID or trust domain; about any if none.
+    /// With this subject, or about this entry or SPIFFE ID; about any if none.
     pub(crate) of: Option<String>,
 }
 

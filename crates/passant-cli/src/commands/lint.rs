@@ -18,6 +18,7 @@ use crate::commands::{agent, federation};
 use crate::connect::{Server, refused};
 use crate::entry_file;
 use crate::lint::{Finding, Level, Limits, Register, Report, check, sarif};
+use crate::plain;
 use crate::progress::Progress;
 use crate::render::Output;
 
@@ -63,16 +64,16 @@ pub(crate) async fn run(args: Lint, socket: &ServerSocket, out: &mut Output) -> 
 }
 
 fn is_accepted(register: &Register, finding: &Finding, accepted: &[Accept]) -> bool {
-    accepted.iter().any(|accept| {
-        accept.rule == finding.rule
-            && accept.of.as_ref().is_none_or(|of| match finding.entries.first() {
-                None => finding.subject == *of,
-                Some(at) => {
-                    let (id, spiffe_id, _) = register.named(*at);
-                    id == of || spiffe_id == of
-                }
-            })
-    })
+    let of_rule = || accepted.iter().filter(|accept| accept.rule == finding.rule);
+    let names = |name: &str| of_rule().any(|accept| accept.of.as_deref() == Some(name));
+    let is_named = |at: &usize| {
+        let (id, spiffe_id, _) = register.named(*at);
+        names(id) || names(spiffe_id)
+    };
+    // Of a finding about several entries each has to be named: one that joins them later was not thought of.
+    of_rule().any(|accept| accept.of.is_none())
+        || names(&finding.subject)
+        || (!finding.about().is_empty() && finding.about().iter().all(is_named))
 }
 
 fn read_file(file: &Path, register: &mut Register) -> anyhow::Result<()> {
@@ -226,13 +227,16 @@ fn tell(mut to: impl Write, register: &Register, report: &Report) -> io::Result<
             None => finding.subject.clone(),
             Some(at) => about(register, *at),
         };
-        writeln!(to, "{}[{}] {about}", finding.level.name(), finding.rule.name())?;
-        writeln!(to, "  evidence: {}", finding.evidence)?;
+        writeln!(to, "{}[{}] {}", finding.level.name(), finding.rule.name(), plain::line(&about))?;
+        if !finding.subject.is_empty() && !finding.entries.is_empty() {
+            writeln!(to, "  subject:  {}", plain::line(&finding.subject))?;
+        }
+        writeln!(to, "  evidence: {}", plain::line(&finding.evidence))?;
         writeln!(to, "  risk:     {}", finding.rule.risk())?;
         writeln!(to, "  fix:      {}\n", finding.fix)?;
     }
     for what in &report.not_checked {
-        writeln!(to, "Not checked: {what}.")?;
+        writeln!(to, "Not checked: {}.", plain::line(what))?;
     }
     let counts = counts(report);
     writeln!(
@@ -252,4 +256,81 @@ fn about(register: &Register, at: usize) -> String {
     let id = (!id.is_empty()).then(|| format!("entry {id}"));
     let place: Vec<String> = id.into_iter().chain(line).collect();
     format!("{spiffe_id} ({})", place.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use passant_core::UnixTime;
+
+    use super::*;
+    use crate::lint::Rule;
+
+    fn entry(id: &str, path: &str, selectors: &[&str]) -> types::Entry {
+        let spiffe_id = |path: &str| {
+            Some(types::Spiffeid { trust_domain: "example.org".to_owned(), path: path.to_owned() })
+        };
+        let selector = |text: &&str| types::Selector { r#type: "unix".to_owned(), value: (*text).to_owned() };
+        types::Entry {
+            id: id.to_owned(),
+            spiffe_id: spiffe_id(path),
+            parent_id: spiffe_id("/gone"),
+            selectors: selectors.iter().map(selector).collect(),
+            ..types::Entry::default()
+        }
+    }
+
+    fn found(entries: Vec<types::Entry>) -> (Register, Report) {
+        let mut register = Register::new(UnixTime::from_secs(1));
+        for entry in entries {
+            register.add(entry, None);
+        }
+        register.know_agents(Vec::new());
+        let limits = Limits { x509_ttl: Duration::MAX, jwt_ttl: Duration::MAX, selectors: 1 };
+        let report = check(&register, &limits);
+        (register, report)
+    }
+
+    /// The rules of what is left when these are accepted.
+    fn left(entries: &[types::Entry], accepted: &[(Rule, Option<&str>)]) -> Vec<Rule> {
+        let (register, report) = found(entries.to_vec());
+        let accept = |(rule, of): &(Rule, Option<&str>)| Accept { rule: *rule, of: of.map(str::to_owned) };
+        let accepted: Vec<Accept> = accepted.iter().map(accept).collect();
+        let left = report.findings.iter().filter(|finding| !is_accepted(&register, finding, &accepted));
+        left.map(|finding| finding.rule).collect()
+    }
+
+    #[test]
+    fn a_finding_about_several_entries_is_accepted_by_its_subject_or_by_all_of_them() {
+        let both = [entry("a", "/a", &["uid:1", "path:/a"]), entry("b", "/b", &["uid:2", "path:/b"])];
+        let missing = Rule::MissingParent;
+        assert_eq!(left(&both, &[]), [missing]);
+        assert_eq!(left(&both, &[(missing, Some("a"))]), [missing]);
+        assert_eq!(left(&both, &[(missing, Some("b"))]), [missing]);
+        assert_eq!(left(&both, &[(Rule::Admin, None)]), [missing]);
+        assert!(left(&both, &[(missing, Some("a")), (missing, Some("spiffe://example.org/b"))]).is_empty());
+        assert!(left(&both, &[(missing, Some("spiffe://example.org/gone"))]).is_empty());
+        assert!(left(&both, &[(missing, None)]).is_empty());
+    }
+
+    #[test]
+    fn a_finding_about_one_entry_is_accepted_by_it_whatever_explains_it() {
+        let narrow = entry("a", "/a", &["uid:1", "path:/a", "gid:1"]);
+        let both = [narrow, entry("b", "/a", &["uid:1", "path:/a"])];
+        let gone = (Rule::MissingParent, None);
+        assert_eq!(left(&both, &[gone]), [Rule::Shadowed]);
+        assert_eq!(left(&both, &[gone, (Rule::Shadowed, Some("b"))]), [Rule::Shadowed]);
+        assert!(left(&both, &[gone, (Rule::Shadowed, Some("a"))]).is_empty());
+    }
+
+    #[test]
+    fn a_report_holds_no_commands_for_a_terminal() {
+        let (register, report) = found(vec![entry("a", "/a\u{1b}[2J\n0 errors", &["uid:1"])]);
+        let mut told = Vec::new();
+        tell(&mut told, &register, &report).unwrap();
+        let told = String::from_utf8(told).unwrap();
+        assert!(told.contains("[2J") && !told.contains('\u{1b}'), "{told}");
+        assert!(told.lines().all(|line| !line.starts_with("0 errors")), "{told}");
+    }
 }

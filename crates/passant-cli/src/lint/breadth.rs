@@ -20,17 +20,18 @@ pub(super) fn check(register: &Register, limits: &Limits, found: &mut Findings<'
         image_tag(&texts, at, found);
         // One finding about how broad it is: the gravest.
         if texts.iter().any(|s| selectors::is_root(s)) && texts.iter().all(|s| selectors::is_of_root(s)) {
-            found.add(Rule::RootAlone, vec![at], format!("it is for root and no more: {}", texts.join(", ")));
+            let evidence = format!("it is for root and no more: {}", texts.join(", "));
+            found.add(Rule::RootAlone, vec![at], &evidence);
         } else if fleet_wide(register, entry, &common) {
             let evidence = format!(
                 "unrelated workloads have all of its selectors: {}",
                 register.texts(&entry.selectors)
             );
-            found.add(Rule::FleetWide, vec![at], evidence);
+            found.add(Rule::FleetWide, vec![at], &evidence);
         } else if let Some(name) = lacks_namespace(&texts) {
             let evidence =
                 format!("{name} says nothing without the namespace, which is not among its selectors");
-            found.add(Rule::NoNamespace, vec![at], evidence);
+            found.add(Rule::NoNamespace, vec![at], &evidence);
         } else if texts.len() < limits.selectors && !texts.iter().any(|s| is_enough(s)) {
             let evidence = format!(
                 "it has {} of {} selectors wanted: {}",
@@ -38,7 +39,7 @@ pub(super) fn check(register: &Register, limits: &Limits, found: &mut Findings<'
                 limits.selectors,
                 texts.join(", ")
             );
-            found.add(Rule::FewSelectors, vec![at], evidence);
+            found.add(Rule::FewSelectors, vec![at], &evidence);
         }
     }
 }
@@ -49,10 +50,14 @@ fn is_enough(selector: &str) -> bool {
 
 /// Whether each of its selectors is shared by workloads that have nothing else to do with each other.
 fn fleet_wide(register: &Register, entry: &Registered, common: &Common) -> bool {
-    entry.selectors.iter().all(|name| match selectors::breadth(register.text(*name)) {
-        Breadth::Fleet => true,
-        Breadth::Kind => common.has(entry.parent_id, *name),
-        Breadth::One => false,
+    entry.selectors.iter().all(|name| {
+        let text = register.text(*name);
+        match selectors::breadth(text) {
+            Breadth::Fleet => true,
+            // Every node has processes of root's, and of root's in a container too.
+            Breadth::Kind => selectors::is_of_root(text) || common.has(entry.parent_id, *name),
+            Breadth::One => false,
+        }
     })
 }
 
@@ -100,7 +105,7 @@ fn image_tag(texts: &[&str], at: usize, found: &mut Findings<'_>) {
     let tags = texts.iter().filter(|s| selectors::image(s).is_some_and(|image| !selectors::is_digest(image)));
     let tags: Vec<&str> = tags.copied().collect();
     if !tags.is_empty() {
-        found.add(Rule::ImageTag, vec![at], format!("it goes by a tag: {}", tags.join(", ")));
+        found.add(Rule::ImageTag, vec![at], &format!("it goes by a tag: {}", tags.join(", ")));
     }
 }
 
@@ -121,7 +126,7 @@ fn never_matches(register: &Register, at: usize, entry: &Registered, found: &mut
         }
     };
     if let Some(why) = why {
-        found.add(Rule::NeverMatches, vec![at], why);
+        found.add(Rule::NeverMatches, vec![at], &why);
     }
 }
 

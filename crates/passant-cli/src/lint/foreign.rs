@@ -22,13 +22,13 @@ pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
             (true, true) => "a federation relationship with, and the bundle of",
         };
         let evidence = format!("there is {there} {trust_domain}, and no entry federates with it");
-        found.add_about(Rule::UnusedFederation, trust_domain, evidence);
+        found.add_about(Rule::UnusedFederation, trust_domain, Vec::new(), &evidence);
     }
     for (trust_domain, entries) in used {
         if !bundles.contains(trust_domain) {
             let evidence =
                 format!("{} federating with {trust_domain}: its bundle is not there", count(entries.len()));
-            found.add(Rule::MissingBundle, entries, evidence);
+            found.add_about(Rule::MissingBundle, trust_domain, entries, &evidence);
         }
     }
 }

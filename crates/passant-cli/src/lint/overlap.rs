@@ -251,7 +251,10 @@ fn duplicates(register: &Register, sets: &Sets, found: &mut Findings<'_>) {
                 count(twins.len()),
                 names(register, &twins)
             );
-            found.add(Rule::Duplicate, twins, evidence);
+            let (id, parent) =
+                (register.text(register.entries[twins[0]].spiffe_id), register.text(set.parent));
+            let subject = format!("{id} below {parent} with {}", register.texts(&set.selectors));
+            found.add_about(Rule::Duplicate, &subject, twins, &evidence);
         }
     }
 }
@@ -280,7 +283,7 @@ fn shadowed(register: &Register, sets: &Sets, at: usize, wider: &[usize], found:
             register.called(*over),
             register.texts(&wide.selectors)
         );
-        found.add(Rule::Shadowed, vec![*entry, *over], evidence);
+        found.add(Rule::Shadowed, vec![*entry, *over], &evidence);
     }
 }
 
@@ -321,7 +324,8 @@ fn ambiguous(register: &Register, sets: &Sets, at: usize, narrower: &[usize], fo
     }
     let mut entries = if own.is_empty() { vec![set.entries[0]] } else { own };
     entries.extend(others);
-    found.add(Rule::AmbiguousDefault, entries, says.join("; and "));
+    let subject = format!("below {} with {}", register.text(set.parent), register.texts(&set.selectors));
+    found.add_about(Rule::AmbiguousDefault, &subject, entries, &says.join("; and "));
 }
 
 /// The entries of a set, one for each SPIFFE ID, if its workloads cannot tell their SVIDs apart.

@@ -43,7 +43,7 @@ pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
         let entries: Vec<usize> = values.into_values().collect::<BTreeSet<_>>().into_iter().collect();
         let id = register.text(register.entries[entries[0]].spiffe_id);
         let evidence = format!("{id} is for more than one {respect}: {}{more}", named.join(", "));
-        found.add(Rule::SeveralOwners, entries, evidence);
+        found.add_about(Rule::SeveralOwners, id, entries, &evidence);
     }
 }
 

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::register::{Name, Standing};
-use super::{Findings, Register, Rule, count};
+use super::{Findings, Level, Register, Rule, count};
 
 /// Below this lie the IDs of agents.
 const AGENTS: &str = "/spire/agent/";
+/// Below this, those of agents that attested with a join token: it is the rest.
+pub(super) const TOKENS: &str = "/spire/agent/join_token/";
 
 pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
     let graph = Graph::of(register);
@@ -16,7 +18,12 @@ pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
             continue;
         }
         let id = register.text(*parent);
-        let what = if path(id).starts_with("/spire/agent/join_token/") {
+        // What a server makes together with a join token, and what stands alone until that is spent.
+        let waits = path(id).starts_with(TOKENS)
+            && children.iter().all(|at| register.entries[*at].standing == Standing::TokenAlias);
+        let what = if waits {
+            "its join token is still to be spent, or the agent is gone"
+        } else if path(id).starts_with(TOKENS) {
             "there is no such agent now, unless its join token is still to be spent"
         } else if path(id).starts_with(AGENTS) {
             "there is no such agent now"
@@ -24,7 +31,12 @@ pub(super) fn check(register: &Register, found: &mut Findings<'_>) {
             "no entry issues that SPIFFE ID"
         };
         let evidence = format!("{} below {id}: {what}", count(children.len()));
-        found.add(Rule::MissingParent, children.clone(), evidence);
+        let mut finding = found.finding(Rule::MissingParent, id, children.clone(), &evidence);
+        if waits {
+            finding.level = Level::Note;
+            finding.fix = "nothing while the token may still be spent; then delete them".to_owned();
+        }
+        found.all.push(finding);
         // What hangs below these entries is not a fault of its own.
         served.extend(graph.below(register, vec![*parent]));
     }
@@ -107,7 +119,9 @@ fn cycles(register: &Register, graph: &Graph, mut explained: HashSet<Name>, foun
             let ids: Vec<&str> = way[start..].iter().rev().map(|id| register.text(*id)).collect();
             let evidence =
                 format!("each is the parent of the next, and the last of the first: {}", ids.join(", "));
-            found.add(Rule::ParentCycle, entries.into_iter().collect(), evidence);
+            // Whichever entry it was found by, the round is the same.
+            let subject = ids.iter().min().copied().unwrap_or_default();
+            found.add_about(Rule::ParentCycle, subject, entries.into_iter().collect(), &evidence);
         }
         explained.extend(graph.below(register, way));
     }

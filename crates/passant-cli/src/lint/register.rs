@@ -198,6 +198,15 @@ impl Register {
         }
     }
 
+    /// What tells an entry from all others, in this file and in the next one: its id, else its parent and selectors.
+    pub(super) fn identity(&self, at: usize) -> String {
+        let entry = &self.entries[at];
+        match entry.id.as_str() {
+            "" => format!("below {} with {}", self.text(entry.parent_id), self.texts(&entry.selectors)),
+            id => id.to_owned(),
+        }
+    }
+
     /// The id, SPIFFE ID and line of an entry.
     pub(crate) fn named(&self, at: usize) -> (&str, &str, Option<usize>) {
         let entry = &self.entries[at];

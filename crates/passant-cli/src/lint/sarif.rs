@@ -1,9 +1,11 @@
 //! What does a report look like as SARIF 2.1.0, for code scanning?
 
+use std::collections::BTreeMap;
+
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::{Finding, Register, Report, Rule};
+use super::{Finding, HIDDEN, Register, Report, Rule, without_tokens};
 
 /// Other entries of a finding that are located; the message counts the rest.
 const RELATED: usize = 20;
@@ -12,8 +14,18 @@ const RELATED: usize = 20;
 pub(crate) fn log(register: &Register, report: &Report, file: Option<&str>) -> Value {
     let uri = file.map(uri);
     let rules: Vec<Value> = Rule::value_variants().iter().map(|rule| described(*rule)).collect();
-    let results: Vec<Value> =
-        report.findings.iter().map(|finding| result(register, finding, uri.as_deref())).collect();
+    let mut fingerprints: BTreeMap<String, usize> = BTreeMap::new();
+    let results = report.findings.iter().map(|finding| {
+        let mut result = result(register, finding, uri.as_deref());
+        let fingerprint = fingerprint(register, finding);
+        let before = fingerprints.entry(fingerprint.clone()).or_default();
+        *before += 1;
+        // What cannot be told apart is counted: consumers take two results with one fingerprint for the same.
+        let nth = if *before > 1 { format!(" {before}") } else { String::new() };
+        result["partialFingerprints"] = json!({ "passant/v1": fingerprint + &nth });
+        result
+    });
+    let results: Vec<Value> = results.collect();
     let notes: Vec<Value> = report
         .not_checked
         .iter()
@@ -58,12 +70,12 @@ fn result(register: &Register, finding: &Finding, uri: Option<&str>) -> Value {
         "ruleIndex": index,
         "level": finding.level.name(),
         "message": { "text": text },
-        "partialFingerprints": { "passant/v1": fingerprint(register, finding) },
     });
     match &finding.entries[..] {
         [] => {
             let name = json!({ "fullyQualifiedName": finding.subject, "kind": "object" });
-            result["locations"] = json!([{ "logicalLocations": [name] }]);
+            let location = json!({ "logicalLocations": [name] });
+            result["locations"] = json!([placed(location, None, uri)]);
         }
         [first, others @ ..] => {
             result["locations"] = json!([location(register, *first, uri)]);
@@ -77,9 +89,15 @@ fn result(register: &Register, finding: &Finding, uri: Option<&str>) -> Value {
 
 fn location(register: &Register, at: usize, uri: Option<&str>) -> Value {
     let (id, spiffe_id, line) = register.named(at);
-    let mut location = json!({
+    let location = json!({
         "logicalLocations": [{ "name": id, "fullyQualifiedName": spiffe_id, "kind": "object" }],
     });
+    placed(location, line, uri)
+}
+
+/// A location with its place in the file, if there is one: the first line where there is no better. Code scanning takes no
+/// result without.
+fn placed(mut location: Value, line: Option<usize>, uri: Option<&str>) -> Value {
     if let Some(uri) = uri {
         location["physicalLocation"] = json!({
             "artifactLocation": { "uri": uri },
@@ -94,13 +112,19 @@ fn with_id(mut location: Value, id: usize) -> Value {
     location
 }
 
-/// The same for the same finding in the next run, wherever the entry stands in the file then.
+/// The same for the same finding in the next run, wherever the entry stands in the file then, and whatever other entries
+/// the finding is about by then.
 fn fingerprint(register: &Register, finding: &Finding) -> String {
-    let of = finding.entries.first().map_or((finding.subject.as_str(), ""), |at| {
-        let (id, spiffe_id, _) = register.named(*at);
-        (spiffe_id, id)
-    });
-    format!("{} {} {}", finding.rule.name(), of.0, of.1)
+    let (rule, subject) = (finding.rule.name(), finding.subject.as_str());
+    let entry = |at: usize| without_tokens(&register.identity(at));
+    match finding.entries.first() {
+        // Which token it is is not said.
+        Some(first) if subject.ends_with(HIDDEN) => format!("{rule} {subject} {}", entry(*first)),
+        Some(first) if subject.is_empty() => {
+            format!("{rule} {} {}", register.named(*first).1, entry(*first))
+        }
+        Some(_) | None => format!("{rule} {subject}"),
+    }
 }
 
 /// With a capital and a full stop, as SARIF's viewers show it.

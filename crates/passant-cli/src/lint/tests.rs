@@ -100,6 +100,10 @@ fn selectors_that_the_fleet_shares_are_found() {
     expect_of("k8s:ns:web", &[Rule::FleetWide]);
     expect_of("k8s:ns:web k8s:node-name:n1 k8s:image-signature:verified", &[Rule::FleetWide]);
     expect_of("k8s:ns:web k8s:sa:web", &[]);
+    // Root is on every node.
+    expect_of("k8s:ns:prod unix:uid:0", &[Rule::FleetWide]);
+    expect_of("k8s:ns:prod unix:user:root unix:gid:0", &[Rule::FleetWide]);
+    expect_of("k8s:ns:prod unix:uid:0 k8s:sa:web", &[]);
     // What most SPIFFE IDs below one parent have is as good as nothing.
     let mut entries: Vec<types::Entry> = (0..30)
         .map(|n| {
@@ -244,6 +248,37 @@ fn missing_parents_are_found_once_with_all_their_entries() {
     assert_eq!(report.not_checked.len(), 2);
 }
 
+/// The ID of the agent that a join token makes.
+const OF_TOKEN: &str = "/spire/agent/join_token/0b1c-secret";
+
+#[test]
+fn a_join_token_is_published_by_no_finding() {
+    let alias = entry("t", OF_TOKEN, "/mine", &format!("spiffe_id:spiffe://example.org{OF_TOKEN}"));
+    let other = entry("u", "/spire/agent/join_token/other-secret", "/yours", "unix:uid:1 unix:path:/a");
+    let twin = changed(other.clone(), |entry| entry.id = "v".to_owned());
+    let beside =
+        changed(other.clone(), |entry| (entry.id, entry.spiffe_id) = ("w".to_owned(), id("/theirs")));
+    let (register, report) = report(vec![alias, other, twin, beside]);
+    assert_eq!(report.findings.len(), 4, "{:#?}", report.findings);
+    let told = format!("{:?} {}", report.findings, sarif::log(&register, &report, None));
+    assert!(!told.contains("secret"), "{told}");
+    assert!(told.contains("/spire/agent/join_token/***: "), "{told}");
+}
+
+#[test]
+fn an_unspent_join_token_is_only_a_note() {
+    let alias = || entry("t", OF_TOKEN, "/mine", &format!("spiffe_id:spiffe://example.org{OF_TOKEN}"));
+    let below = entry("b", "/mine", "/b", "unix:uid:1 unix:path:/b");
+    let level = |entries: Vec<types::Entry>| {
+        let (_, report) = report(entries);
+        assert_eq!(report.findings.len(), 1, "{:#?}", report.findings);
+        (report.findings[0].rule, report.findings[0].level)
+    };
+    assert_eq!(level(vec![alias(), below]), (Rule::MissingParent, Level::Note));
+    let workload = entry("c", OF_TOKEN, "/c", "unix:uid:1 unix:path:/c");
+    assert_eq!(level(vec![alias(), workload]), (Rule::MissingParent, Level::Warning));
+}
+
 #[test]
 fn entries_that_are_each_others_parents_are_found() {
     let below = |name: &str, parent: &str| {
@@ -290,7 +325,8 @@ fn bundles_and_entries_are_held_against_each_other() {
         .map(|finding| (finding.rule, finding.subject.as_str(), finding.entries.len()))
         .collect();
     let unused = |name| (Rule::UnusedFederation, name, 0);
-    assert_eq!(found, [unused("fetched.test"), unused("unused.test"), (Rule::MissingBundle, "", 1)]);
+    let missing = (Rule::MissingBundle, "unknown.test", 1);
+    assert_eq!(found, [unused("fetched.test"), unused("unused.test"), missing]);
 }
 
 #[test]
@@ -392,6 +428,67 @@ fn every_rule_is_described() {
             "{}",
             rule.name()
         );
+    }
+}
+
+/// The fingerprints of a SARIF log, in order.
+fn fingerprints(entries: Vec<types::Entry>) -> Vec<String> {
+    let (register, report) = report(entries);
+    let log = sarif::log(&register, &report, None);
+    let results = log["runs"][0]["results"].as_array().unwrap();
+    let text =
+        |result: &serde_json::Value| result["partialFingerprints"]["passant/v1"].as_str().map(str::to_owned);
+    results.iter().map(|result| text(result).unwrap()).collect()
+}
+
+#[test]
+fn a_finding_keeps_its_fingerprint_whatever_joins_it() {
+    let below = |name: &str| changed(good(name, &format!("/{name}")), |entry| entry.parent_id = id("/gone"));
+    let first = fingerprints(vec![below("m")]);
+    assert_eq!(first, ["missing-parent spiffe://example.org/gone"]);
+    assert_eq!(fingerprints(vec![below("m"), below("a"), below("z")]), first);
+    let owned = |name: &str, ns: &str| entry(name, "/node", "/a", &format!("k8s:ns:{ns} k8s:sa:web"));
+    let first = fingerprints(vec![owned("m", "one"), owned("n", "two")]);
+    assert_eq!(fingerprints(vec![owned("m", "one"), owned("n", "two"), owned("a", "three")]), first);
+}
+
+#[test]
+fn no_two_findings_have_the_same_fingerprint() {
+    let nameless = |uid: u32| entry("", "/node", "/a", &format!("unix:uid:{uid}"));
+    let long = changed(good("l", "/l"), |entry| (entry.x509_svid_ttl, entry.jwt_svid_ttl) = (90_000, 9_000));
+    let parent = |name: &str, token: &str| {
+        let path = format!("/spire/agent/join_token/{token}");
+        entry(name, &path, &format!("/{name}"), "unix:uid:7 unix:path:/x")
+    };
+    let all = vec![
+        nameless(1),
+        nameless(2),
+        nameless(2),
+        nameless(3),
+        long,
+        parent("p", "one"),
+        parent("q", "two"),
+    ];
+    let found = fingerprints(all);
+    let distinct: BTreeSet<&String> = found.iter().collect();
+    assert_eq!(distinct.len(), found.len(), "{found:#?}");
+    assert!(found.len() > 7, "{found:#?}");
+}
+
+#[test]
+fn every_result_has_a_place_in_the_file() {
+    let (register, mut report) = report(vec![entry("a", "/node", "/a", "unix:uid:0")]);
+    let mut unused = report.findings[0].clone();
+    (unused.rule, unused.subject) = (Rule::UnusedFederation, "unused.test".to_owned());
+    unused.entries.clear();
+    report.findings.push(unused);
+    let log = sarif::log(&register, &report, Some("entries.json"));
+    let results = log["runs"][0]["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2);
+    for result in results {
+        let place = &result["locations"][0]["physicalLocation"];
+        assert_eq!(place["artifactLocation"]["uri"], "entries.json");
+        assert_eq!(place["region"]["startLine"], 1);
     }
 }
 
