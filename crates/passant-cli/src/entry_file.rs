@@ -1,7 +1,8 @@
 //! What does a file of registration entries say?
 //!
 //! Two shapes are read, both SPIRE's: what `spire-server entry show -output json` prints (and `passant entry list -o json`,
-//! `passant entry export`), and what `spire-server entry create -data` takes. One entry at a time is held in memory.
+//! `passant entry export`), and what `spire-server entry create -data` takes. An entry by itself, as `passant entry show -o json`
+//! prints it, is a file of one. One entry at a time is held in memory.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -69,7 +70,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// The whole text: a list of entries, or an object that holds one as `entries`.
+/// The whole text: a list of entries, an object that holds one as `entries`, or an entry.
 struct Top<'a> {
     lines: Rc<Cell<usize>>,
     each: &'a mut dyn FnMut(Written) -> Result<(), &'static str>,
@@ -79,7 +80,7 @@ impl<'de> Visitor<'de> for Top<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of entries, or an object with one as \"entries\"")
+        f.write_str("a list of entries, an object with one as \"entries\", or an entry")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<(), A::Error> {
@@ -87,7 +88,10 @@ impl<'de> Visitor<'de> for Top<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        // As with an entry of a list.
+        let line = self.lines.get();
         let mut found = false;
+        let mut alone = Partial::default();
         while let Some(name) = members.next_key::<String>()? {
             match name.as_str() {
                 "entries" if found => return Err(A::Error::duplicate_field("entries")),
@@ -102,12 +106,18 @@ impl<'de> Visitor<'de> for Top<'_> {
                         return Err(A::Error::custom(only));
                     }
                 }
-                _ => {
-                    members.next_value::<IgnoredAny>()?;
-                }
+                _ => alone.read(name, &mut members)?,
             }
         }
-        if found { Ok(()) } else { Err(A::Error::missing_field("entries")) }
+        match (found, alone.seen.contains("spiffe_id")) {
+            (true, false) => Ok(()),
+            (true, true) => Err(A::Error::custom("this is an entry and a list of entries at once")),
+            (false, true) => {
+                let Partial { entry, unknown, .. } = alone;
+                (self.each)(Written { entry, line, unknown }).map_err(A::Error::custom)
+            }
+            (false, false) => Err(A::Error::missing_field("entries")),
+        }
     }
 }
 
@@ -163,46 +173,61 @@ impl<'de> Visitor<'de> for Members {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
-        let mut entry = types::Entry::default();
-        let mut unknown = Vec::new();
-        let mut seen = BTreeSet::new();
+        let mut partial = Partial::default();
         while let Some(name) = members.next_key::<String>()? {
-            // The same field under its two names counts as twice, too.
-            let field = match name.as_str() {
-                "entry_id" => "id",
-                "entryExpiry" => "expires_at",
-                name => name,
-            };
-            if !seen.insert(field.to_owned()) {
-                return Err(A::Error::custom(format_args!("{field} is given twice")));
+            partial.read(name, &mut members)?;
+        }
+        Ok((partial.entry, partial.unknown))
+    }
+}
+
+/// An entry of which some members were read.
+#[derive(Default)]
+struct Partial {
+    entry: types::Entry,
+    unknown: Vec<String>,
+    seen: BTreeSet<String>,
+}
+
+impl Partial {
+    /// Reads the member `name`.
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: String, members: &mut A) -> Result<(), A::Error> {
+        // The same field under its two names counts as twice, too.
+        let field = match name.as_str() {
+            "entry_id" => "id",
+            "entryExpiry" => "expires_at",
+            name => name,
+        };
+        if !self.seen.insert(field.to_owned()) {
+            return Err(A::Error::custom(format_args!("{field} is given twice")));
+        }
+        let entry = &mut self.entry;
+        match field {
+            "id" => entry.id = or_default(members)?,
+            "spiffe_id" => entry.spiffe_id = members.next_value::<Id>()?.0,
+            "parent_id" => entry.parent_id = members.next_value::<Id>()?.0,
+            "selectors" => entry.selectors = selectors(or_default(members)?),
+            "x509_svid_ttl" => entry.x509_svid_ttl = seconds(field, members)?,
+            "jwt_svid_ttl" => entry.jwt_svid_ttl = seconds(field, members)?,
+            "federates_with" => entry.federates_with = federates_with(or_default(members)?),
+            "admin" => entry.admin = or_default(members)?,
+            "downstream" => entry.downstream = or_default(members)?,
+            "expires_at" => entry.expires_at = members.next_value::<Number>()?.0,
+            "dns_names" => entry.dns_names = or_default(members)?,
+            "revision_number" => entry.revision_number = members.next_value::<Number>()?.0,
+            "store_svid" => entry.store_svid = or_default(members)?,
+            "hint" => entry.hint = or_default(members)?,
+            "created_at" => entry.created_at = members.next_value::<Number>()?.0,
+            "additional_attributes" => {
+                let more: Option<Attributes> = members.next_value()?;
+                entry.additional_attributes = more.map(|more| more.taken(&mut self.unknown));
             }
-            match field {
-                "id" => entry.id = or_default(&mut members)?,
-                "spiffe_id" => entry.spiffe_id = members.next_value::<Id>()?.0,
-                "parent_id" => entry.parent_id = members.next_value::<Id>()?.0,
-                "selectors" => entry.selectors = selectors(or_default(&mut members)?),
-                "x509_svid_ttl" => entry.x509_svid_ttl = seconds(field, &mut members)?,
-                "jwt_svid_ttl" => entry.jwt_svid_ttl = seconds(field, &mut members)?,
-                "federates_with" => entry.federates_with = federates_with(or_default(&mut members)?),
-                "admin" => entry.admin = or_default(&mut members)?,
-                "downstream" => entry.downstream = or_default(&mut members)?,
-                "expires_at" => entry.expires_at = members.next_value::<Number>()?.0,
-                "dns_names" => entry.dns_names = or_default(&mut members)?,
-                "revision_number" => entry.revision_number = members.next_value::<Number>()?.0,
-                "store_svid" => entry.store_svid = or_default(&mut members)?,
-                "hint" => entry.hint = or_default(&mut members)?,
-                "created_at" => entry.created_at = members.next_value::<Number>()?.0,
-                "additional_attributes" => {
-                    let more: Option<Attributes> = members.next_value()?;
-                    entry.additional_attributes = more.map(|more| more.taken(&mut unknown));
-                }
-                _ => {
-                    members.next_value::<IgnoredAny>()?;
-                    unknown.push(name);
-                }
+            _ => {
+                members.next_value::<IgnoredAny>()?;
+                self.unknown.push(name);
             }
         }
-        Ok((entry, unknown))
+        Ok(())
     }
 }
 
@@ -387,6 +412,18 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_by_itself_is_a_file_of_one() {
+        let found = all(
+            "\n{\"id\": \"one\",\n\"spiffe_id\": {\"trust_domain\": \"example.org\", \"path\": \"/a\"}, \"owner\": 1}",
+        );
+        let found = found.unwrap();
+        assert_eq!((found.len(), found[0].entry.id.as_str(), found[0].line), (1, "one", 2));
+        assert_eq!(found[0].unknown, ["owner"]);
+        // Beside a list, members that no list has are nothing to us.
+        assert!(all(r#"{"version": 2, "entries": []}"#).unwrap().is_empty());
+    }
+
+    #[test]
     fn members_that_no_entry_has_are_named() {
         let found =
             all(r#"[{"id": "a", "owner": {"x": [1]}, "additional_attributes": {"new": 1}}]"#).unwrap();
@@ -400,6 +437,8 @@ mod tests {
             ("7", "a list of entries"),
             ("{}", "entries"),
             (r#"{"entries": [{"id": "a"}], "next_page_token": "x"}"#, "one page"),
+            (r#"{"spiffe_id": null, "entries": []}"#, "at once"),
+            (r#"{"id": "a"}"#, "entries"),
             (r#"{"entries": [], "entries": []}"#, "duplicate field"),
             (r#"[{"id": "a", "entry_id": "b"}]"#, "id is given twice"),
             (r#"[{"id": "a"}] x"#, "trailing"),
