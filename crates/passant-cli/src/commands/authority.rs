@@ -47,9 +47,22 @@ pub(crate) async fn run(command: Authority, socket: &ServerSocket, out: &mut Out
         let rows = told.iter().filter_map(|(slot, state)| Some(row(slot, state.as_ref()?)));
         return out.table(json, &["SLOT", "AUTHORITY ID", "EXPIRES", "UPSTREAM AUTHORITY"], rows);
     }
+    let was_activated = matches!(step, AuthorityStep::Activate { .. });
+    let before = if was_activated && !out.is_json() { before(kind, &server).await } else { None };
     let id =
         told.iter().find_map(|(_, state)| Some(state.as_ref()?.authority_id.clone())).unwrap_or_default();
-    out.print(json, |to| writeln!(to, "{}", next(kind, &step, &id)))
+    out.print(json, |to| writeln!(to, "{}", next(kind, &step, &id, before.as_deref())))
+}
+
+/// The id of the authority that signed before; none when the server does not tell.
+async fn before(kind: Kind, server: &Server) -> Option<String> {
+    let told = match kind {
+        Kind::X509 => x509(&AuthorityStep::Show, server.authorities()).await,
+        Kind::Jwt => jwt(&AuthorityStep::Show, server.authorities()).await,
+    };
+    let Told(slots) = told.ok()?;
+    let (_, old) = slots.into_iter().find(|(slot, _)| *slot == "old")?;
+    old.map(|old| old.authority_id)
 }
 
 async fn x509(step: &AuthorityStep, mut server: LocalAuthorityClient<Channel>) -> Result<Told, Status> {
@@ -137,8 +150,8 @@ fn failed(kind: Kind, step: &AuthorityStep) -> String {
     format!("failed to {what}; passant authority {command} show says which there are")
 }
 
-/// What was done, and what comes next.
-fn next(kind: Kind, step: &AuthorityStep, id: &str) -> String {
+/// What was done, and what comes next. `before` is the authority that signed until then, if it is known.
+fn next(kind: Kind, step: &AuthorityStep, id: &str, before: Option<&str>) -> String {
     let (noun, command) = names(kind);
     match step {
         AuthorityStep::Show => String::new(),
@@ -146,10 +159,18 @@ fn next(kind: Kind, step: &AuthorityStep, id: &str) -> String {
             "prepared {noun} authority {id}: it is in the bundle, and signs nothing yet.\nNext, once the agents have it: \
              passant authority {command} activate {id}"
         ),
-        AuthorityStep::Activate { .. } => format!(
-            "activated {noun} authority {id}: it signs from now on.\nThe one before it stays in the bundle; passant authority \
-             {command} taint has what it signed replaced."
-        ),
+        AuthorityStep::Activate { .. } => {
+            let before = match before {
+                Some(before) => format!("passant authority {command} taint {before}"),
+                None => format!(
+                    "passant authority {command} taint ID, with the ID that passant authority {command} show calls old,"
+                ),
+            };
+            format!(
+                "activated {noun} authority {id}: it signs from now on.\nThe one before it stays in the bundle; {before} has \
+                 what it signed replaced."
+            )
+        }
         AuthorityStep::Taint { .. } => format!(
             "tainted {noun} authority {id}: agents replace what it signed.\nNext, once they have: passant authority {command} \
              revoke {id}"
@@ -176,11 +197,14 @@ mod tests {
     #[test]
     fn each_step_names_the_next() {
         let id = "abc".to_owned();
-        let prepared = next(Kind::X509, &AuthorityStep::Prepare, &id);
+        let prepared = next(Kind::X509, &AuthorityStep::Prepare, &id, None);
         assert!(prepared.contains("passant authority x509 activate abc"), "{prepared}");
-        let activated = next(Kind::Jwt, &AuthorityStep::Activate { id: id.clone() }, &id);
-        assert!(activated.contains("passant authority jwt taint"), "{activated}");
-        let tainted = next(Kind::Jwt, &AuthorityStep::Taint { id: id.clone() }, &id);
+        let activate = AuthorityStep::Activate { id: id.clone() };
+        let activated = next(Kind::Jwt, &activate, &id, Some("def"));
+        assert!(activated.contains("passant authority jwt taint def has"), "{activated}");
+        let activated = next(Kind::Jwt, &activate, &id, None);
+        assert!(activated.contains("passant authority jwt show"), "{activated}");
+        let tainted = next(Kind::Jwt, &AuthorityStep::Taint { id: id.clone() }, &id, None);
         assert!(tainted.contains("passant authority jwt revoke abc"), "{tainted}");
         let refused = failed(Kind::X509, &AuthorityStep::Revoke { id });
         assert!(refused.contains("passant authority x509 show"), "{refused}");
