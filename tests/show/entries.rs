@@ -21,6 +21,10 @@ const IMPORT_WITHIN: Duration = Duration::from_secs(60);
 const READ_WITHIN: Duration = Duration::from_secs(10);
 /// What a command that moves entries may hold in memory, in KiB.
 const MEMORY: u64 = 200 * 1024;
+/// How a command ends that found nothing to look at.
+const DONE: i32 = 0;
+/// How a command ends that found something.
+const DIFFERENCES: i32 = 3;
 /// How often a running command is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -46,10 +50,14 @@ pub(crate) async fn run(report: &Report, count: usize) -> anyhow::Result<()> {
     write_entries(&good, count, &[])?;
     say(&format!("{count} entries, {} MB as a file", fs::metadata(&good)?.len() / 1_000_000));
 
+    let everything = ["-o", "json", "entry", "apply", "--dry-run", "--prune", text(&good)?];
+    let planned = passant(&site, &everything).await?;
+    report.fact("a plan to create all is made in time", quick(&planned, DIFFERENCES, READ_WITHIN, MEMORY));
+    report.fact("the plan names each of them", plans(&planned, count));
     let imported = passant(&site, &["entry", "import", text(&good)?]).await?;
-    report.fact("all entries are created in time", quick(&imported, IMPORT_WITHIN, MEMORY));
+    report.fact("all entries are created in time", quick(&imported, DONE, IMPORT_WITHIN, MEMORY));
     let exported = passant(&site, &["entry", "export"]).await?;
-    report.fact("they are exported in time", quick(&exported, READ_WITHIN, MEMORY));
+    report.fact("they are exported in time", quick(&exported, DONE, READ_WITHIN, MEMORY));
     let held = |run: &Run| -> anyhow::Result<String> {
         let lines = fs::read_to_string(&run.stdout)?.lines().count();
         // One more line for the node alias, and the first and the last.
@@ -59,16 +67,42 @@ pub(crate) async fn run(report: &Report, count: usize) -> anyhow::Result<()> {
     report.fact("the export holds each of them", held(&exported));
     for (name, format) in [("a table", "table"), ("JSON", "json")] {
         let listed = passant(&site, &["-o", format, "entry", "list"]).await?;
-        report.fact(&format!("they are listed in time as {name}"), quick(&listed, READ_WITHIN, MEMORY));
+        report.fact(&format!("they are listed in time as {name}"), quick(&listed, DONE, READ_WITHIN, MEMORY));
     }
     let applied = passant(&site, &["entry", "apply", "--dry-run", "--prune", text(&good)?]).await?;
     report.fact("the server has what the file says", same(&applied));
+    report.fact("that is seen in time", quick(&applied, DONE, READ_WITHIN, MEMORY));
 
     let linted = passant(&site, &["-o", "json", "lint", "--fail-on", "note"]).await?;
-    report.fact("the linter reads the server in time", quick(&linted, READ_WITHIN, u64::MAX));
+    report.fact("the linter reads the server in time", quick(&linted, DONE, READ_WITHIN, u64::MAX));
     report.none("nothing is found in good entries", &rules(&linted)?, "");
     server.stop().await?;
-    planted(report, &site, count).await
+    planted(report, &site, count).await?;
+    applied_to_nothing(report, &good, count).await
+}
+
+/// Has a server without entries made to have those of a file.
+async fn applied_to_nothing(report: &Report, file: &Path, count: usize) -> anyhow::Result<()> {
+    let site = Site::new(&ServerOptions::default())?;
+    let server = site.start_server().await?;
+    let applied = passant(&site, &["-o", "json", "entry", "apply", "--yes", text(file)?]).await?;
+    report.fact("all entries of a file are applied in time", quick(&applied, DONE, IMPORT_WITHIN, MEMORY));
+    let created = || -> anyhow::Result<String> {
+        let done: Value = serde_json::from_slice(&fs::read(&applied.stdout)?)?;
+        ensure!(done["created"] == count + 1, "{done}");
+        Ok(String::new())
+    };
+    report.fact("each of them is created", created());
+    server.stop().await?;
+    Ok(())
+}
+
+/// Whether `entry apply --dry-run` is to create all entries and the node alias.
+fn plans(run: &Run, count: usize) -> anyhow::Result<String> {
+    let plan: Value = serde_json::from_slice(&fs::read(&run.stdout)?)?;
+    let creates = plan["create"].as_array().context("no creations in the plan")?.len();
+    ensure!(creates == count + 1, "{creates} creations");
+    Ok(String::new())
 }
 
 /// Has the linter look for one fault of each kind among good entries in a file.
@@ -83,20 +117,15 @@ async fn planted(report: &Report, site: &Site, count: usize) -> anyhow::Result<(
     let arguments =
         ["-o", "json", "lint", text(&file)?, "--agents", text(&agents)?, "--bundles", text(&bundles)?];
     let linted = passant(site, &arguments).await?;
-    report.fact(
-        "the linter ends with 3 when there are findings",
-        match linted.code {
-            Some(3) => Ok(String::new()),
-            code => Err(anyhow::anyhow!("{code:?}: {}", linted.said)),
-        },
-    );
     let found = rules(&linted)?;
     for (rule, _) in faults {
         let outcome = ensure_found(&found, rule);
         report.fact(&format!("the linter finds {rule}"), outcome);
     }
-    let took = Run { code: Some(0), ..linted };
-    report.fact("it reads a file in time", quick(&took, READ_WITHIN, u64::MAX));
+    report.fact(
+        "it reads a file in time, and says that it found something",
+        quick(&linted, DIFFERENCES, READ_WITHIN, u64::MAX),
+    );
     Ok(())
 }
 
@@ -228,8 +257,8 @@ fn peak_of(pid: u32) -> Option<u64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-fn quick(run: &Run, within: Duration, memory: u64) -> anyhow::Result<String> {
-    ensure!(run.code == Some(0), "it ended with {:?}: {}", run.code, run.said);
+fn quick(run: &Run, code: i32, within: Duration, memory: u64) -> anyhow::Result<String> {
+    ensure!(run.code == Some(code), "it ended with {:?}: {}", run.code, run.said);
     ensure!(run.took <= within, "it took {} ms", run.took.as_millis());
     ensure!(run.peak <= memory, "it took {} KiB of memory", run.peak);
     Ok(format!("{} ms, {} MiB", run.took.as_millis(), run.peak / 1024))

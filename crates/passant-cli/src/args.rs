@@ -3,10 +3,13 @@
 mod entry;
 mod lint;
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::NonEmptyStringValueParser;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
@@ -118,7 +121,7 @@ pub(crate) enum Command {
 
 #[derive(Subcommand)]
 pub(crate) enum Access {
-    /// Ask what the server would decide, without doing anything: exits with 0 if it would allow it, else with 1
+    /// Ask what the server would decide, without doing anything: exits with 0 if it would allow it, with 3 if it would refuse
     Check(Box<AccessCheck>),
 }
 
@@ -254,7 +257,7 @@ pub(crate) enum Agent {
 #[derive(Args)]
 pub(crate) struct AgentFilter {
     /// Only agents attested this way, such as join_token
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) attestation_type: Option<String>,
     /// Only agents whose selectors compare with these as --match says
     #[arg(long = "selector", value_name = "KIND:VALUE", value_parser = Selector::parse)]
@@ -263,10 +266,10 @@ pub(crate) struct AgentFilter {
     #[arg(long = "match", value_enum, default_value_t = Match::Superset)]
     pub(crate) matching: Match,
     /// Only banned agents, or only others [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) banned: Option<bool>,
     /// Only agents that can attest again by themselves, or only others [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) can_reattest: Option<bool>,
     /// Only agents whose X509-SVID ends before this
     #[arg(long, value_name = "RFC3339", value_parser = instant)]
@@ -557,6 +560,29 @@ pub(crate) enum Svid {
     },
 }
 
+impl FederationFields {
+    /// Whether no field is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.url.is_none() && self.spiffe.is_none() && !self.web && self.bundle.is_none()
+    }
+}
+
+/// What is wrong with the arguments of `command`, such as `["entry", "update"]`, beyond what clap finds by itself: told as
+/// clap tells it, with its exit code.
+pub(crate) fn wrong(command: &[&str], message: impl Display) -> anyhow::Error {
+    fn of(at: &mut clap::Command, path: &[&str], message: &dyn Display) -> clap::Error {
+        if let [name, path @ ..] = path
+            && let Some(at) = at.find_subcommand_mut(name)
+        {
+            return of(at, path, message);
+        }
+        at.error(ErrorKind::MissingRequiredArgument, message)
+    }
+    let mut cli = Cli::command();
+    cli.build();
+    of(&mut cli, command, &message).into()
+}
+
 /// A span such as `90s`, `10m`, `1h30m`, `7d`.
 fn span(text: &str) -> Result<Duration, String> {
     let wrong = || format!("\"{text}\" is no span: write it like 90s, 10m, 1h30m or 7d");
@@ -586,13 +612,45 @@ fn instant(text: &str) -> Result<UnixTime, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_takes_no_argument_that_is_not_its_own() {
+        for (before, flag) in [("update", "--admin"), ("update", "--downstream")] {
+            let cli = Cli::try_parse_from(["passant", "entry", before, flag, "web"]).unwrap();
+            let Command::Entry(Entry::Update(args)) = cli.command else { panic!("another command") };
+            assert_eq!(args.id.as_str(), "web");
+        }
+        let cli = Cli::try_parse_from(["passant", "entry", "update", "web", "--admin=false"]).unwrap();
+        let Command::Entry(Entry::Update(args)) = cli.command else { panic!("another command") };
+        assert_eq!(args.fields.admin, Some(false));
+    }
+
+    /// To a server an empty one says nothing, and so everything passes.
+    #[test]
+    fn an_empty_filter_is_refused() {
+        for wrong in [
+            &["entry", "apply", "--prune", "--hint", "", "a.json"][..],
+            &["entry", "list", "--hint="],
+            &["agent", "count", "--attestation-type", ""],
+        ] {
+            let error = Cli::try_parse_from(["passant"].iter().chain(wrong)).err();
+            assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::InvalidValue), "{wrong:?}");
+        }
+        assert!(Cli::try_parse_from(["passant", "entry", "update", "web", "--hint", ""]).is_ok());
+    }
+
+    #[test]
+    fn wrong_arguments_are_told_with_their_command() {
+        let error = wrong(&["entry", "update"], "nothing to change was named").downcast::<clap::Error>();
+        let told = error.unwrap().to_string();
+        assert!(told.contains("nothing to change was named"), "{told}");
+        assert!(told.contains("passant entry update"), "{told}");
     }
 
     #[test]

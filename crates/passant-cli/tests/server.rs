@@ -56,9 +56,27 @@ impl Rig {
 
     /// Runs a command that must fail, and says what it printed as error.
     fn fails(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.ends(1, args)
+    }
+
+    /// Runs a command that must end with `code`, and says what it printed as error.
+    fn ends(&self, code: i32, args: &[&str]) -> anyhow::Result<String> {
         let output = self.passant(args)?;
-        ensure!(output.status.code() == Some(1), "{args:?}: {:?}", output.status);
+        ensure!(output.status.code() == Some(code), "{args:?}: {:?}", output.status);
         Ok(String::from_utf8(output.stderr)?)
+    }
+
+    /// Runs a command of which nobody reads what it prints: its exit code, and what it printed as error.
+    fn unread(&self, args: &[&str]) -> anyhow::Result<(Option<i32>, String)> {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_passant"))
+            .args(args)
+            .env("PASSANT_SERVER_SOCKET", self.path("api.sock"))
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .output()?;
+        Ok((output.status.code(), String::from_utf8(output.stderr)?))
     }
 }
 
@@ -147,6 +165,12 @@ async fn a_file_is_applied_once_its_differences_were_seen() -> anyhow::Result<()
         let done = rig.json(0, &["entry", "apply", "--yes", "--prune", &after])?;
         assert_eq!((&done["changed"], &done["deleted"]), (&0.into(), &1.into()));
         assert_eq!(rig.json(0, &["entry", "apply", "--dry-run", "--prune", &after])?["same"], 4);
+        // To the server an empty filter would let everything pass.
+        for arguments in [&["--hint", ""][..], &["--hint="]] {
+            let all = [&["entry", "apply", "--yes", "--prune", &before][..], arguments].concat();
+            assert!(rig.ends(2, &all)?.contains("--hint"));
+        }
+        assert_eq!(rig.json(0, &["entry", "count"])?["count"], 4);
         let empty = rig.file("empty.json", "[]")?;
         assert!(rig.fails(&["entry", "apply", "--yes", "--prune", &empty])?.contains("no entries"));
         // People see both, and a file that changes nothing needs no answer.
@@ -156,6 +180,112 @@ async fn a_file_is_applied_once_its_differences_were_seen() -> anyhow::Result<()
         Ok(())
     })
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_does_not_hang_on_who_reads_of_it() -> anyhow::Result<()> {
+    Rig::with(|rig| {
+        let many: Vec<String> =
+            (0..200).map(|n| data(&format!("e{n:03}"), &format!("/w{n}"), &format!("uid:{n}"))).collect();
+        let many = rig.file("many.json", &file_of(&many))?;
+        let done = (Some(0), String::new());
+        assert_eq!(rig.unread(&["entry", "apply", "--yes", &many])?, done);
+        assert_eq!(rig.json(0, &["entry", "count"])?["count"], 200);
+        // Readers that have seen enough.
+        for format in ["table", "json"] {
+            assert_eq!(rig.unread(&["-o", format, "entry", "list"])?, done);
+            let (code, said) =
+                rig.unread(&["-o", format, "entry", "apply", "--dry-run", "--prune", &many])?;
+            assert_eq!((code, said.as_str()), (Some(0), ""));
+        }
+        assert_eq!(rig.unread(&["entry", "export"])?, done);
+
+        let (code, said) = rig.unread(&["entry", "delete", "e001", "none"])?;
+        assert_eq!(code, Some(1));
+        assert!(said.contains("failed to delete 1 of 2 entries"), "{said}");
+        let refused = data("b", "/b", "uid:2")
+            .replace("\"selectors\"", "\"federates_with\": [\"none.test\"], \"selectors\"");
+        let refused = rig.file("refused.json", &format!("[{refused}]"))?;
+        for command in [&["entry", "import", &refused][..], &["entry", "apply", "--yes", &refused]] {
+            let (code, said) = rig.unread(command)?;
+            assert_eq!(code, Some(1), "{command:?}");
+            assert!(said.contains("refused"), "{said}");
+        }
+        let nothing = text_of(&rig.path("nothing"))?.to_owned();
+        let (code, said) = rig.unread(&["store", "check", &nothing])?;
+        assert_eq!(code, Some(1));
+        assert!(said.contains("1 fault in"), "{said}");
+        assert_eq!(
+            rig.unread(&["access", "check", "authority.read", "--uid", "4242", "--gid", "4242"])?.0,
+            Some(3)
+        );
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_entry_takes_over_what_a_changed_one_gives_up() -> anyhow::Result<()> {
+    Rig::with(|rig| {
+        let before =
+            rig.file("before.json", &file_of(&[data("a", "/a", "uid:1"), data("x", "/x", "uid:7")]))?;
+        rig.json(0, &["entry", "import", &before])?;
+        let after = [data("a", "/a", "uid:9"), data("new", "/a", "uid:1")];
+        let after = rig.file("after.json", &file_of(&after))?;
+        let done = rig.json(0, &["entry", "apply", "--yes", "--prune", &after])?;
+        assert_eq!((&done["created"], &done["changed"], &done["deleted"]), (&1.into(), &1.into(), &1.into()));
+        let new = rig.json(0, &["entry", "show", "new"])?;
+        assert_eq!(new["selectors"][1]["value"], "uid:1");
+
+        // Unless that one is not changed after all.
+        let after = data("a", "/a", "uid:8")
+            .replace("\"selectors\"", "\"federates_with\": [\"none.test\"], \"selectors\"");
+        let after = [after, data("new", "/a", "uid:1"), data("heir", "/a", "uid:9")];
+        let after = rig.file("after.json", &file_of(&after))?;
+        let done = rig.json(1, &["entry", "apply", "--yes", &after])?;
+        assert_eq!((&done["created"], &done["changed"]), (&0.into(), &0.into()));
+        let failed: Vec<&Value> =
+            done["failed"].as_array().context("failed")?.iter().map(|f| &f["id"]).collect();
+        assert_eq!(failed, ["a", "heir"]);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_is_shown_is_a_file() -> anyhow::Result<()> {
+    Rig::with(|rig| {
+        let file = rig.file("in.json", &file_of(&[alias(), data("a", "/a", "uid:1")]))?;
+        rig.json(0, &["entry", "import", &file])?;
+        let shown = rig.json(0, &["entry", "show", "a"])?;
+        let shown = rig.file("shown.json", &shown.to_string())?;
+        assert_eq!(rig.json(0, &["entry", "import", &shown])?["existing"], 1);
+        assert_eq!(rig.json(0, &["entry", "apply", "--dry-run", &shown])?["same"], 1);
+        let nothing = rig.file("none.json", r#"{"agents": [], "bundles": []}"#)?;
+        let linted = rig.json(3, &["lint", &shown, "--agents", &nothing, "--bundles", &nothing])?;
+        assert_eq!(linted["findings"][0]["rule"], "missing-parent");
+        Ok(())
+    })
+    .await
+}
+
+/// Nobody is asked for that: there is no server.
+#[test]
+fn wrong_arguments_end_with_2() -> anyhow::Result<()> {
+    let rig = Rig { dir: tempfile::tempdir()? };
+    for (arguments, says) in [
+        (&["federation", "create", "other.test", "--web"][..], "--url"),
+        (&["federation", "create", "other.test", "--url", "https://other.test/"], "--spiffe"),
+        (&["federation", "update", "other.test"], "nothing to change"),
+        (&["entry", "update", "web"], "nothing to change"),
+        (&["entry", "apply", "--dry-run", "--hint", "blue", "a.json"], "--prune"),
+    ] {
+        let said = rig.ends(2, arguments)?;
+        assert!(said.contains(says) && said.contains("Usage: passant "), "{said}");
+    }
+    let said = rig.ends(1, &["access", "check", "authority.read"])?;
+    assert!(said.contains("no server answers"), "{said}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,6 +376,8 @@ async fn the_linter_finds_the_same_in_a_server_and_in_its_file() -> anyhow::Resu
             log["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["region"]["startLine"],
             4
         );
+        let denied = rig.json(3, &["access", "check", "authority.read", "--uid", "4242", "--gid", "4242"])?;
+        assert_eq!(denied["allowed"], false);
         let text = String::from_utf8(rig.passant(&["lint"])?.stdout)?;
         for word in [
             "error[root-alone] spiffe://example.org/r (entry bad)",

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
@@ -30,7 +31,7 @@ pub(crate) enum Entry {
     List(EntryFilter),
     /// Count entries
     Count(EntryFilter),
-    /// Write entries to a file that import, apply, lint and SPIRE read
+    /// Write entries to a file that import, apply and lint read; with --shape data SPIRE does, too
     Export(Box<Export>),
     /// Register the entries of a file, each with its id if it has one; those that are there already stay as they are
     Import(Import),
@@ -133,8 +134,16 @@ pub(crate) struct EntryUpdate {
     pub(crate) fields: EntryFields,
 }
 
+impl EntryUpdate {
+    /// Whether no field is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        let identity = self.spiffe_id.is_some() || self.parent_id.is_some() || !self.selectors.is_empty();
+        !identity && self.fields == EntryFields::default()
+    }
+}
+
 /// The fields that an entry may have.
-#[derive(Args)]
+#[derive(Args, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EntryFields {
     /// Lifetime of X509-SVIDs, such as 30m; 0s for the server's default
     #[arg(long, value_name = "SPAN", value_parser = span)]
@@ -155,19 +164,19 @@ pub(crate) struct EntryFields {
     #[arg(long)]
     pub(crate) hint: Option<String>,
     /// Let its X509-SVID administer the server [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) admin: Option<bool>,
     /// Let its X509-SVID ask for an intermediate authority [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) downstream: Option<bool>,
     /// For a secret store, not for the Workload API [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) store_svid: Option<bool>,
     /// Give each JWT-SVID a jti and never cache it [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) jwt_svid_include_jti: Option<bool>,
     /// Mint the X509-SVID only when a workload asks for it [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) disable_x509_svid_prefetch: Option<bool>,
 }
 
@@ -186,7 +195,7 @@ pub(crate) struct EntryFilter {
     #[arg(long = "match", value_enum, default_value_t = Match::Superset)]
     pub(crate) matching: Match,
     /// Only entries with this hint
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) hint: Option<String>,
     /// Only entries whose federated trust domains compare with these as --match-federates-with says
     #[arg(long, value_name = "TRUST_DOMAIN", value_parser = TrustDomain::parse)]
@@ -195,7 +204,7 @@ pub(crate) struct EntryFilter {
     #[arg(long, value_enum, default_value_t = Match::Superset)]
     pub(crate) match_federates_with: Match,
     /// Only entries with the flag downstream, or only others [possible: true, false]
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) downstream: Option<bool>,
 }
 

@@ -7,7 +7,7 @@ mod list;
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use passant_core::{EntryId, Selector, TrustDomain, UnixTime};
 use passant_proto::convert::{id, selector};
 use passant_proto::entry::{
@@ -17,12 +17,14 @@ use passant_proto::types;
 use serde_json::json;
 
 pub(crate) use self::list::{pages, selector_match};
-use crate::args::{Entry, EntryCreate, EntryFields, EntryUpdate, ServerSocket};
+use crate::args::{Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, ServerSocket, wrong};
 use crate::connect::{Server, refused};
 use crate::json;
+use crate::plain;
 use crate::render::{Output, fields};
 
 pub(crate) async fn run(command: Entry, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
+    check(&command)?;
     let server = Server::connect(socket).await?;
     match command {
         Entry::Create(args) => create(*args, &server, out).await,
@@ -35,6 +37,23 @@ pub(crate) async fn run(command: Entry, socket: &ServerSocket, out: &mut Output)
         Entry::Import(args) => import::run(args, &server, out).await,
         Entry::Apply(args) => apply::run(*args, &server, out).await,
     }
+}
+
+/// What clap does not see of the arguments.
+fn check(command: &Entry) -> anyhow::Result<()> {
+    if let Entry::Update(args) = command
+        && args.is_empty()
+    {
+        return Err(wrong(&["entry", "update"], "nothing to change was named"));
+    }
+    if let Entry::Apply(args) = command
+        && !args.prune
+        && args.within != EntryFilter::default()
+    {
+        let message = "filters say what --prune may delete; without --prune they say nothing";
+        return Err(wrong(&["entry", "apply"], message));
+    }
+    Ok(())
 }
 
 async fn create(args: EntryCreate, server: &Server, out: &mut Output) -> anyhow::Result<()> {
@@ -74,9 +93,6 @@ async fn update(args: EntryUpdate, server: &Server, out: &mut Output) -> anyhow:
             server.entries().get_entry(request).await.map_err(refused)?.into_inner().additional_attributes;
     }
     take_fields(args.fields, &mut entry, &mut mask);
-    if mask == types::EntryMask::default() {
-        bail!("nothing to change was named; see passant entry update --help");
-    }
     let request = BatchUpdateEntryRequest { entries: vec![entry], input_mask: Some(mask), output_mask: None };
     let results = server.entries().batch_update_entry(request).await.map_err(refused)?.into_inner().results;
     let results = results.into_iter().map(|result| (result.status, result.entry)).collect();
@@ -109,6 +125,10 @@ async fn delete(ids: &[EntryId], server: &Server, out: &mut Output) -> anyhow::R
     let results = server.entries().batch_delete_entry(request).await.map_err(refused)?.into_inner().results;
     let statuses: Vec<(String, types::Status)> =
         results.into_iter().map(|result| (result.id, result.status.unwrap_or_default())).collect();
+    let failed = statuses.iter().filter(|(_, status)| status.code != 0).count();
+    if failed > 0 {
+        out.fail(anyhow!("failed to delete {failed} of {} entries", statuses.len()));
+    }
     out.print(
         || {
             let results =
@@ -118,16 +138,11 @@ async fn delete(ids: &[EntryId], server: &Server, out: &mut Output) -> anyhow::R
         |to| {
             for (id, status) in &statuses {
                 let what = if status.code == 0 { "deleted" } else { &status.message };
-                writeln!(to, "{id}  {what}")?;
+                writeln!(to, "{id}  {}", plain::line(what))?;
             }
             Ok(())
         },
-    )?;
-    let failed = statuses.iter().filter(|(_, status)| status.code != 0).count();
-    if failed > 0 {
-        bail!("failed to delete {failed} of {} entries", statuses.len());
-    }
-    Ok(())
+    )
 }
 
 async fn show(id: &EntryId, server: &Server, out: &mut Output) -> anyhow::Result<()> {

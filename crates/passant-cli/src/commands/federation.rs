@@ -1,7 +1,7 @@
 //! `passant federation`: from where the server fetches the bundles of foreign trust domains, and how that goes.
 
-use anyhow::{Context, anyhow, bail};
-use passant_core::{TrustDomain, UnixTime};
+use anyhow::{Context, anyhow};
+use passant_core::{SpiffeId, TrustDomain, UnixTime};
 use passant_proto::convert;
 use passant_proto::federation::ListStatusRequest;
 use passant_proto::trustdomain::{
@@ -14,7 +14,7 @@ use passant_proto::types::{self, FederationRelationship};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::args::{Federation, FederationFields, ServerSocket};
+use crate::args::{Federation, FederationFields, ServerSocket, wrong};
 use crate::commands::bundle::read_bundle;
 use crate::connect::{Server, refused};
 use crate::json;
@@ -24,6 +24,7 @@ use crate::render::{Output, fields};
 const PAGE: i32 = 100;
 
 pub(crate) async fn run(command: Federation, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
+    check(&command)?;
     let server = Server::connect(socket).await?;
     match command {
         Federation::List => list(&server, out).await,
@@ -42,6 +43,27 @@ pub(crate) async fn run(command: Federation, socket: &ServerSocket, out: &mut Ou
             )
         }
     }
+}
+
+/// What clap does not see of the arguments.
+fn check(command: &Federation) -> anyhow::Result<()> {
+    if let Federation::Create(fields) = command {
+        let wrong = |message| Err(wrong(&["federation", "create"], message));
+        if fields.url.is_none() {
+            return wrong("name the bundle endpoint with --url https://...");
+        }
+        if fields.spiffe.is_none() && !fields.web {
+            return wrong(
+                "say how the endpoint proves who it is: --spiffe SPIFFE_ID, or --web for the Web PKI",
+            );
+        }
+    }
+    if let Federation::Update(fields) = command
+        && fields.is_empty()
+    {
+        return Err(wrong(&["federation", "update"], "nothing to change was named"));
+    }
+    Ok(())
 }
 
 /// The trust domains that the server has relationships with; none when it does not tell.
@@ -138,15 +160,9 @@ async fn held(trust_domain: &TrustDomain, server: &Server) -> anyhow::Result<Fed
 
 async fn create(args: FederationFields, server: &Server, out: &mut Output) -> anyhow::Result<()> {
     let trust_domain = args.trust_domain.clone();
-    if args.url.is_none() {
-        bail!("name the bundle endpoint with --url https://...");
-    }
-    if args.spiffe.is_none() && !args.web {
-        bail!("say how the endpoint proves who it is: --spiffe SPIFFE_ID, or --web for the Web PKI");
-    }
+    let endpoint = args.spiffe.clone();
     let (wire, _) = wire(args)?;
-    let lacks_bundle = wire.trust_domain_bundle.is_none();
-    let by_spiffe = matches!(wire.bundle_endpoint_profile, Some(BundleEndpointProfile::HttpsSpiffe(_)));
+    let has_bundle = wire.trust_domain_bundle.is_some();
     let request =
         BatchCreateFederationRelationshipRequest { federation_relationships: vec![wire], output_mask: None };
     let answer =
@@ -154,23 +170,28 @@ async fn create(args: FederationFields, server: &Server, out: &mut Output) -> an
     let results = answer.into_inner().results.into_iter();
     let results = results.map(|result| (result.status, result.federation_relationship));
     one("create", &trust_domain, results.collect(), out)?;
-    if lacks_bundle && by_spiffe && !out.is_json() {
-        let to = out.writer();
-        writeln!(
-            to,
-            "The endpoint proves itself by its own bundle, which has to be here for the first fetch: passant bundle set \
-             {trust_domain} FILE"
-        )?;
+    match endpoint.and_then(|endpoint| needs(&trust_domain, &endpoint, has_bundle)) {
+        Some(needs) => out.announce(|to| writeln!(to, "{needs}")),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What the first fetch needs besides: the endpoint proves itself by the bundle of its own trust domain, which need not be
+/// the one that is fetched.
+fn needs(trust_domain: &TrustDomain, endpoint: &SpiffeId, has_bundle: bool) -> Option<String> {
+    let prover = endpoint.trust_domain();
+    if prover == *trust_domain && has_bundle {
+        return None;
+    }
+    Some(format!(
+        "The endpoint proves itself by the bundle of {prover}, which has to be here for the first fetch: passant bundle set \
+         {prover} FILE"
+    ))
 }
 
 async fn update(args: FederationFields, server: &Server, out: &mut Output) -> anyhow::Result<()> {
     let trust_domain = args.trust_domain.clone();
     let (wire, mask) = wire(args)?;
-    if mask == types::FederationRelationshipMask::default() {
-        bail!("nothing to change was named; see passant federation update --help");
-    }
     let request = BatchUpdateFederationRelationshipRequest {
         federation_relationships: vec![wire],
         input_mask: Some(mask),
@@ -309,8 +330,6 @@ fn instant(secs: i64, zero: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use passant_core::SpiffeId;
-
     use super::*;
 
     fn named() -> FederationFields {
@@ -333,6 +352,22 @@ mod tests {
         assert_eq!(mask, types::FederationRelationshipMask { bundle_endpoint_url: true, ..nothing });
         assert_eq!(sent.bundle_endpoint_url, "https://other.test/bundle");
         assert!(sent.bundle_endpoint_profile.is_none() && sent.trust_domain_bundle.is_none());
+    }
+
+    #[test]
+    fn the_bundle_that_is_needed_is_that_of_the_endpoint() {
+        let needs = |endpoint: &str, has_bundle| {
+            let trust_domain = TrustDomain::parse("other.test").unwrap();
+            needs(&trust_domain, &SpiffeId::parse(endpoint).unwrap(), has_bundle)
+        };
+        assert!(
+            needs("spiffe://other.test/e", false).unwrap().contains("passant bundle set other.test FILE")
+        );
+        assert_eq!(needs("spiffe://other.test/e", true), None);
+        for has_bundle in [true, false] {
+            let told = needs("spiffe://hub.test/e", has_bundle).unwrap();
+            assert!(told.contains("passant bundle set hub.test FILE"), "{told}");
+        }
     }
 
     #[test]

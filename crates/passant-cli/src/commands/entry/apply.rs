@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use passant_core::UnixTime;
 use passant_proto::types;
 use serde_json::{Value, json};
@@ -13,10 +13,11 @@ use tonic::Code;
 
 use super::batch::{self, Batches, Failed, How, Item};
 use super::import::{EntryFile, failure, tell_failed};
-use super::list::{pages, wire_filter};
+use super::list::{pages, passes};
 use crate::args::{Apply, EntryFilter};
 use crate::connect::Server;
 use crate::json;
+use crate::plain::{self, Plain};
 use crate::progress::Progress;
 use crate::render::Output;
 
@@ -24,16 +25,12 @@ use crate::render::Output;
 const SHOWN: usize = 20;
 
 pub(super) async fn run(args: Apply, server: &Server, out: &mut Output) -> anyhow::Result<()> {
-    if !args.prune && args.within != EntryFilter::default() {
-        bail!("filters say what --prune may delete; without --prune they say nothing");
-    }
     let mut wanted = Wanted::read(&args)?;
     if args.prune && wanted.items.is_empty() {
         bail!(
             "the file has no entries: with --prune that would delete all. Who wants that says passant entry delete"
         );
     }
-    let prunable = if args.prune { Some(prunable(&args.within, server).await?) } else { None };
     let mut others = Vec::new();
     let mut progress = Progress::new("entries compared");
     let mut pages = pages(server, None, None);
@@ -46,18 +43,24 @@ pub(super) async fn run(args: Apply, server: &Server, out: &mut Output) -> anyho
         }
     }
     drop(progress);
-    let plan = wanted.plan(others, prunable.as_ref());
+    let plan = wanted.plan(others);
     if args.dry_run {
         if !plan.is_empty() {
             out.note();
         }
-        return out.print(|| plan.json(), |to| plan.tell(to));
+        return out.print_long(|to| plan.write_json(to), |to| plan.tell(to));
     }
-    if !out.is_json() {
-        plan.tell(out.writer())?;
-    }
-    if !args.yes && !plan.is_empty() {
-        if out.is_json() || args.file == Path::new("-") || !io::stdin().is_terminal() {
+    if args.yes || plan.is_empty() {
+        out.announce(|to| plan.tell(to))?;
+    } else {
+        let nobody = out.is_json() || args.file == Path::new("-") || !io::stdin().is_terminal();
+        if nobody || io::stdout().is_terminal() {
+            out.announce(|to| plan.tell(to))?;
+        } else {
+            // Whoever is asked sees what about.
+            plan.tell(&mut Plain(io::stderr()))?;
+        }
+        if nobody {
             bail!("nothing was changed: look with --dry-run, and say --yes where nobody can be asked");
         }
         if !confirmed()? {
@@ -65,13 +68,13 @@ pub(super) async fn run(args: Apply, server: &Server, out: &mut Output) -> anyho
         }
     }
     let done = plan.carry_out(server).await?;
-    out.print(|| done.json(), |to| done.tell(to))?;
-    match done.failed.len() + done.not_deleted.len() {
-        0 => Ok(()),
-        failed => {
-            bail!("{failed} changes were refused; the others were made. Mend the file and run it again")
-        }
+    let failed = done.failed.len() + done.not_deleted.len();
+    if failed > 0 {
+        out.fail(anyhow!(
+            "{failed} changes were refused; the others were made. Mend the file and run it again"
+        ));
     }
+    out.print(|| done.json(), |to| done.tell(to))
 }
 
 /// Asks on the terminal.
@@ -84,33 +87,19 @@ fn confirmed() -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// The ids of the entries that may be deleted.
-async fn prunable(within: &EntryFilter, server: &Server) -> anyhow::Result<Prunable> {
-    if *within == EntryFilter::default() {
-        return Ok(Prunable::All);
-    }
-    let mut ids = HashSet::new();
-    let mut pages = pages(server, Some(wire_filter(within)), Some(types::EntryMask::default()));
-    while let Some(entries) = pages.next().await? {
-        ids.extend(entries.into_iter().map(|entry| entry.id));
-    }
-    Ok(Prunable::Of(ids))
-}
-
-enum Prunable {
-    All,
-    Of(HashSet<String>),
-}
-
 /// The entries of the file, and what the server has of them.
 struct Wanted {
     items: Vec<Item>,
     by_id: HashMap<String, usize>,
     by_triple: HashMap<String, usize>,
+    /// What of the server's entries may be deleted; nothing if none.
+    prune: Option<EntryFilter>,
     /// For each entry of which the server has one with its id: what is to be changed.
     with_id: HashMap<usize, Vec<Change>>,
     /// For each entry: one of the server with its parent, SPIFFE ID and selectors.
     with_triple: HashMap<usize, Met>,
+    /// Entries whose parent, SPIFFE ID and selectors the server has in an entry that another one here changes.
+    heirs: HashSet<usize>,
 }
 
 /// An entry of the server that one of the file stands for.
@@ -125,6 +114,8 @@ struct Other {
     spiffe_id: String,
     parent_id: String,
     selectors: String,
+    /// Whether it may be deleted when the file does not have it.
+    prunable: bool,
 }
 
 /// A field that is to be changed.
@@ -158,28 +149,44 @@ impl Wanted {
             items.push(Item { line, entry });
             Ok(())
         })?;
-        Ok(Self { items, by_id, by_triple, with_id: HashMap::new(), with_triple: HashMap::new() })
+        let prune = args.prune.then(|| args.within.clone());
+        Ok(Self { by_id, by_triple, ..Self::new(items, prune) })
+    }
+
+    fn new(items: Vec<Item>, prune: Option<EntryFilter>) -> Self {
+        Self {
+            items,
+            by_id: HashMap::new(),
+            by_triple: HashMap::new(),
+            prune,
+            with_id: HashMap::new(),
+            with_triple: HashMap::new(),
+            heirs: HashSet::new(),
+        }
     }
 
     /// Compares an entry of the server with the one of the file that stands for it; given back when there is none.
     fn meet(&mut self, theirs: types::Entry) -> Option<Other> {
+        let prunable = self.prune.as_ref().is_some_and(|within| passes(within, &theirs));
+        let twin = self.by_triple.get(&triple(&theirs)).copied();
         if let Some(at) = self.by_id.get(&theirs.id) {
+            self.heirs.extend(twin.filter(|heir| heir != at));
             let changes = changes(&theirs, &self.items[*at].entry);
             self.with_id.insert(*at, changes);
             return None;
         }
-        let twin = self.by_triple.get(&triple(&theirs)).filter(|at| !self.with_triple.contains_key(*at));
-        if let Some(at) = twin {
-            let changes = changes(&theirs, &self.items[*at].entry);
-            self.with_triple.insert(*at, Met { theirs: Other::of(&theirs), changes });
+        let theirs_now = Other::of(&theirs, prunable);
+        if let Some(at) = twin.filter(|at| !self.with_triple.contains_key(at)) {
+            let changes = changes(&theirs, &self.items[at].entry);
+            self.with_triple.insert(at, Met { theirs: theirs_now, changes });
             return None;
         }
-        Some(Other::of(&theirs))
+        Some(theirs_now)
     }
 
     /// Puts together what is to be done.
-    fn plan(mut self, mut others: Vec<Other>, prunable: Option<&Prunable>) -> Plan {
-        let mut plan = Plan { create: Vec::new(), change: Vec::new(), delete: Vec::new(), same: 0, kept: 0 };
+    fn plan(mut self, mut others: Vec<Other>) -> Plan {
+        let mut plan = Plan::default();
         for (at, mut item) in self.items.into_iter().enumerate() {
             let twin = self.with_triple.remove(&at);
             let changes = match (self.with_id.remove(&at), twin) {
@@ -195,20 +202,16 @@ impl Wanted {
                 (None, None) => None,
             };
             match changes {
+                None if self.heirs.contains(&at) => plan.inherit.push(item),
                 None => plan.create.push(item),
                 Some(changes) if changes.is_empty() => plan.same += 1,
                 Some(changes) => plan.change.push((item, changes)),
             }
         }
         for other in others {
-            let may = match prunable {
-                None => false,
-                Some(Prunable::All) => true,
-                Some(Prunable::Of(ids)) => ids.contains(&other.id),
-            };
             // Made by the server for a node that attested with a join token, and gone with that node.
             let of_token = other.selectors == format!("spiffe_id:{}", other.parent_id);
-            if may && !of_token { plan.delete.push(other) } else { plan.kept += 1 }
+            if other.prunable && !of_token { plan.delete.push(other) } else { plan.kept += 1 }
         }
         plan.delete.sort_by(|one, other| one.id.cmp(&other.id));
         plan
@@ -216,17 +219,18 @@ impl Wanted {
 }
 
 impl Other {
-    fn of(entry: &types::Entry) -> Self {
+    fn of(entry: &types::Entry, prunable: bool) -> Self {
         Self {
             id: entry.id.clone(),
             spiffe_id: json::spiffe_id_text(entry.spiffe_id.as_ref()),
             parent_id: json::spiffe_id_text(entry.parent_id.as_ref()),
             selectors: json::selectors_text(&entry.selectors),
+            prunable,
         }
     }
 
     fn json(&self) -> Value {
-        let Self { id, spiffe_id, parent_id, selectors } = self;
+        let Self { id, spiffe_id, parent_id, selectors, prunable: _ } = self;
         json!({ "id": id, "spiffe_id": spiffe_id, "parent_id": parent_id, "selectors": selectors })
     }
 }
@@ -277,8 +281,11 @@ fn fields(entry: &types::Entry) -> [(&'static str, String); 14] {
 }
 
 /// What is to be done.
+#[derive(Default)]
 struct Plan {
     create: Vec<Item>,
+    /// To be created, too, once what is changed has given up their parent, SPIFFE ID and selectors.
+    inherit: Vec<Item>,
     change: Vec<(Item, Vec<Change>)>,
     delete: Vec<Other>,
     /// Entries that are as the file has them.
@@ -300,40 +307,39 @@ struct Done {
 
 impl Plan {
     fn is_empty(&self) -> bool {
-        self.create.is_empty() && self.change.is_empty() && self.delete.is_empty()
+        self.create.is_empty() && self.inherit.is_empty() && self.change.is_empty() && self.delete.is_empty()
+    }
+
+    /// All that is to be created.
+    fn creates(&self) -> Vec<&Item> {
+        self.create.iter().chain(&self.inherit).collect()
     }
 
     fn tell(&self, to: &mut dyn Write) -> io::Result<()> {
-        shown(to, &self.create, |to, item| {
+        shown(to, &self.creates(), |to, item| {
             let entry = &item.entry;
-            writeln!(
-                to,
-                "+ create  {}  below {}  {}",
-                json::spiffe_id_text(entry.spiffe_id.as_ref()),
-                json::spiffe_id_text(entry.parent_id.as_ref()),
-                json::selectors_text(&entry.selectors)
-            )
+            let (spiffe_id, parent_id) = (entry.spiffe_id.as_ref(), entry.parent_id.as_ref());
+            let (spiffe_id, parent_id) = (json::spiffe_id_text(spiffe_id), json::spiffe_id_text(parent_id));
+            let selectors = json::selectors_text(&entry.selectors);
+            writeln!(to, "+ create  {}", plain::line(&format!("{spiffe_id}  below {parent_id}  {selectors}")))
         })?;
         shown(to, &self.change, |to, (item, changes)| {
-            writeln!(
-                to,
-                "~ change  {}  {}",
-                json::spiffe_id_text(item.entry.spiffe_id.as_ref()),
-                item.entry.id
-            )?;
+            let spiffe_id = json::spiffe_id_text(item.entry.spiffe_id.as_ref());
+            writeln!(to, "~ change  {}", plain::line(&format!("{spiffe_id}  {}", item.entry.id)))?;
             for Change { field, old, new } in changes {
-                writeln!(to, "    {field}: {old} -> {new}")?;
+                writeln!(to, "    {field}: {}", plain::line(&format!("{old} -> {new}")))?;
             }
             Ok(())
         })?;
         shown(to, &self.delete, |to, other| {
-            let Other { id, spiffe_id, parent_id, selectors } = other;
-            writeln!(to, "- delete  {spiffe_id}  {id}  below {parent_id}  {selectors}")
+            let Other { id, spiffe_id, parent_id, selectors, prunable: _ } = other;
+            let other = format!("{spiffe_id}  {id}  below {parent_id}  {selectors}");
+            writeln!(to, "- delete  {}", plain::line(&other))
         })?;
         writeln!(
             to,
             "{} to create, {} to change, {} to delete; {} are as in the file, {} others stay",
-            self.create.len(),
+            self.creates().len(),
             self.change.len(),
             self.delete.len(),
             self.same,
@@ -341,7 +347,8 @@ impl Plan {
         )
     }
 
-    fn json(&self) -> Value {
+    /// Item by item: as one value, a plan for many entries takes more memory than they do.
+    fn write_json(&self, to: &mut dyn Write) -> io::Result<()> {
         let change = |(item, changes): &(Item, Vec<Change>)| {
             let fields = changes
                 .iter()
@@ -353,44 +360,67 @@ impl Plan {
                 "fields": fields.collect::<Value>(),
             })
         };
-        json!({
-            "create": self.create.iter().map(|item| json::entry(&item.entry)).collect::<Value>(),
-            "change": self.change.iter().map(change).collect::<Value>(),
-            "delete": self.delete.iter().map(Other::json).collect::<Value>(),
-            "same": self.same,
-            "kept": self.kept,
-        })
+        write!(to, "{{\"create\":")?;
+        write_list(to, self.creates().into_iter().map(|item| json::entry(&item.entry)))?;
+        write!(to, ",\"change\":")?;
+        write_list(to, self.change.iter().map(change))?;
+        write!(to, ",\"delete\":")?;
+        write_list(to, self.delete.iter().map(Other::json))?;
+        write!(to, ",\"same\":{},\"kept\":{}}}", self.same, self.kept)
     }
 
     /// Creates first and deletes last, so that no workload is without an identity in between.
     async fn carry_out(self, server: &Server) -> anyhow::Result<Done> {
-        let Self { create, change, delete, same, kept } = self;
-        let mut progress = Progress::of("changes made", create.len() + change.len() + delete.len());
+        let Self { create, inherit, change, delete, same, kept } = self;
+        let all = create.len() + inherit.len() + change.len() + delete.len();
+        let mut progress = Progress::of("changes made", all);
         let created = written(server, How::Create, create, &mut progress).await?;
         let change = change.into_iter().map(|(item, _)| item).collect();
         let changed = written(server, How::Update, change, &mut progress).await?;
-        if created.existing > 0 {
+        // What they are to take over may not have been given up.
+        let inherited = if changed.failed.is_empty() {
+            written(server, How::Create, inherit, &mut progress).await?
+        } else {
+            let failed = inherit.iter().map(|item| Failed::of(item, not_made("not created")));
+            batch::Outcome { failed: failed.collect(), ..batch::Outcome::default() }
+        };
+        let existing = created.existing + inherited.existing;
+        if existing > 0 {
             bail!(
-                "{} entries to be created were made by somebody else meanwhile: look again with --dry-run",
-                created.existing
+                "{existing} entries to be created were made by somebody else meanwhile: look again with --dry-run"
             );
         }
         let mut failed = created.failed;
         failed.extend(changed.failed);
+        failed.extend(inherited.failed);
         let ids: Vec<String> = delete.into_iter().map(|other| other.id).collect();
         let not_deleted = if failed.is_empty() {
             batch::delete(server, &ids, &mut progress).await?
         } else {
             // What was to take their place may be among the refused.
-            let why = types::Status {
-                code: Code::FailedPrecondition.into(),
-                message: "not deleted, since other changes were refused".to_owned(),
-            };
+            let why = not_made("not deleted");
             ids.iter().map(|id| (id.clone(), why.clone())).collect()
         };
         let deleted = ids.len() - not_deleted.len();
-        Ok(Done { created: created.done, changed: changed.done, deleted, same, kept, failed, not_deleted })
+        let created = created.done + inherited.done;
+        Ok(Done { created, changed: changed.done, deleted, same, kept, failed, not_deleted })
     }
+}
+
+/// Why a change was not tried.
+fn not_made(what: &str) -> types::Status {
+    let message = format!("{what}, since other changes were refused");
+    types::Status { code: Code::FailedPrecondition.into(), message }
+}
+
+/// Writes a list as JSON.
+fn write_list(to: &mut dyn Write, items: impl Iterator<Item = Value>) -> io::Result<()> {
+    let mut before = "[";
+    for item in items {
+        write!(to, "{before}{item}")?;
+        before = ",";
+    }
+    write!(to, "{}]", if before == "[" { "[" } else { "" })
 }
 
 /// Writes entries, and lets go of each once it is sent.
@@ -429,7 +459,9 @@ impl Done {
     fn tell(&self, to: &mut dyn Write) -> io::Result<()> {
         writeln!(to, "{} created, {} changed, {} deleted", self.created, self.changed, self.deleted)?;
         tell_failed(to, &self.failed)?;
-        shown(to, &self.not_deleted, |to, (id, status)| writeln!(to, "{id}: {}", status.message))
+        shown(to, &self.not_deleted, |to, (id, status)| {
+            writeln!(to, "{}", plain::line(&format!("{id}: {}", status.message)))
+        })
     }
 }
 
@@ -468,19 +500,8 @@ mod tests {
         }
     }
 
-    /// The ids that are created, changed and deleted.
-    fn plan(
-        file: Vec<types::Entry>,
-        server: Vec<types::Entry>,
-        prunable: Option<&Prunable>,
-    ) -> [Vec<String>; 3] {
-        let mut wanted = Wanted {
-            by_id: HashMap::new(),
-            by_triple: HashMap::new(),
-            items: Vec::new(),
-            with_id: HashMap::new(),
-            with_triple: HashMap::new(),
-        };
+    fn planned(file: Vec<types::Entry>, server: Vec<types::Entry>, prune: Option<EntryFilter>) -> Plan {
+        let mut wanted = Wanted::new(Vec::new(), prune);
         for (line, entry) in file.into_iter().enumerate() {
             wanted.by_triple.insert(triple(&entry), line);
             if !entry.id.is_empty() {
@@ -489,9 +510,18 @@ mod tests {
             wanted.items.push(Item { line, entry });
         }
         let others: Vec<Other> = server.into_iter().filter_map(|entry| wanted.meet(entry)).collect();
-        let plan = wanted.plan(others, prunable);
+        wanted.plan(others)
+    }
+
+    /// The ids that are created, changed and deleted.
+    fn plan(
+        file: Vec<types::Entry>,
+        server: Vec<types::Entry>,
+        prune: Option<EntryFilter>,
+    ) -> [Vec<String>; 3] {
+        let plan = planned(file, server, prune);
         [
-            plan.create.iter().map(|item| item.entry.id.clone()).collect(),
+            plan.creates().iter().map(|item| item.entry.id.clone()).collect(),
             plan.change.iter().map(|(item, _)| item.entry.id.clone()).collect(),
             plan.delete.iter().map(|other| other.id.clone()).collect(),
         ]
@@ -500,18 +530,63 @@ mod tests {
     fn check(
         file: Vec<types::Entry>,
         server: Vec<types::Entry>,
-        prunable: Option<&Prunable>,
+        prune: Option<EntryFilter>,
         expected: [&[&str]; 3],
     ) {
         let expected = expected.map(|ids| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<String>>());
-        assert_eq!(plan(file, server, prunable), expected);
+        assert_eq!(plan(file, server, prune), expected);
+    }
+
+    fn all() -> EntryFilter {
+        EntryFilter::default()
+    }
+
+    #[test]
+    fn what_is_taken_over_is_created_once_it_was_given_up() {
+        let file = || vec![entry("a", "/a", 9), entry("", "/a", 1), entry("d", "/d", 4)];
+        let plan = planned(file(), vec![entry("a", "/a", 1)], None);
+        assert_eq!((plan.create.len(), plan.inherit.len(), plan.change.len()), (1, 1, 1));
+        assert_eq!((plan.create[0].entry.id.as_str(), plan.inherit[0].line), ("d", 1));
+        // Nothing is given up where nothing is changed, or where another entry of the server is the one.
+        let plan = planned(vec![entry("a", "/a", 1)], vec![entry("a", "/a", 1)], None);
+        assert!(plan.is_empty());
+        let plan = planned(file(), vec![entry("a", "/a", 1), entry("b", "/a", 1)], None);
+        assert_eq!((plan.create.len(), plan.inherit.len(), plan.change.len()), (1, 0, 1));
+    }
+
+    #[test]
+    fn a_plan_is_written_as_one_document() {
+        let written = |plan: &Plan| -> Value {
+            let mut to = Vec::new();
+            plan.write_json(&mut to).unwrap();
+            serde_json::from_slice(&to).unwrap()
+        };
+        let nothing = json!({ "create": [], "change": [], "delete": [], "same": 0, "kept": 0 });
+        assert_eq!(written(&Plan::default()), nothing);
+        let file = vec![entry("a", "/a", 9), entry("", "/a", 1), entry("d", "/d", 4)];
+        let server = vec![entry("a", "/a", 1), entry("x", "/x", 7), entry("y", "/y", 8)];
+        let plan = written(&planned(file, server, Some(all())));
+        assert_eq!((&plan["create"][0]["id"], &plan["create"][1]["id"]), (&json!("d"), &json!("")));
+        assert_eq!((&plan["change"][0]["id"], &plan["change"][0]["line"]), (&json!("a"), &json!(0)));
+        assert_eq!((&plan["delete"][0]["id"], &plan["delete"][1]["id"]), (&json!("x"), &json!("y")));
+    }
+
+    #[test]
+    fn nothing_in_an_entry_hides_what_is_asked() {
+        let mut hostile = entry("a", "/a", 1);
+        hostile.selectors[0].value = "uid:1\r\u{1b}[2K\n0 to create".to_owned();
+        let mut told = Vec::new();
+        planned(vec![hostile.clone()], Vec::new(), None).tell(&mut told).unwrap();
+        planned(Vec::new(), vec![hostile], Some(all())).tell(&mut told).unwrap();
+        let told = String::from_utf8(told).unwrap();
+        assert!(!told.contains(['\r', '\u{1b}']) && told.lines().count() == 4, "{told}");
     }
 
     #[test]
     fn what_is_the_same_is_left_alone_whatever_the_order_of_selectors() {
         let mut turned = entry("a", "/a", 1);
         turned.selectors.reverse();
-        check(vec![entry("a", "/a", 1)], vec![turned], Some(&Prunable::All), [&[], &[], &[]]);
+        check(vec![entry("a", "/a", 1)], vec![turned], Some(all()), [&[], &[], &[]]);
     }
 
     #[test]
@@ -529,7 +604,7 @@ mod tests {
         for server in [[entry("a", "/a", 1), entry("b", "/a", 2)], [entry("b", "/a", 2), entry("a", "/a", 1)]]
         {
             let file = vec![entry("a", "/a", 2)];
-            check(file, server.to_vec(), Some(&Prunable::All), [&[], &["a"], &["b"]]);
+            check(file, server.to_vec(), Some(all()), [&[], &["a"], &["b"]]);
         }
         check(vec![entry("", "/a", 2)], vec![entry("a", "/a", 1)], None, [&[""], &[], &[]]);
     }
@@ -538,15 +613,17 @@ mod tests {
     fn only_what_may_be_pruned_is_deleted() {
         let server = || vec![entry("a", "/a", 1), entry("b", "/b", 2)];
         check(Vec::new(), server(), None, [&[], &[], &[]]);
-        check(Vec::new(), server(), Some(&Prunable::All), [&[], &[], &["a", "b"]]);
-        let some = Prunable::Of(HashSet::from(["b".to_owned()]));
-        check(Vec::new(), server(), Some(&some), [&[], &[], &["b"]]);
+        check(Vec::new(), server(), Some(all()), [&[], &[], &["a", "b"]]);
+        let some = EntryFilter { hint: Some("blue".to_owned()), ..EntryFilter::default() };
+        let hinted = types::Entry { hint: "blue".to_owned(), ..entry("c", "/c", 3) };
+        let both = server().into_iter().chain([hinted]).collect();
+        check(Vec::new(), both, Some(some), [&[], &[], &["c"]]);
         let mut token = entry("t", "/node-1", 1);
         token.selectors = vec![types::Selector {
             r#type: "spiffe_id".to_owned(),
             value: "spiffe://example.org/node".to_owned(),
         }];
-        check(Vec::new(), vec![token], Some(&Prunable::All), [&[], &[], &[]]);
+        check(Vec::new(), vec![token], Some(all()), [&[], &[], &[]]);
     }
 
     #[test]

@@ -56,6 +56,14 @@ pub(super) struct Failed {
     pub(super) status: types::Status,
 }
 
+impl Failed {
+    /// An entry, and what the server says of it.
+    pub(super) fn of(item: &Item, status: types::Status) -> Self {
+        let spiffe_id = json::spiffe_id_text(item.entry.spiffe_id.as_ref());
+        Self { line: item.line, id: item.entry.id.clone(), spiffe_id, status }
+    }
+}
+
 /// Where batches are put together.
 pub(super) struct Batches {
     to: mpsc::Sender<Vec<Item>>,
@@ -143,10 +151,9 @@ pub(super) async fn write(
 async fn send(mut server: EntryClient<Channel>, how: How, items: Vec<Item>) -> anyhow::Result<Outcome> {
     let mut named: Vec<Failed> = Vec::with_capacity(items.len());
     let mut entries: Vec<types::Entry> = Vec::with_capacity(items.len());
-    for Item { line, entry } in items {
-        let spiffe_id = json::spiffe_id_text(entry.spiffe_id.as_ref());
-        named.push(Failed { line, id: entry.id.clone(), spiffe_id, status: types::Status::default() });
-        entries.push(entry);
+    for item in items {
+        named.push(Failed::of(&item, types::Status::default()));
+        entries.push(item.entry);
     }
     // The ids are enough of an answer.
     let output_mask = Some(types::EntryMask::default());

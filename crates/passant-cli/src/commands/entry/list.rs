@@ -1,10 +1,12 @@
 //! `passant entry list`, `count`, `export`: how are entries read from the server, however many there are?
 
-use std::io::{BufWriter, Write};
+use std::collections::BTreeSet;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use passant_core::TrustDomain;
+use passant_core::{SpiffeId, TrustDomain};
+use passant_proto::convert::filter::Relation;
 use passant_proto::convert::id;
 use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::entry::{
@@ -100,7 +102,7 @@ pub(super) async fn count(filter: &EntryFilter, server: &Server, out: &mut Outpu
     out.print(|| json!({ "count": count }), |to| writeln!(to, "{count}"))
 }
 
-/// Writes entries as a file that `import`, `apply` and SPIRE read.
+/// Writes entries as a file that `import`, `apply` and, in its own shape, SPIRE read.
 pub(super) async fn export(args: Export, server: &Server, out: &mut Output) -> anyhow::Result<()> {
     let Some(file) = args.file.as_deref().filter(|file| *file != Path::new("-")) else {
         return write(&args, server, out.writer()).await.map(drop);
@@ -137,7 +139,8 @@ async fn write(args: &Export, server: &Server, to: &mut dyn Write) -> anyhow::Re
                 Shape::Show => json::entry(entry),
                 Shape::Data => json::entry_data(entry),
             };
-            serde_json::to_writer(&mut to, &entry)?;
+            // As the error that it is: a closed pipe is to be known as one.
+            serde_json::to_writer(&mut to, &entry).map_err(io::Error::from)?;
             count += 1;
         }
         progress.add(entries.len());
@@ -145,6 +148,40 @@ async fn write(args: &Export, server: &Server, to: &mut dyn Write) -> anyhow::Re
     writeln!(to, "\n],\"next_page_token\":\"\"}}")?;
     to.flush()?;
     Ok(count)
+}
+
+/// Whether an entry passes `filter`, as [`wire_filter`] has a server decide it. Asked here where entries are deleted: a server
+/// that does not know a filter lets everything pass.
+pub(super) fn passes(filter: &EntryFilter, entry: &types::Entry) -> bool {
+    let is = |id: &Option<types::Spiffeid>, wanted: &Option<SpiffeId>| {
+        wanted.as_ref().is_none_or(|wanted| json::spiffe_id_text(id.as_ref()) == wanted.as_str())
+    };
+    let holds = |matching: Match, have: BTreeSet<String>, given: BTreeSet<String>| {
+        given.is_empty() || relation(matching).holds(&have, &given)
+    };
+    is(&entry.spiffe_id, &filter.spiffe_id)
+        && is(&entry.parent_id, &filter.parent_id)
+        && holds(
+            filter.matching,
+            entry.selectors.iter().map(|s| format!("{}:{}", s.r#type, s.value)).collect(),
+            filter.selectors.iter().map(ToString::to_string).collect(),
+        )
+        && holds(
+            filter.match_federates_with,
+            entry.federates_with.iter().cloned().collect(),
+            filter.federates_with.iter().map(TrustDomain::to_string).collect(),
+        )
+        && filter.hint.as_ref().is_none_or(|hint| *hint == entry.hint)
+        && filter.downstream.is_none_or(|downstream| downstream == entry.downstream)
+}
+
+fn relation(matching: Match) -> Relation {
+    match matching {
+        Match::Exact => Relation::Exact,
+        Match::Any => Relation::Any,
+        Match::Superset => Relation::Superset,
+        Match::Subset => Relation::Subset,
+    }
 }
 
 pub(super) fn wire_filter(filter: &EntryFilter) -> list_entries_request::Filter {
@@ -177,5 +214,84 @@ fn behavior(matching: Match) -> types::selector_match::MatchBehavior {
         Match::Any => MatchBehavior::MatchAny,
         Match::Superset => MatchBehavior::MatchSuperset,
         Match::Subset => MatchBehavior::MatchSubset,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use passant_core::{EntryId, Selector, UnixTime};
+    use passant_proto::convert;
+
+    use super::*;
+
+    fn spiffe_id(path: &str) -> SpiffeId {
+        TrustDomain::parse("example.org").unwrap().join(path).unwrap()
+    }
+
+    fn entry(path: &str, selectors: &[&str], hint: &str) -> types::Entry {
+        let selectors: Vec<Selector> = selectors.iter().map(|text| Selector::parse(text).unwrap()).collect();
+        types::Entry {
+            id: "a".to_owned(),
+            spiffe_id: Some(id::to_wire(&spiffe_id(path))),
+            parent_id: Some(id::to_wire(&spiffe_id("/node"))),
+            selectors: wire_selectors(&selectors),
+            hint: hint.to_owned(),
+            ..types::Entry::default()
+        }
+    }
+
+    #[test]
+    fn what_passes_here_passes_at_the_server() {
+        let federating = types::Entry {
+            federates_with: vec!["one.test".to_owned(), "two.test".to_owned()],
+            downstream: true,
+            ..entry("/b", &["unix:uid:1"], "")
+        };
+        let entries = [
+            entry("/a", &["unix:uid:1", "unix:gid:1"], "blue"),
+            entry("/a", &["unix:uid:2"], ""),
+            entry("/b", &["unix:uid:1"], "green"),
+            federating,
+        ];
+        let selecting = |matching, texts: &[&str]| EntryFilter {
+            selectors: texts.iter().map(|text| Selector::parse(text).unwrap()).collect(),
+            matching,
+            ..EntryFilter::default()
+        };
+        let with = |match_federates_with, names: &[&str]| EntryFilter {
+            federates_with: names.iter().map(|name| TrustDomain::parse(name).unwrap()).collect(),
+            match_federates_with,
+            ..EntryFilter::default()
+        };
+        let mut filters = vec![
+            EntryFilter::default(),
+            EntryFilter { spiffe_id: Some(spiffe_id("/a")), ..EntryFilter::default() },
+            EntryFilter { parent_id: Some(spiffe_id("/node")), ..EntryFilter::default() },
+            EntryFilter { parent_id: Some(spiffe_id("/other")), ..EntryFilter::default() },
+            EntryFilter { hint: Some("blue".to_owned()), ..EntryFilter::default() },
+            EntryFilter { downstream: Some(true), ..EntryFilter::default() },
+            EntryFilter { downstream: Some(false), ..EntryFilter::default() },
+        ];
+        for matching in [Match::Exact, Match::Any, Match::Superset, Match::Subset] {
+            filters.push(selecting(matching, &["unix:uid:1"]));
+            filters.push(selecting(matching, &["unix:uid:1", "unix:gid:1", "unix:gid:2"]));
+            filters.push(with(matching, &["one.test"]));
+            filters.push(with(matching, &["one.test", "two.test", "three.test"]));
+        }
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        let mut passed = 0;
+        for filter in &filters {
+            let wire = wire_filter(filter);
+            let theirs = convert::filter::EntryFilter::from_list(&trust_domain, Some(&wire)).unwrap();
+            for entry in &entries {
+                let draft = convert::entry::draft_from_wire(entry).unwrap();
+                let id = EntryId::parse("a").unwrap();
+                let registered = draft.register(&trust_domain, id, 1, UnixTime::from_secs(1)).unwrap();
+                let passes = passes(filter, entry);
+                assert_eq!(passes, theirs.passes(&registered), "{filter:?} {entry:?}");
+                passed += usize::from(passes);
+            }
+        }
+        assert!(passed > entries.len() && passed < filters.len() * entries.len());
     }
 }
