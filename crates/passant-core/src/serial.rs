@@ -36,6 +36,9 @@ pub enum SerialError {
     /// Not pairs of hexadecimal digits.
     #[error("serial number is not in hexadecimal")]
     NotHex,
+    /// Something else than digits.
+    #[error("serial number is not in decimal digits")]
+    NotDecimal,
 }
 
 impl Serial {
@@ -77,6 +80,30 @@ impl Serial {
     /// The unsigned big-endian magnitude, without leading zeros.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Parses the number in decimal, as SPIRE's API writes it.
+    ///
+    /// # Errors
+    /// When it is no number in digits, zero, or longer than 20 bytes.
+    pub fn from_decimal(text: &str) -> Result<Self, SerialError> {
+        // 20 bytes make at most 49 digits; more of them are zeros or too much.
+        let digits = text.trim_start_matches('0');
+        if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(SerialError::NotDecimal);
+        }
+        if digits.len() > 49 {
+            return Err(SerialError::TooLong);
+        }
+        let mut magnitude = vec![0_u8; SERIAL_BYTES + 1];
+        for digit in digits.bytes() {
+            let mut carry = u16::from(digit - b'0');
+            for byte in magnitude.iter_mut().rev() {
+                let [high, low] = (u16::from(*byte) * 10 + carry).to_be_bytes();
+                (*byte, carry) = (low, u16::from(high));
+            }
+        }
+        Self::from_magnitude(&magnitude)
     }
 
     /// The number in decimal, as SPIRE's API writes it.
@@ -172,14 +199,35 @@ mod tests {
 
     #[test]
     fn decimal_is_what_spire_writes() {
-        let check =
-            |hex: &str, decimal: &str| assert_eq!(hex.parse::<Serial>().unwrap().to_decimal(), decimal);
+        let check = |hex: &str, decimal: &str| {
+            let serial: Serial = hex.parse().unwrap();
+            assert_eq!(serial.to_decimal(), decimal);
+            assert_eq!(Serial::from_decimal(decimal), Ok(serial));
+        };
         check("01", "1");
         check("ff", "255");
         check("3b9aca00", "1000000000");
         check("ffffffffffffffff", "18446744073709551615");
         check("0de0b6b3a7640000", "1000000000000000000");
         check(&"ff".repeat(20), "1461501637330902918203684832716283019655932542975");
+    }
+
+    #[test]
+    fn decimal_is_digits_that_make_a_serial_number() {
+        let most = "1461501637330902918203684832716283019655932542975";
+        for (text, expected) in [
+            ("", SerialError::Zero),
+            ("000", SerialError::Zero),
+            ("-1", SerialError::NotDecimal),
+            ("0x1", SerialError::NotDecimal),
+            ("\u{663}", SerialError::NotDecimal),
+            ("1461501637330902918203684832716283019655932542976", SerialError::TooLong),
+            (&"9".repeat(49), SerialError::TooLong),
+            (&"9".repeat(5_000), SerialError::TooLong),
+        ] {
+            assert_eq!(Serial::from_decimal(text), Err(expected), "{text}");
+        }
+        assert_eq!(Serial::from_decimal(&format!("00{most}")), Serial::from_decimal(most));
     }
 
     #[test]
@@ -217,6 +265,7 @@ mod tests {
         fn decimal_agrees_with_the_machine(number in 1u128..) {
             let serial = Serial::from_magnitude(&number.to_be_bytes()).unwrap();
             prop_assert_eq!(serial.to_decimal(), number.to_string());
+            prop_assert_eq!(Serial::from_decimal(&number.to_string()), Ok(serial));
         }
 
         #[test]

@@ -22,6 +22,9 @@ pub mod entry;
 #[path = "gen/federation.rs"]
 #[rustfmt::skip]
 pub mod federation;
+#[path = "gen/import.rs"]
+#[rustfmt::skip]
+pub mod import;
 #[path = "gen/localauthority.rs"]
 #[rustfmt::skip]
 pub mod localauthority;

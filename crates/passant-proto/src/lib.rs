@@ -8,6 +8,7 @@
 //! | [`access`] | `passant.access.v1`: why a server lets a caller do something, or not |
 //! | [`store`] | `passant.store.v1`: how operators back up a server |
 //! | [`federation`] | `passant.federation.v1`: how the fetching of foreign bundles goes |
+//! | [`import`] | `passant.import.v1`: how what another server of the trust domain attested moves here |
 //! | [`descriptors`] | descriptions of all services, for reflection |
 //! | [`rpc`] | `google.rpc.Status`, the form of error details |
 //! | [`convert`] | wire to domain and back, one file per thing converted |
@@ -22,6 +23,6 @@ mod generated;
 pub mod status;
 
 pub use generated::{
-    access, agent, bundle, entry, federation, localauthority, logger, rpc, store, svid, trustdomain, types,
-    workload,
+    access, agent, bundle, entry, federation, import, localauthority, logger, rpc, store, svid, trustdomain,
+    types, workload,
 };

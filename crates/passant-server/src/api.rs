@@ -9,6 +9,7 @@ pub(crate) mod authorize;
 mod bundle;
 mod entry;
 mod federation;
+mod import;
 mod local_authority;
 mod logger;
 mod store;
@@ -30,6 +31,7 @@ use passant_proto::bundle::bundle_server::BundleServer;
 use passant_proto::descriptors;
 use passant_proto::entry::entry_server::EntryServer;
 use passant_proto::federation::federation_server::FederationServer;
+use passant_proto::import::import_server::ImportServer;
 use passant_proto::localauthority::local_authority_server::LocalAuthorityServer;
 use passant_proto::logger::logger_server::LoggerServer;
 use passant_proto::status;
@@ -88,7 +90,8 @@ impl Api {
         let (trust_domain, federation) =
             (TrustDomainServer::new(self.clone()), FederationServer::new(self.clone()));
         let (logger, authority) = (LoggerServer::new(self.clone()), LocalAuthorityServer::new(self.clone()));
-        let (access, store) = (AccessServer::new(self.clone()), StoreServer::new(self));
+        let (access, import) = (AccessServer::new(self.clone()), ImportServer::new(self.clone()));
+        let store = StoreServer::new(self);
         let routes = health.add_to(Routes::default());
         let routes = add_reflection(routes, descriptors::SERVER)?;
         Ok(routes
@@ -112,6 +115,7 @@ impl Api {
             .add_service(
                 federation.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
+            .add_service(import.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(trust_domain.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(svid.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .prepare())

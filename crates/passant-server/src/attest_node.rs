@@ -77,6 +77,11 @@ impl NodeAttestation {
         Self { rights, ..self }
     }
 
+    /// The attestation types that are enabled.
+    pub(crate) fn methods(&self) -> impl Iterator<Item = &str> {
+        self.methods.iter().map(NodeMethod::name)
+    }
+
     /// Attests one node and issues its agent's X509-SVID. `caller` says for the record where the evidence came from.
     ///
     /// The CSR is read first, so that a bad one costs neither a join token nor a challenge.
@@ -257,6 +262,7 @@ impl NodeProof {
             can_reattest: self.can_reattest,
             agent_version,
             attested_at: now,
+            adopted: None,
         })));
         Ok((changes, ()))
     }

@@ -18,9 +18,9 @@ use passant_core::{AgentFault, Entry, EntryId, Host, Reason, Refusal, SpiffeId, 
 use crate::access::explain::refusal_of;
 use crate::access::{Looks, Rights, Role, Target, Verb, Who};
 use crate::journal::Journal;
+use crate::state::State;
 use crate::state::change::Change;
-use crate::state::node::AttestedNode;
-use crate::state::{State, node};
+use crate::state::node::{Adopted, AttestedNode, PendingSerial};
 
 /// The other end of a connection, as the transport found it. A request extension of every RPC.
 ///
@@ -152,7 +152,7 @@ impl Callers {
     /// The peer as an attested agent.
     ///
     /// The first call with a renewed SVID makes its serial the active one, durably, before it is answered; from then on
-    /// the old serial is refused.
+    /// the old serial is refused. That an adopted agent has come is written down in the same way.
     ///
     /// # Errors
     /// Denied, with the [`AgentFault`] that says what the agent should do; Unauthenticated when its chain does not verify
@@ -162,9 +162,9 @@ impl Callers {
         let now = self.host.now();
         let state = self.journal.state();
         let svid = presented.verify(&state, &self.rights, now)?;
-        match standing(state.node(svid.id()), svid, now)? {
+        match standing(&state, svid, now)? {
             Standing::Active => {}
-            Standing::Pending => self.promote(svid, now).await?,
+            Standing::First(_) => self.settle(svid, now).await?,
         }
         Ok(AgentCaller { id: svid.id().clone(), serial: svid.serial().clone() })
     }
@@ -268,28 +268,16 @@ impl Callers {
         Ok((state, now, svid))
     }
 
-    /// Makes the renewed serial that the agent now calls with its active one.
-    async fn promote(&self, svid: &X509Svid, now: UnixTime) -> Result<(), Refusal> {
+    /// Makes the SVID that the agent calls with for the first time its active one.
+    async fn settle(&self, svid: &X509Svid, now: UnixTime) -> Result<(), Refusal> {
         let svid = svid.clone();
-        let command = move |state: &State| {
-            let row = state.node(svid.id());
-            match (standing(row, &svid, now)?, row) {
-                (Standing::Pending, Some(row)) => Ok((vec![Change::PutNode(Arc::new(promoted(row)))], ())),
-                // Another call of the same agent was faster.
-                (Standing::Active | Standing::Pending, _) => Ok((Vec::new(), ())),
-            }
+        let command = move |state: &State| match standing(state, &svid, now)? {
+            Standing::First(row) => Ok((vec![Change::PutNode(Arc::new(row))], ())),
+            // Another call of the same agent was faster.
+            Standing::Active => Ok((Vec::new(), ())),
         };
         self.journal.submit(command).await
     }
-}
-
-fn promoted(row: &AttestedNode) -> AttestedNode {
-    let mut node = row.clone();
-    if let Some(node::PendingSerial { serial, not_after }) = node.pending.take() {
-        node.serial = Some(serial);
-        node.not_after = not_after;
-    }
-    node
 }
 
 fn not_allowed() -> Refusal {
@@ -334,26 +322,56 @@ impl PeerSvid {
 enum Standing {
     /// It calls with its active serial.
     Active,
-    /// It calls with its renewed serial for the first time.
-    Pending,
+    /// It calls with this SVID for the first time, which leaves this row.
+    First(AttestedNode),
 }
 
-/// Whether an agent with this row may call with this SVID. The order of the refusals is SPIRE's.
-fn standing(row: Option<&Arc<AttestedNode>>, svid: &X509Svid, now: UnixTime) -> Result<Standing, Refusal> {
+/// Whether an agent may call with this SVID. The order of the refusals is SPIRE's.
+fn standing(state: &State, svid: &X509Svid, now: UnixTime) -> Result<Standing, Refusal> {
     if now > svid.not_after() {
         return Err(at_fault(svid.id(), AgentFault::Expired));
     }
+    let row = state.node(svid.id());
     let row = row.ok_or_else(|| at_fault(svid.id(), AgentFault::NotAttested))?;
     if row.is_banned() {
         return Err(at_fault(svid.id(), AgentFault::Banned));
     }
+    let is_awaited = row.adopted == Some(Adopted::Awaited);
     if row.serial.as_ref() == Some(svid.serial()) {
-        return Ok(Standing::Active);
+        return Ok(if is_awaited { Standing::First(arrived(row, svid)) } else { Standing::Active });
     }
-    if row.pending.as_ref().is_some_and(|pending| pending.serial == *svid.serial()) {
-        return Ok(Standing::Pending);
+    if let Some(PendingSerial { serial, not_after }) = &row.pending
+        && serial == svid.serial()
+    {
+        let (serial, not_after) = (Some(serial.clone()), *not_after);
+        return Ok(Standing::First(AttestedNode {
+            serial,
+            not_after,
+            pending: None,
+            adopted: None,
+            ..AttestedNode::clone(row)
+        }));
+    }
+    if is_awaited && svid.not_after() > row.not_after && is_of_another_server(state, svid, now) {
+        return Ok(Standing::First(arrived(row, svid)));
     }
     Err(at_fault(svid.id(), AgentFault::NotActive))
+}
+
+/// The row of an adopted agent that has come, with the SVID it came with.
+fn arrived(row: &AttestedNode, svid: &X509Svid) -> AttestedNode {
+    let (serial, not_after) = (Some(svid.serial().clone()), svid.not_after());
+    AttestedNode { serial, not_after, adopted: Some(Adopted::Arrived), ..row.clone() }
+}
+
+/// Whether the SVID verifies by an authority that was appended to the own bundle: so the server that the agent comes from
+/// renewed it. One of our own would be of an agent that was evicted here before.
+fn is_of_another_server(state: &State, svid: &X509Svid, now: UnixTime) -> bool {
+    let Some(bundle) = state.bundle() else { return false };
+    let mut others = passant_core::Bundle::clone(&bundle);
+    let is_ours = |der: &Vec<u8>| state.authorities().any(|own| own.certificate.as_ref() == Some(der));
+    others.x509_authorities.retain(|authority| !is_ours(&authority.der));
+    svid.verify(&others, now).is_ok()
 }
 
 /// Refuses an agent for what is wrong with its own standing.

@@ -5,5 +5,6 @@
 pub(crate) mod bundle;
 pub(crate) mod entry;
 pub(crate) mod federation;
+pub(crate) mod import;
 pub(crate) mod node;
 pub(crate) mod token;

@@ -48,6 +48,18 @@ pub enum Act {
     BanAgent(SpiffeId),
     /// A node was evicted, with the join token it spent and that token's alias entry.
     EvictAgent(SpiffeId),
+    /// Agents that another server of the trust domain attested were taken over, or what is known of them was renewed.
+    AdoptAgents(Vec<SpiffeId>),
+    /// Agents that were taken over, and never came, were forgotten.
+    ReleaseAgents(Vec<SpiffeId>),
+    /// Authorities that had been appended were taken out of the bundle: X.509 ones by the IDs that their keys make, JWT ones
+    /// by their key IDs.
+    RemoveAuthorities {
+        /// X.509 authorities.
+        x509: Vec<AuthorityId>,
+        /// JWT authorities.
+        jwt: Vec<String>,
+    },
     /// Registration entries were deleted.
     DeleteEntries(Vec<EntryId>),
     /// Bundles of foreign trust domains were made or replaced by hand.

@@ -109,12 +109,15 @@ pub struct Again {
     pub tainted_authorities: Vec<AuthorityId>,
     /// Authorities that are revoked again: what they signed is not believed.
     pub revoked_authorities: Vec<AuthorityId>,
+    /// Authorities that had been appended to the bundle and are taken out again. One that was appended anew since has to be
+    /// appended once more.
+    pub removed_authorities: Vec<String>,
 }
 
 /// What was there after the backup and is not there now.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Lost {
-    /// Agents that attested since: they have to attest again.
+    /// Agents that attested since, or were adopted: they have to attest again, or to be adopted again.
     pub agents: Vec<SpiffeId>,
     /// Entries for which something was issued since and that are not in the backup.
     pub entries: Vec<(EntryId, SpiffeId)>,
@@ -346,15 +349,25 @@ impl Revival {
         None
     }
 
-    /// Takes out of the own bundle what was revoked, and marks what was tainted.
-    fn own_bundle(&self, bundle: &mut Bundle) {
+    /// Takes out of the own bundle what was revoked or taken out since, and marks what was tainted.
+    fn own_bundle(&mut self, bundle: &mut Bundle) {
         let (revoked, tainted) = (&self.history.revoked, &self.history.tainted);
+        let (removed_x509, removed_jwt) = (&self.history.removed_x509, &self.history.removed_jwt);
+        let removed = &mut self.again.removed_authorities;
         bundle.x509_authorities.retain_mut(|published| {
             let Some(id) = id_of_certificate(&published.der) else { return true };
+            if removed_x509.contains(&id) {
+                removed.push(id.to_string());
+                return false;
+            }
             published.tainted |= tainted.contains(&id);
             !revoked.contains(&id)
         });
         bundle.jwt_authorities.retain_mut(|published| {
+            if removed_jwt.contains(&published.key_id) {
+                removed.push(published.key_id.clone());
+                return false;
+            }
             let Ok(id) = AuthorityId::parse(&published.key_id) else { return true };
             published.tainted |= tainted.contains(&id);
             !revoked.contains(&id)
@@ -420,7 +433,7 @@ impl Revival {
         let before = before.map(|before| (before.serial, before.not_after));
         let before = before.or(node.pending.map(|pending| (pending.serial, pending.not_after)));
         if let Some((serial, not_after)) = before {
-            (node.serial, node.not_after) = (Some(serial), not_after);
+            (node.serial, node.not_after, node.adopted) = (Some(serial), not_after, None);
         }
         node.pending = Some(PendingSerial { serial: newest.serial, not_after: newest.not_after });
         self.again.renewed.push(node.id.clone());
@@ -433,7 +446,7 @@ impl Revival {
             self.again.evicted.push(id.clone());
         }
         if !since.is_banned {
-            if since.issued.0.is_some() {
+            if since.issued.0.is_some() || since.is_adopted {
                 self.lost.agents.push(id.clone());
             }
             return None;
@@ -449,6 +462,7 @@ impl Revival {
             can_reattest: false,
             agent_version: None,
             attested_at: self.made_at,
+            adopted: None,
         })
     }
 
@@ -511,7 +525,7 @@ impl Revival {
 }
 
 /// The authority with this certificate, unless it is one that no server of ours can have made.
-fn id_of_certificate(der: &[u8]) -> Option<AuthorityId> {
+pub(crate) fn id_of_certificate(der: &[u8]) -> Option<AuthorityId> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     Some(authority_id(certificate.public_key().raw))
 }

@@ -20,7 +20,7 @@ pub mod token;
 
 pub use authority::{Authority, AuthorityId, AuthorityKind, Phase};
 pub use change::{Change, Commit, Cursor, Lineage, RequestId, Revision};
-pub use node::{AttestedNode, PendingSerial};
+pub use node::{Adopted, AttestedNode, PendingSerial};
 pub use token::{JoinToken, Spent};
 
 /// From so many entries on, a second thread is worth its start.

@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 13] = [
+const MODULES: [Module; 14] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -43,6 +43,7 @@ const MODULES: [Module; 13] = [
     },
     Module { name: "federation", package: "passant.federation.v1", source: "passant/federation/v1" },
     Module { name: "access", package: "passant.access.v1", source: "passant/access/v1" },
+    Module { name: "import", package: "passant.import.v1", source: "passant/import/v1" },
     Module { name: "store", package: "passant.store.v1", source: "passant/store/v1" },
 ];
 
@@ -54,6 +55,7 @@ const DESCRIPTIONS: [(&str, &[&str]); 2] = [
         &[
             "passant/access/v1",
             "passant/federation/v1",
+            "passant/import/v1",
             "passant/store/v1",
             "spire/api/server/agent/v1",
             "spire/api/server/bundle/v1",

@@ -24,7 +24,7 @@ use passant_proto::{agent, entry, rpc, types, workload as wire};
 use passant_server::backup::{Reader, pieces};
 use passant_server::keystore::KeyFile;
 use passant_server::state::{
-    AttestedNode, Authority, AuthorityId, AuthorityKind, Change, Commit, Cursor, JoinToken, Lineage,
+    Adopted, AttestedNode, Authority, AuthorityId, AuthorityKind, Change, Commit, Cursor, JoinToken, Lineage,
     PendingSerial, Phase, RequestId, Revision, Spent, State,
 };
 use prost::Message;
@@ -410,6 +410,7 @@ fn objects() -> Result<Vec<Change>, Box<dyn Error>> {
         can_reattest: true,
         agent_version: Some("1".to_owned()),
         attested_at: now,
+        adopted: Some(Adopted::Awaited),
     };
     let draft = EntryDraft::new(EXAMPLE.join("/w")?, agent, selectors);
     let entry = draft.register(&EXAMPLE, EntryId::parse("e")?, 3, now)?;

@@ -103,7 +103,12 @@ fn tell_again(to: &mut dyn Write, restored: &Restored) -> std::io::Result<()> {
     list(to, "Foreign bundles deleted again", &again.deleted_bundles)?;
     list(to, "Agents whose renewed SVIDs are accepted", &again.renewed)?;
     list(to, "Authorities tainted again", &again.tainted_authorities)?;
-    list(to, "Authorities revoked again: what they signed is not believed", &again.revoked_authorities)
+    list(to, "Authorities revoked again: what they signed is not believed", &again.revoked_authorities)?;
+    list(
+        to,
+        "Appended authorities taken out of the bundle again: append anew what was appended anew since",
+        &again.removed_authorities,
+    )
 }
 
 fn tell_lost(to: &mut dyn Write, restored: &Restored) -> std::io::Result<()> {

@@ -167,6 +167,9 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.logger.v1.Logger/ResetLogLevel", &[Local]),
     ("/passant.federation.v1.Federation/ListStatus", &[Operator, Granted(Verb::FederationRead)]),
     ("/passant.access.v1.Access/Check", &[Operator, Holder]),
+    ("/passant.import.v1.Import/AdoptAgents", &[Local]),
+    ("/passant.import.v1.Import/ReleaseAgents", &[Local]),
+    ("/passant.import.v1.Import/RemoveAuthorities", &[Local]),
     ("/passant.store.v1.Store/Backup", &[Local]),
     ("/grpc.health.v1.Health/Check", &[Local]),
     ("/grpc.health.v1.Health/Watch", &[Local]),
@@ -336,6 +339,7 @@ mod tests {
         include_str!("../../../../proto/spire/api/server/trustdomain/v1/trustdomain.proto"),
         include_str!("../../../../proto/passant/federation/v1/federation.proto"),
         include_str!("../../../../proto/passant/access/v1/access.proto"),
+        include_str!("../../../../proto/passant/import/v1/import.proto"),
         include_str!("../../../../proto/passant/store/v1/store.proto"),
     ];
 

@@ -4,6 +4,7 @@ mod access;
 mod agents;
 mod entries;
 mod federation;
+mod import;
 mod local_authority;
 mod rig;
 mod store;

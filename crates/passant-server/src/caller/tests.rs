@@ -9,10 +9,12 @@ use passant_core::{AgentFault, Reason, Refusal, SpiffeId, TrustDomain};
 
 use super::{ConnPeer, LocalPeer};
 use crate::access::{Holders, Prefix, Role, SelectorTypes, Target, Verb};
+use crate::command;
+use crate::command::import::ForeignAgent;
 use crate::issue::IssuedX509;
 use crate::rig::{HOUR, MINUTE, Rig, START, Settings, domain, id, operator, peer, stranger};
 use crate::state::change::Change;
-use crate::state::node::AttestedNode;
+use crate::state::node::{Adopted, AttestedNode};
 
 fn why<T>(result: Result<T, Refusal>) -> (Reason, Option<AgentFault>) {
     let refusal = result.err().expect("must be refused");
@@ -306,4 +308,97 @@ fn foreign_chain(domain_of: &str) -> (Bundle, impl Fn(&str) -> ConnPeer) {
         ConnPeer::Remote { address: ([192, 0, 2, 9], 1).into(), svid }
     };
     (bundle, connect)
+}
+
+/// Another server of the trust domain, whose authority is in the bundle of `rig`.
+async fn beside(rig: &Rig) -> Rig {
+    let other = Rig::new().await;
+    let appended = other.bundle().x509_authorities.clone();
+    rig.journal.submit(move |state| command::bundle::append(state, appended, Vec::new())).await.unwrap();
+    other
+}
+
+/// Adopts the agent as the other server knows it now.
+async fn adopt(rig: &Rig, other: &Rig) {
+    let AttestedNode {
+        id, attestation_type, serial, not_after, selectors, can_reattest, agent_version, ..
+    } = AttestedNode::clone(&other.node(&agent_a()));
+    let agent =
+        ForeignAgent { id, attestation_type, serial, not_after, selectors, can_reattest, agent_version };
+    let now = rig.now();
+    let outcomes =
+        rig.journal.submit(move |state| Ok(command::import::adopt(state, vec![agent], now))).await.unwrap();
+    assert!(outcomes[0].is_ok(), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn an_adopted_agent_calls_with_what_the_other_server_gave_it_and_is_renewed_here() {
+    let rig = Rig::new().await;
+    let other = beside(&rig).await;
+    let theirs = renewing(&other).await;
+    let conn = peer(&theirs);
+    assert_eq!(why(rig.callers.agent(&conn).await).1, Some(AgentFault::NotAttested));
+    adopt(&rig, &other).await;
+    assert_eq!(rig.node(&agent_a()).adopted, Some(Adopted::Awaited));
+    let caller = rig.callers.agent(&conn).await.unwrap();
+    assert_eq!(rig.node(&agent_a()).adopted, Some(Adopted::Arrived));
+    rig.clock.advance(MINUTE);
+    let ours = rig.issuer.renew(&caller, &rig.csr(None)).await.unwrap();
+    assert!(rig.callers.agent(&conn).await.is_ok(), "the reply may have been lost");
+    assert!(rig.callers.agent(&peer(&ours)).await.is_ok());
+    assert_eq!(rig.node(&agent_a()).adopted, None);
+    assert_eq!(why(rig.callers.agent(&conn).await).1, Some(AgentFault::NotActive));
+}
+
+#[tokio::test]
+async fn an_awaited_agent_may_have_been_renewed_by_the_other_server_meanwhile() {
+    let rig = Rig::new().await;
+    let other = beside(&rig).await;
+    let first = renewing(&other).await;
+    adopt(&rig, &other).await;
+    let caller = other.callers.agent(&peer(&first)).await.unwrap();
+    other.clock.advance(MINUTE);
+    rig.clock.advance(MINUTE);
+    let second = other.issuer.renew(&caller, &other.csr(None)).await.unwrap();
+    other.clock.advance(MINUTE);
+    rig.clock.advance(MINUTE);
+    let third = other.issuer.renew(&caller, &other.csr(None)).await.unwrap();
+
+    assert!(rig.callers.agent(&peer(&second)).await.is_ok());
+    let row = rig.node(&agent_a());
+    assert_eq!(
+        (row.serial.as_ref(), row.not_after),
+        (Some(second.svid().serial()), second.svid().not_after())
+    );
+    // Once it has come nothing but what this server gives it is taken, neither older nor newer.
+    for other in [&first, &third] {
+        assert_eq!(why(rig.callers.agent(&peer(other)).await).1, Some(AgentFault::NotActive));
+    }
+}
+
+#[tokio::test]
+async fn what_this_server_issued_before_an_agent_was_evicted_stays_void_when_it_is_adopted() {
+    let rig = Rig::new().await;
+    let other = beside(&rig).await;
+    renewing(&other).await;
+    rig.clock.advance(MINUTE);
+    let ours = renewing(&rig).await;
+    rig.commit(vec![Change::DeleteNode(agent_a())]).await;
+    adopt(&rig, &other).await;
+    assert!(ours.svid().not_after() > rig.node(&agent_a()).not_after);
+    assert_eq!(why(rig.callers.agent(&peer(&ours)).await).1, Some(AgentFault::NotActive));
+}
+
+#[tokio::test]
+async fn an_agent_whose_authority_was_taken_out_again_is_refused() {
+    let rig = Rig::new().await;
+    let other = beside(&rig).await;
+    let theirs = renewing(&other).await;
+    adopt(&rig, &other).await;
+    let conn = peer(&theirs);
+    assert!(rig.callers.agent(&conn).await.is_ok());
+    let appended = other.bundle().x509_authorities.iter().map(|one| one.der.clone()).collect();
+    let remove = move |state: &_| command::import::remove_authorities(state, &appended, &BTreeSet::new());
+    rig.journal.submit(remove).await.unwrap();
+    assert_eq!(why(rig.callers.agent(&conn).await).0, Reason::Unauthenticated);
 }

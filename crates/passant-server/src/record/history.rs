@@ -41,6 +41,10 @@ pub(crate) struct History {
     pub(crate) tainted: BTreeSet<AuthorityId>,
     /// Authorities that were revoked.
     pub(crate) revoked: BTreeSet<AuthorityId>,
+    /// X.509 authorities that had been appended and were taken out of the bundle.
+    pub(crate) removed_x509: BTreeSet<AuthorityId>,
+    /// Key IDs of JWT authorities that had been appended and were taken out of the bundle.
+    pub(crate) removed_jwt: BTreeSet<String>,
     /// The highest revision that is named anywhere.
     pub(crate) revision: Revision,
 }
@@ -50,6 +54,8 @@ pub(crate) struct History {
 pub(crate) struct NodeHistory {
     /// It was evicted; what else is told here happened after that.
     pub(crate) is_evicted: bool,
+    /// It was taken over from another server.
+    pub(crate) is_adopted: bool,
     /// It was banned.
     pub(crate) is_banned: bool,
     /// The SVID issued last, and the one before it.
@@ -115,8 +121,16 @@ impl History {
     fn take_act(&mut self, act: Act) {
         match act {
             Act::BanAgent(id) => self.nodes.entry(id).or_default().is_banned = true,
-            Act::EvictAgent(id) => {
-                self.nodes.insert(id, NodeHistory { is_evicted: true, ..NodeHistory::default() });
+            Act::EvictAgent(id) => self.forget(id),
+            Act::AdoptAgents(ids) => {
+                for id in ids {
+                    self.nodes.entry(id).or_default().is_adopted = true;
+                }
+            }
+            Act::ReleaseAgents(ids) => ids.into_iter().for_each(|id| self.forget(id)),
+            Act::RemoveAuthorities { x509, jwt } => {
+                self.removed_x509.extend(x509);
+                self.removed_jwt.extend(jwt);
             }
             Act::DeleteEntries(ids) => {
                 for id in ids {
@@ -149,6 +163,10 @@ impl History {
     fn delete_bundles(&mut self, names: Vec<TrustDomain>) {
         self.set_bundles.retain(|set| !names.contains(set));
         self.deleted_bundles.extend(names);
+    }
+
+    fn forget(&mut self, id: SpiffeId) {
+        self.nodes.insert(id, NodeHistory { is_evicted: true, ..NodeHistory::default() });
     }
 
     /// An intent counts as issued, whatever became of it.

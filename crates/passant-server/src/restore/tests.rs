@@ -135,6 +135,56 @@ async fn trust_that_was_withdrawn_since_is_not_given_again() {
 }
 
 #[tokio::test]
+async fn appended_authorities_that_were_taken_out_since_are_taken_out_again() {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = Host::system().keys.generate(KeyType::EcP256).unwrap();
+    let der = params.self_signed(&RcgenKey(&*key)).unwrap().der().to_vec();
+    let removed = id_of_certificate(&der).unwrap();
+    let jwt = |name| JwtAuthority::new(name, key.public_key(), None).unwrap();
+    let own = Bundle {
+        x509_authorities: vec![X509Authority::from_der(&der).unwrap()],
+        jwt_authorities: vec![jwt("stays"), jwt("goes/out")],
+        sequence: 9,
+        ..Bundle::empty(trust_domain())
+    };
+    let before = state();
+    let mut changes: Vec<Change> =
+        before.authorities().map(|sample| Change::DeleteAuthority(sample.id.clone())).collect();
+    changes.push(Change::PutBundle(own.into()));
+    let site = Site::over(before, changes);
+    let act = Act::RemoveAuthorities { x509: vec![removed.clone()], jwt: vec!["goes/out".to_owned()] };
+    site.record(vec![Said::Act(act)]).await;
+    let restored = site.restore().await.unwrap();
+    assert_eq!(restored.again.removed_authorities, [removed.to_string(), "goes/out".to_owned()]);
+    let own = site.load().objects.into_iter().find_map(|object| {
+        let Change::PutBundle(bundle) = object else { return None };
+        (bundle.trust_domain == trust_domain()).then_some(bundle)
+    });
+    let own = own.unwrap();
+    assert_eq!((own.x509_authorities.len(), own.jwt_authorities.clone()), (0, vec![jwt("stays")]));
+}
+
+#[tokio::test]
+async fn agents_that_were_adopted_since_are_named_and_released_ones_are_gone() {
+    let agent = |name: &str| format!("/spire/agent/join_token/{name}");
+    let site = Site::new(vec![Change::PutNode(node(&agent("released"), &[]))]);
+    let ids = |names: &[&str]| -> Vec<SpiffeId> { names.iter().map(|name| id(&agent(name))).collect() };
+    site.record(vec![
+        Said::Act(Act::AdoptAgents(ids(&["new", "released"]))),
+        Said::Act(Act::ReleaseAgents(ids(&["released"]))),
+        Said::Act(Act::AdoptAgents(ids(&["released"]))),
+    ])
+    .await;
+    let restored = site.restore().await.unwrap();
+    assert_eq!(node_of(&site.load(), &agent("released")), None);
+    assert_eq!(
+        (restored.again.evicted, restored.lost.agents),
+        (ids(&["released"]), ids(&["released", "new"]))
+    );
+}
+
+#[tokio::test]
 async fn a_restored_state_is_what_was_backed_up_in_a_life_of_its_own() {
     let site = Site::new(vec![]);
     let restored = site.restore().await.unwrap();

@@ -28,6 +28,19 @@ pub struct AttestedNode {
     pub agent_version: Option<String>,
     /// When the node last attested.
     pub attested_at: UnixTime,
+    /// Set while the active X509-SVID is one that another server of the trust domain issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// How far an agent that another server attested has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Adopted {
+    /// It has never called here. The other server may renew its SVID meanwhile: a newer one is accepted once.
+    Awaited,
+    /// It has called here with the SVID of the other server.
+    Arrived,
 }
 
 /// The serial number and end of a node SVID that was issued but not yet seen in use.

@@ -72,6 +72,7 @@ pub(crate) fn node(path: &str, have: &[&str]) -> Arc<AttestedNode> {
         can_reattest: true,
         agent_version: Some("1.0".to_owned()),
         attested_at: at(1),
+        adopted: None,
     })
 }
 
