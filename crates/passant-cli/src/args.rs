@@ -1,6 +1,7 @@
 //! Which commands and flags are there?
 
 mod entry;
+mod import;
 mod lint;
 
 use std::fmt::Display;
@@ -14,8 +15,10 @@ use clap_complete::Shell;
 use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
 pub(crate) use self::entry::{
-    Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Export, Import, Match, Shape,
+    Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Export, Import as EntryImport, Match,
+    Shape,
 };
+pub(crate) use self::import::{Import, LedgerFile, Spire, Undo};
 pub(crate) use self::lint::{Accept, FailOn, Lint};
 
 /// Identities for workloads: register, inspect and fetch them.
@@ -83,6 +86,9 @@ pub(crate) enum Command {
     /// Bundles: the trust domain's own, and those of foreign ones
     #[command(subcommand)]
     Bundle(Bundle),
+    /// Move here from SPIRE, and back
+    #[command(subcommand)]
+    Import(Import),
     /// Federation relationships: from where the bundles of foreign trust domains are fetched
     #[command(subcommand)]
     Federation(Federation),

@@ -8,6 +8,7 @@ pub(crate) mod entry;
 pub(crate) mod federation;
 pub(crate) mod files;
 pub(crate) mod healthcheck;
+pub(crate) mod import;
 pub(crate) mod jwt;
 pub(crate) mod lint;
 pub(crate) mod logger;

@@ -1,15 +1,19 @@
 //! How is a daemon reached over its unix socket, and what does the user read when it is not?
 
+pub(crate) mod tls;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hyper_util::rt::TokioIo;
+use passant_core::TrustDomain;
 use passant_proto::access::access_client::AccessClient;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::federation::federation_client::FederationClient;
+use passant_proto::import::import_client::ImportClient;
 use passant_proto::localauthority::local_authority_client::LocalAuthorityClient;
 use passant_proto::logger::logger_client::LoggerClient;
 use passant_proto::store::store_client::StoreClient;
@@ -60,6 +64,29 @@ impl Server {
         Ok(Self(channel))
     }
 
+    /// A SPIRE server's own socket for operators.
+    pub(crate) async fn spire(socket: &str) -> anyhow::Result<Self> {
+        let path = PathBuf::from(socket.strip_prefix("unix://").unwrap_or(socket));
+        let channel = channel(&path).await.with_context(|| {
+            format!(
+                "no SPIRE server answers at {}: run this where spire-server runs, as a user who may use its socket, and \
+                 name that with --spire-socket",
+                path.display()
+            )
+        })?;
+        Ok(Self(channel))
+    }
+
+    /// A SPIRE server's address, for an administrator.
+    pub(crate) async fn spire_at(
+        address: &str,
+        trust_domain: &TrustDomain,
+        files: &tls::Files<'_>,
+    ) -> anyhow::Result<Self> {
+        let channel = tls::channel(address, trust_domain, files).await;
+        Ok(Self(channel.with_context(|| format!("failed to reach the SPIRE server at {address}"))?))
+    }
+
     pub(crate) fn access(&self) -> AccessClient<Channel> {
         AccessClient::new(self.0.clone())
     }
@@ -86,6 +113,10 @@ impl Server {
 
     pub(crate) fn entries(&self) -> EntryClient<Channel> {
         EntryClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub(crate) fn import(&self) -> ImportClient<Channel> {
+        ImportClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
     pub(crate) fn logger(&self) -> LoggerClient<Channel> {

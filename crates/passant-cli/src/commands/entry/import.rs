@@ -9,7 +9,7 @@ use passant_proto::convert;
 use serde_json::json;
 
 use super::batch::{self, Batches, Failed, How, Item, Outcome};
-use crate::args::Import;
+use crate::args::EntryImport;
 use crate::connect::Server;
 use crate::entry_file::{self, Written};
 use crate::json;
@@ -20,7 +20,7 @@ use crate::render::Output;
 /// Faults that are told of a file; after so many the rest of it is not read.
 const FAULTS: usize = 20;
 
-pub(super) async fn run(args: Import, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+pub(super) async fn run(args: EntryImport, server: &Server, out: &mut Output) -> anyhow::Result<()> {
     let file = EntryFile::open(&args.file)?;
     // All of it is read before anything is written: a file that is cut off changes nothing.
     let mut count = 0;
