@@ -3,6 +3,7 @@
 //! | show | what is seen |
 //! |---|---|
 //! | `interop` | the Go, Python and Rust libraries against a running server and agent, and the whole server API |
+//! | `spire-move` | an agent of SPIRE moves here with its workloads; needs SPIRE's programs, named by `SPIRE_BIN_DIR`; part of `interop` |
 //! | `rotation` | many foreign clients with short-lived SVIDs; the server crashes in the middle |
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
@@ -34,6 +35,8 @@ mod program;
 mod report;
 mod rotation;
 mod sim;
+mod spire;
+mod spire_move;
 mod spread;
 mod storm;
 mod watch_log;
@@ -57,6 +60,8 @@ struct Arguments {
 enum Show {
     /// Judge server and agent with the Go, Python and Rust peers.
     Interop,
+    /// Move an agent of SPIRE here (SPIRE_BIN_DIR).
+    SpireMove,
     /// Watch rotations through a crash of the server.
     Rotation(RotationArgs),
     /// Take the server away and bring it back.
@@ -179,7 +184,14 @@ async fn main() -> ExitCode {
     let show = Arguments::parse().show;
     let report = Report::default();
     let ran = match show {
-        Show::Interop => interop::run(&report).await,
+        Show::Interop => {
+            let judged = interop::run(&report).await;
+            match spire_move::run(&report).await {
+                Ok(()) => judged,
+                Err(error) => judged.and(Err(error)),
+            }
+        }
+        Show::SpireMove => spire_move::run(&report).await,
         Show::Rotation(args) => {
             let length = Duration::from_secs(args.minutes * 60);
             rotation::run(&report, length, args.workloads, args.svid_ttl).await
