@@ -12,6 +12,7 @@
 //! | what does a client read for whom there is no room? | [`goaway`] |
 //! | what does the process itself use? | [`process`] |
 //! | how is what it keeps on disk kept from other users? | [`private_dir`] |
+//! | how is a socket put in place that is not for everybody? | [`private_socket`] |
 //! | what is wrong with a configuration, and what would mend it? | [`config`] |
 //! | what is logged, and how is the level changed? | [`log`] |
 //! | how does it go from its command line to its end? | [`run`] |
@@ -28,6 +29,7 @@ pub mod log;
 pub mod log_rate;
 pub mod metrics;
 pub mod private_dir;
+pub mod private_socket;
 pub mod probe;
 pub mod process;
 pub mod run;

@@ -3,15 +3,14 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::{Gid, Group, Uid, User};
 use passant_daemon::goaway::Farewells;
 use passant_daemon::log_rate::LogRate;
-use tokio::net::{UnixListener, UnixStream};
+use passant_daemon::private_socket::{PlaceError, PrivateSocket};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::bounds::Shares;
@@ -24,17 +23,8 @@ use crate::{config, limits};
 /// The bound operator socket. Its file goes when this is dropped, unless somebody else has replaced it.
 #[derive(Debug)]
 pub(super) struct OperatorSocket {
-    listener: UnixListener,
-    _place: Place,
+    socket: PrivateSocket,
     guests: Arc<Guests>,
-}
-
-/// The socket's file, remembered by inode so that only our own is removed.
-#[derive(Debug)]
-struct Place {
-    path: PathBuf,
-    dev: u64,
-    ino: u64,
 }
 
 /// Who is let in: root, the server's own user, and members of the group, as operators; and whoever holds a role.
@@ -51,64 +41,19 @@ pub(crate) struct Guests {
 /// Why the operator socket could not be put in place.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Another process answers on it.
-    #[error(
-        "the operator socket {0} is in use by a running process; stop that server, or set another socket.path"
-    )]
-    InUse(PathBuf),
-    /// Something that is not a socket stands there.
-    #[error("{0} exists and is not a socket; remove it, or set another socket.path")]
-    NotASocket(PathBuf),
+    /// At its path.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The configured group does not exist.
     #[error("the group \"{0}\" does not exist; create it, or set another socket.group")]
     NoSuchGroup(String),
-    /// The file system refused.
-    #[error("failed to {what} {path}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
 }
 
 impl OperatorSocket {
-    /// Puts the socket in place with its mode and group already right: it is made under another name and renamed, so
-    /// there is no moment in which it is open to more people than configured.
+    /// Puts the socket in place with its mode and group already right.
     pub(super) fn bind(socket: &config::Socket, guests: Arc<Guests>) -> Result<Self, SocketError> {
-        let path = socket.path.as_path();
-        let io = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| SocketError::Io { what, path, source }
-        };
-        make_parent(path, socket.mode).map_err(io("make the directory of", path))?;
-        refuse_if_in_use(path)?;
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(format!(".{}", std::process::id()));
-        let aside = PathBuf::from(aside);
-        // A leftover of a process with our number that died between two lines of this function.
-        if let Err(error) = std::fs::remove_file(&aside)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(io("remove", &aside)(error));
-        }
-        let listener = UnixListener::bind(&aside).map_err(io("bind", &aside))?;
-        let placed = (|| {
-            let mode = std::fs::Permissions::from_mode(socket.mode);
-            std::fs::set_permissions(&aside, mode).map_err(io("set the mode of", &aside))?;
-            std::os::unix::fs::chown(&aside, None, guests.group).map_err(io("set the group of", &aside))?;
-            let meta = std::fs::symlink_metadata(&aside).map_err(io("look at", &aside))?;
-            std::fs::rename(&aside, path).map_err(io("put in place", path))?;
-            Ok(Place { path: path.to_owned(), dev: meta.dev(), ino: meta.ino() })
-        })();
-        let place = placed.inspect_err(|_| {
-            if let Err(error) = std::fs::remove_file(&aside) {
-                tracing::debug!(%error, "failed to remove {}", aside.display());
-            }
-        })?;
-        Ok(Self { listener, _place: place, guests })
+        let bound = PrivateSocket::bind(&socket.path, socket.mode, guests.group)?;
+        Ok(Self { socket: bound, guests })
     }
 
     /// Accepts until the stop. The file is removed when this returns.
@@ -121,7 +66,7 @@ impl OperatorSocket {
             let accepted = tokio::select! {
                 biased;
                 () = ends.stop.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
+                accepted = self.socket.listener.accept() => accepted,
             };
             let (stream, _) = match accepted {
                 Ok(accepted) => accepted,
@@ -198,16 +143,6 @@ const fn lease(peer: &ConnPeer) -> Option<Duration> {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|meta| meta.dev() == self.dev && meta.ino() == self.ino);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(%error, "failed to remove {}", self.path.display());
-        }
-    }
-}
-
 impl Guests {
     /// Those whom `socket` and the roles of `rights` let in.
     ///
@@ -275,32 +210,6 @@ fn group_number(group: &str) -> Result<u32, SocketError> {
     }
 }
 
-/// Makes the directory if it is missing: closed when only the server's user may use the socket, else passable.
-fn make_parent(path: &Path, mode: u32) -> io::Result<()> {
-    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
-    let closed = mode & 0o077 == 0;
-    std::fs::DirBuilder::new().recursive(true).mode(if closed { 0o700 } else { 0o755 }).create(parent)
-}
-
-fn refuse_if_in_use(path: &Path) -> Result<(), SocketError> {
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(SocketError::Io { what: "look at", path: path.to_owned(), source }),
-        Ok(meta) if !meta.file_type().is_socket() => Err(SocketError::NotASocket(path.to_owned())),
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => Err(SocketError::InUse(path.to_owned())),
-            // Nobody listens any more: a leftover, which the rename replaces.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            // Someone listens but does not accept just now.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Err(SocketError::InUse(path.to_owned()))
-            }
-            Err(source) => Err(SocketError::Io { what: "connect to", path: path.to_owned(), source }),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Guests, OperatorSocket, SocketError, lease, limits};
@@ -308,7 +217,6 @@ mod tests {
     use crate::caller::{ConnPeer, LocalPeer};
     use crate::config::Socket;
     use std::collections::BTreeSet;
-    use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 
     fn bind(socket: &Socket) -> Result<OperatorSocket, SocketError> {
@@ -317,52 +225,6 @@ mod tests {
 
     fn socket(path: &std::path::Path) -> Socket {
         Socket { path: path.to_owned(), mode: 0o600, group: None }
-    }
-
-    #[tokio::test]
-    async fn the_socket_has_its_mode_and_goes_with_the_server() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("private/api.sock");
-        let bound = bind(&socket(&path)).unwrap();
-        let mode =
-            |path: &std::path::Path| std::fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&path), 0o600);
-        assert_eq!(mode(path.parent().unwrap()), 0o700);
-        drop(bound);
-        assert!(!path.exists());
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("api.sock");
-        let living = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        assert!(matches!(bind(&socket(&path)), Err(SocketError::InUse(_))));
-        drop(living);
-        let bound = bind(&socket(&path)).unwrap();
-        assert!(matches!(bind(&socket(&path)), Err(SocketError::InUse(_))));
-        drop(bound);
-    }
-
-    #[tokio::test]
-    async fn what_is_not_a_socket_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("api.sock");
-        std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(bind(&socket(&path)), Err(SocketError::NotASocket(_))));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-    }
-
-    #[tokio::test]
-    async fn a_replaced_socket_is_not_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("api.sock");
-        let bound = bind(&socket(&path)).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        drop(bound);
-        assert!(path.exists());
     }
 
     #[tokio::test]
