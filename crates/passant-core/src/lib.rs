@@ -13,6 +13,7 @@
 //! | what verifies them, and how is that published? | [`bundle`], [`bundle_document`], [`jwk`] |
 //! | from where do bundles of foreign trust domains come? | [`federation`] |
 //! | how is a refusal told to a caller? | [`refusal`] |
+//! | why has a workload no identity? | [`explanation`] |
 //! | what is bounded, and why? | [`limits`] |
 //! | what must be asked of the machine? | [`host`], [`keys`] |
 
@@ -21,6 +22,7 @@ pub mod bundle;
 pub mod bundle_document;
 pub mod csr;
 pub mod entry;
+pub mod explanation;
 pub mod federation;
 pub mod host;
 pub mod jwk;

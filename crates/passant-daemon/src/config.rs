@@ -11,4 +11,4 @@ mod fault;
 mod suggest;
 
 pub use fault::{ConfigError, Fault};
-pub use suggest::{quoted, suggest};
+pub use suggest::{edits, quoted, suggest};

@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod entry;
+pub mod explanation;
 pub mod federation;
 pub mod filter;
 pub mod id;

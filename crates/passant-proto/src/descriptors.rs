@@ -7,3 +7,6 @@ pub const WORKLOAD: &[u8] = include_bytes!("gen/workload.bin");
 
 /// Everything that a server offers.
 pub const SERVER: &[u8] = include_bytes!("gen/server.bin");
+
+/// What an agent offers to the administrators of its node.
+pub const NODE: &[u8] = include_bytes!("gen/node.bin");

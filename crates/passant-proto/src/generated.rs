@@ -16,9 +16,15 @@ pub mod agent;
 #[path = "gen/bundle.rs"]
 #[rustfmt::skip]
 pub mod bundle;
+#[path = "gen/debug.rs"]
+#[rustfmt::skip]
+pub mod debug;
 #[path = "gen/entry.rs"]
 #[rustfmt::skip]
 pub mod entry;
+#[path = "gen/explain.rs"]
+#[rustfmt::skip]
+pub mod explain;
 #[path = "gen/federation.rs"]
 #[rustfmt::skip]
 pub mod federation;
@@ -31,6 +37,9 @@ pub mod localauthority;
 #[path = "gen/logger.rs"]
 #[rustfmt::skip]
 pub mod logger;
+#[path = "gen/node.rs"]
+#[rustfmt::skip]
+pub mod node;
 #[path = "gen/rpc.rs"]
 #[rustfmt::skip]
 pub mod rpc;

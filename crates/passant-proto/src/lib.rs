@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`workload`] | the SPIFFE Workload API (a proto without a package) |
 //! | [`types`] | `spire.api.types`: messages that the services below share |
-//! | [`agent`], [`entry`], [`svid`], [`bundle`], [`trustdomain`], [`localauthority`], [`logger`] | `spire.api.server.*.v1`: messages, client and server |
+//! | [`agent`], [`entry`], [`svid`], [`bundle`], [`trustdomain`], [`localauthority`], [`logger`], [`debug`] | `spire.api.server.*.v1`: messages, client and server |
 //! | [`access`] | `passant.access.v1`: why a server lets a caller do something, or not |
+//! | [`explain`] | `passant.explain.v1`: why a workload has an identity or none, as a server sees it |
+//! | [`node`] | `passant.node.v1`: the same as an agent sees it |
 //! | [`store`] | `passant.store.v1`: how operators back up a server |
 //! | [`federation`] | `passant.federation.v1`: how the fetching of foreign bundles goes |
 //! | [`import`] | `passant.import.v1`: how what another server of the trust domain attested moves here |
@@ -23,6 +25,6 @@ mod generated;
 pub mod status;
 
 pub use generated::{
-    access, agent, bundle, entry, federation, import, localauthority, logger, rpc, store, svid, trustdomain,
-    types, workload,
+    access, agent, bundle, debug, entry, explain, federation, import, localauthority, logger, node, rpc, store,
+    svid, trustdomain, types, workload,
 };

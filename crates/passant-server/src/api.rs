@@ -7,7 +7,9 @@ mod access;
 mod agent;
 pub(crate) mod authorize;
 mod bundle;
+mod debug;
 mod entry;
+mod explain;
 mod federation;
 mod import;
 mod local_authority;
@@ -28,8 +30,10 @@ use passant_daemon::log_rate::LogRate;
 use passant_proto::access::access_server::AccessServer;
 use passant_proto::agent::agent_server::AgentServer;
 use passant_proto::bundle::bundle_server::BundleServer;
+use passant_proto::debug::debug_server::DebugServer;
 use passant_proto::descriptors;
 use passant_proto::entry::entry_server::EntryServer;
+use passant_proto::explain::explain_server::ExplainServer;
 use passant_proto::federation::federation_server::FederationServer;
 use passant_proto::import::import_server::ImportServer;
 use passant_proto::localauthority::local_authority_server::LocalAuthorityServer;
@@ -40,6 +44,7 @@ use passant_proto::svid::svid_server::SvidServer;
 use passant_proto::trustdomain::trust_domain_server::TrustDomainServer;
 use prost::Message;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic::{Extensions, Status};
 
@@ -53,6 +58,7 @@ use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
 use crate::metrics::Metrics;
 use crate::record::{Act, DecisionLog};
 use crate::serve::Guests;
+use crate::tls::ServerIdentity;
 use authorize::Admitted;
 
 /// What the methods work with. Clones share it.
@@ -70,7 +76,13 @@ pub(crate) struct Api {
     pub(crate) record: DecisionLog,
     /// For each backup that may be sent now.
     pub(crate) backups: Arc<Semaphore>,
+    /// For each explanation that may be found now.
+    pub(crate) explanations: Arc<Semaphore>,
     pub(crate) federation: Federation,
+    /// What the port shows.
+    pub(crate) identity: Arc<ServerIdentity>,
+    /// When the server started.
+    pub(crate) started: Instant,
     pub(crate) host: Host,
     pub(crate) metrics: Arc<Metrics>,
     /// How fast one address may attest nodes.
@@ -91,6 +103,7 @@ impl Api {
             (TrustDomainServer::new(self.clone()), FederationServer::new(self.clone()));
         let (logger, authority) = (LoggerServer::new(self.clone()), LocalAuthorityServer::new(self.clone()));
         let (access, import) = (AccessServer::new(self.clone()), ImportServer::new(self.clone()));
+        let (debug, explain) = (DebugServer::new(self.clone()), ExplainServer::new(self.clone()));
         let store = StoreServer::new(self);
         let routes = health.add_to(Routes::default());
         let routes = add_reflection(routes, descriptors::SERVER)?;
@@ -100,6 +113,12 @@ impl Api {
             )
             .add_service(
                 agent.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
+            )
+            .add_service(
+                debug.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
+            )
+            .add_service(
+                explain.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
             .add_service(bundle.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(entry.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))

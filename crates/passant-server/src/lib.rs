@@ -10,6 +10,7 @@
 //! | what was signed, for whom and why? | [`record`] |
 //! | who is calling, and may they? | [`caller`], `api/authorize.rs` |
 //! | what do roles allow, and why? | [`access`] |
+//! | why has a workload no identity? | `explain` |
 //! | how is an SVID issued? | [`issue`] |
 //! | how does a node become an attested agent? | [`attest_node`] |
 //! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
@@ -27,6 +28,7 @@ pub mod caller;
 mod command;
 pub mod config;
 mod encoding;
+mod explain;
 mod federation;
 pub mod inspect;
 pub mod issue;

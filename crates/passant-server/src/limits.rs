@@ -178,6 +178,14 @@ pub const BACKUP_PIECE_WITHIN: Duration = Duration::from_secs(60);
 pub const BACKUPS: usize = 2;
 /// One line of a backup, in bytes: a bundle at its bounds, in base64.
 pub const BACKUP_LINE: u64 = 128 << 20;
+/// Explanations that may be found at once: each may read all entries, on a thread of its own.
+pub const EXPLANATIONS: usize = 1;
+/// Entries of one SPIFFE ID, or that match the same selectors, that are looked at for one explanation.
+pub const EXPLAINED_ENTRIES: usize = 1_000;
+/// Entries that one explanation names.
+pub const EXPLAINED_CANDIDATES: usize = 10;
+/// SPIFFE IDs above one entry that are looked at for one explanation.
+pub const EXPLAINED_PARENTS: usize = 10_000;
 /// Objects written with one sync while state is restored.
 pub const RESTORE_BATCH: usize = 1_000;
 /// Authorities of one kind, the prepared one aside, beyond which operators may prepare no other: every agent and workload

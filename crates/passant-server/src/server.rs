@@ -237,6 +237,7 @@ async fn assemble(
             .await
             .map_err(internal)?;
     let bundles = Arc::new(JournalBundles(journal.clone()));
+    let shown = Arc::clone(&identity);
     let guests = guests(&config)?;
     let rights = Arc::new(Rights::new(config.admin_ids.clone(), config.roles.clone()));
     let trusted = (config.trust_domain.clone(), rights.named_ids());
@@ -265,6 +266,9 @@ async fn assemble(
         record: record.clone(),
         federation,
         backups: Arc::new(Semaphore::new(limits::BACKUPS)),
+        explanations: Arc::new(Semaphore::new(limits::EXPLANATIONS)),
+        identity: shown,
+        started: tokio::time::Instant::now(),
         host: host.clone(),
         metrics: Arc::clone(&metrics),
         attempts: Arc::new(Buckets::new(limits::ATTESTATIONS_AT_ONCE, limits::ATTESTATIONS_PER_SECOND)),

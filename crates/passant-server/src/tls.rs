@@ -107,6 +107,11 @@ impl Door {
 }
 
 impl ServerIdentity {
+    /// What the next handshake shows, leaf first; empty before the first SVID.
+    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.0.load().as_ref().map(|shown| shown.cert.clone()).unwrap_or_default()
+    }
+
     /// Shows `svid` from the next handshake on. `key` is its private key, PKCS#8 DER.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 14] = [
+const MODULES: [Module; 17] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -30,6 +30,7 @@ const MODULES: [Module; 14] = [
     Module { name: "entry", package: "spire.api.server.entry.v1", source: "spire/api/server/entry/v1" },
     Module { name: "svid", package: "spire.api.server.svid.v1", source: "spire/api/server/svid/v1" },
     Module { name: "bundle", package: "spire.api.server.bundle.v1", source: "spire/api/server/bundle/v1" },
+    Module { name: "debug", package: "spire.api.server.debug.v1", source: "spire/api/server/debug/v1" },
     Module { name: "logger", package: "spire.api.server.logger.v1", source: "spire/api/server/logger/v1" },
     Module {
         name: "trustdomain",
@@ -45,20 +46,25 @@ const MODULES: [Module; 14] = [
     Module { name: "access", package: "passant.access.v1", source: "passant/access/v1" },
     Module { name: "import", package: "passant.import.v1", source: "passant/import/v1" },
     Module { name: "store", package: "passant.store.v1", source: "passant/store/v1" },
+    Module { name: "explain", package: "passant.explain.v1", source: "passant/explain/v1" },
+    Module { name: "node", package: "passant.node.v1", source: "passant/node/v1" },
 ];
 
 /// Descriptions of services, for reflection: the name of the file, and the directories of protos that it describes.
-const DESCRIPTIONS: [(&str, &[&str]); 2] = [
+const DESCRIPTIONS: [(&str, &[&str]); 3] = [
+    ("node.bin", &["passant/node/v1"]),
     ("workload.bin", &["spiffe/workload"]),
     (
         "server.bin",
         &[
             "passant/access/v1",
+            "passant/explain/v1",
             "passant/federation/v1",
             "passant/import/v1",
             "passant/store/v1",
             "spire/api/server/agent/v1",
             "spire/api/server/bundle/v1",
+            "spire/api/server/debug/v1",
             "spire/api/server/entry/v1",
             "spire/api/server/localauthority/v1",
             "spire/api/server/logger/v1",
@@ -68,8 +74,9 @@ const DESCRIPTIONS: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// The package that the others import, and where the crate has it.
-const SHARED: (&str, &str) = ("spire.api.types", "crate::types");
+/// The packages that others import, and where the crate has them.
+const SHARED: [(&str, &str); 2] =
+    [("spire.api.types", "crate::types"), ("passant.explain.v1", "crate::explain")];
 
 /// Writes the generated files, leaving those alone that are current.
 pub(crate) fn run(root: &Path) -> Result<()> {
@@ -113,8 +120,8 @@ impl Module {
         // With ordered maps: the same message always has the same bytes.
         let mut build =
             tonic_prost_build::configure().build_transport(false).btree_map(".").out_dir(scratch.path());
-        if self.package != SHARED.0 {
-            build = build.extern_path(format!(".{}", SHARED.0), SHARED.1);
+        for (package, module) in SHARED.iter().filter(|(package, _)| self.package != *package) {
+            build = build.extern_path(format!(".{package}"), *module);
         }
         build.compile_fds(descriptors).with_context(|| format!("failed to generate {}", self.name))?;
 

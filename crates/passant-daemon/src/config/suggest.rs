@@ -20,7 +20,7 @@ pub fn quoted(key: &str) -> String {
 }
 
 /// Insertions, deletions and substitutions of single characters between two words.
-fn edits(one: &str, two: &str) -> usize {
+pub fn edits(one: &str, two: &str) -> usize {
     let two: Vec<char> = two.chars().collect();
     let mut row: Vec<usize> = (0..=two.len()).collect();
     for (i, from) in one.chars().enumerate() {

@@ -37,6 +37,8 @@ pub enum Verb {
     AuthorityRotate,
     /// Taint and revoke authorities.
     AuthorityRevoke,
+    /// Have it explained why a workload has an identity, or none; of any entry and any agent.
+    IdentityExplain,
 }
 
 /// By what a verb's targets are told apart.
@@ -52,7 +54,7 @@ pub struct Divided {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::EntryRead,
         Self::EntryCreate,
         Self::EntryUpdate,
@@ -69,6 +71,7 @@ impl Verb {
         Self::AuthorityRead,
         Self::AuthorityRotate,
         Self::AuthorityRevoke,
+        Self::IdentityExplain,
     ];
 
     /// As it is written in the configuration.
@@ -90,6 +93,7 @@ impl Verb {
             Self::AuthorityRead => "authority.read",
             Self::AuthorityRotate => "authority.rotate",
             Self::AuthorityRevoke => "authority.revoke",
+            Self::IdentityExplain => "identity.explain",
         }
     }
 
@@ -111,7 +115,8 @@ impl Verb {
             | Self::FederationWrite
             | Self::AuthorityRead
             | Self::AuthorityRotate
-            | Self::AuthorityRevoke => (false, false, false),
+            | Self::AuthorityRevoke
+            | Self::IdentityExplain => (false, false, false),
         };
         Divided { by_spiffe_id, by_parent_id, by_selector_type }
     }

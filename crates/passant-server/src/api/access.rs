@@ -177,7 +177,8 @@ impl Question {
             | Verb::FederationRead
             | Verb::AuthorityRead
             | Verb::AuthorityRotate
-            | Verb::AuthorityRevoke => Ok(self),
+            | Verb::AuthorityRevoke
+            | Verb::IdentityExplain => Ok(self),
         }
     }
 

@@ -3,6 +3,7 @@
 mod access;
 mod agents;
 mod entries;
+mod explain;
 mod federation;
 mod import;
 mod local_authority;

@@ -23,6 +23,8 @@ struct Seen {
     sequence: u64,
     /// When the agent first fetched a bundle of this sequence number.
     since: UnixTime,
+    /// When it last fetched one.
+    last: UnixTime,
 }
 
 impl Reach {
@@ -38,12 +40,18 @@ impl Reach {
     pub fn saw_bundle(&self, agent_id: &SpiffeId, sequence: u64, at: UnixTime) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match seen.get_mut(agent_id) {
-            Some(known) if known.sequence >= sequence => {}
-            Some(known) => *known = Seen { sequence, since: at },
+            Some(known) if known.sequence >= sequence => known.last = at,
+            Some(known) => *known = Seen { sequence, since: at, last: at },
             None => {
-                seen.insert(agent_id.clone(), Seen { sequence, since: at });
+                seen.insert(agent_id.clone(), Seen { sequence, since: at, last: at });
             }
         }
+    }
+
+    /// When the agent last fetched the own bundle, as it does at each sync; `None` if it has not since the server started.
+    pub fn last_fetch(&self, agent_id: &SpiffeId) -> Option<UnixTime> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(agent_id).map(|seen| seen.last)
     }
 
     /// The agents not known to have a bundle of at least `sequence`, in order of their IDs.

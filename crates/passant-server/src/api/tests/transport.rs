@@ -132,7 +132,7 @@ async fn an_unknown_method_does_not_exist_for_anybody() {
         let elsewhere =
             tower::util::MapRequest::new(channel, |mut request: http::Request<tonic::body::Body>| {
                 *request.uri_mut() =
-                    http::Uri::from_static("http://x/spire.api.server.debug.v1.Debug/GetInfo");
+                    http::Uri::from_static("http://x/spire.api.server.debug.v9.Debug/GetInfo");
                 request
             });
         let mut client = passant_proto::bundle::bundle_client::BundleClient::new(elsewhere);

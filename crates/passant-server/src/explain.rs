@@ -1,0 +1,404 @@
+//! Would a workload get an identity now, and if not, what stands in the way? Decided from the state alone; nothing is done.
+
+mod chain;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use passant_attest::node::join_token::{self, Token};
+use passant_core::explanation::{Candidate, Cause, Code, Distance, Explanation, Have, Nearest};
+use passant_core::{Entry, EntryId, Selectors, SpiffeId, TrustDomain, UnixTime};
+use passant_daemon::config::edits;
+
+use crate::federation::Status;
+use crate::limits::{EXPLAINED_CANDIDATES, EXPLAINED_ENTRIES};
+use crate::state::node::AttestedNode;
+use crate::state::{AuthorityKind, Phase, State};
+
+/// What is asked about. What is not given is left open.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Question {
+    /// What the workload is to have.
+    pub(crate) spiffe_id: Option<SpiffeId>,
+    /// What attestation finds out about it; empty: not given.
+    pub(crate) selectors: Selectors,
+    /// On whose node it runs.
+    pub(crate) agent: Option<SpiffeId>,
+}
+
+/// What the answer is read from.
+pub(crate) struct Scene<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) now: UnixTime,
+    /// Why nothing can be changed at present.
+    pub(crate) store_fault: Option<Arc<String>>,
+    /// Why nothing can be put on record at present.
+    pub(crate) record_fault: Option<Arc<String>>,
+    /// How the fetching of foreign bundles goes.
+    pub(crate) fetches: &'a BTreeMap<TrustDomain, Status>,
+    /// When the agent that is asked about last fetched the bundle, since the server started.
+    pub(crate) last_sync: Option<UnixTime>,
+}
+
+/// Answers `question`. Reads all entries if it names selectors without SPIFFE ID, or an ID that is not registered: not on
+/// the I/O threads.
+pub(crate) fn explain(question: &Question, scene: &Scene<'_>) -> Explanation {
+    let state = scene.state;
+    let mut told = Explanation::default();
+    let (entries, agents) = (state.entry_count(), state.node_count());
+    let revision = state.cursor().revision;
+    told.fact(
+        "server",
+        format!("{} at revision {revision}: {entries} entries, {agents} agents", state.trust_domain()),
+    );
+    signs(scene, &mut told);
+    if let Some(agent) = &question.agent {
+        node_given(agent, scene, &mut told);
+    }
+    match &question.spiffe_id {
+        Some(id) => by_spiffe_id(id, question, scene, &mut told),
+        None if !question.selectors.is_empty() => by_selectors(question, scene, &mut told),
+        None => by_node(question, scene, &mut told),
+    }
+    told.in_order()
+}
+
+/// What keeps the server from issuing anything at all.
+fn signs(scene: &Scene<'_>, told: &mut Explanation) {
+    if let Some(why) = &scene.store_fault {
+        told.causes.push(Code::StoreStopped.limits(
+            format!("the server's store takes no changes: {why}"),
+            "mend what the server's log names; the server goes on by itself once the store works again",
+        ));
+    }
+    if let Some(why) = &scene.record_fault {
+        told.causes.push(Code::RecordStopped.blocks(
+            format!("nothing is signed, since the decision record cannot be written: {why}"),
+            "make room on the disk of the decision record, or mend it; signing goes on by itself",
+        ));
+    }
+    for (kind, what, svids) in
+        [(AuthorityKind::X509, "X.509", "X509-SVIDs"), (AuthorityKind::Jwt, "JWT", "JWT-SVIDs")]
+    {
+        let of = |phase| scene.state.authorities().filter(move |a| a.kind == kind && a.phase == phase);
+        let cause = match of(Phase::Active).max_by_key(|active| active.not_after) {
+            Some(active) if active.not_after > scene.now => {
+                told.fact("authority", format!("{what} {} signs until {}", active.id, active.not_after));
+                continue;
+            }
+            Some(active) => Code::AuthorityEnded.blocks(
+                format!("the {what} authority {} ended {}: no {svids} are issued", active.id, active.not_after),
+                "look at the server's log for why no successor could be made or activated, and at `passant authority x509 show`",
+            ),
+            None => {
+                let waiting = of(Phase::Prepared).next();
+                let more = waiting.map_or_else(String::new, |one| format!("; {} is only prepared", one.id));
+                Code::NoActiveAuthority.blocks(
+                    format!("no {what} authority is active{more}: no {svids} are issued"),
+                    "look at `passant authority x509 show`, or look at the server's log for why none could be made",
+                )
+            }
+        };
+        // Without JWT-SVIDs a workload still has its X509-SVID.
+        told.causes.push(Cause { blocks: kind == AuthorityKind::X509, ..cause });
+    }
+}
+
+fn node_given(agent: &SpiffeId, scene: &Scene<'_>, told: &mut Explanation) {
+    let Some(node) = scene.state.node(agent) else {
+        told.causes.push(unknown_node(agent, scene));
+        return;
+    };
+    let selectors: Vec<&str> = node.selectors.iter().map(|selector| selector.as_str()).collect();
+    told.fact("agent", format!("{agent}, attested {} by {}", node.attested_at, node.attestation_type));
+    told.fact("node_selectors", if selectors.is_empty() { "none".to_owned() } else { selectors.join(" ") });
+    match scene.last_sync {
+        Some(at) => told.fact("last_sync", at.to_string()),
+        None => told.fact("last_sync", "not since this server started"),
+    }
+    told.causes.extend(bad_standing(node, scene.now));
+}
+
+fn unknown_node(agent: &SpiffeId, scene: &Scene<'_>) -> Cause {
+    let state = scene.state;
+    let none = "no node is attested under this ID: the agent must attest";
+    if !agent.is_member_of(state.trust_domain()) || !agent.is_agent() {
+        return Code::NodeUnknown.blocks(
+            format!("{agent} is no agent of {}", state.trust_domain()),
+            "name an agent as `passant agent list` shows it",
+        );
+    }
+    let of_token = agent.path().strip_prefix(&format!("/spire/agent/{}/", join_token::METHOD));
+    let Some(text) = of_token else {
+        let remedy = "look at the agent's log for why attestation fails; it may have been evicted here";
+        return Code::NodeUnknown.blocks(format!("{agent}: {none}"), remedy);
+    };
+    let token = Token::parse(text).ok().and_then(|token| state.token(&token.hash()));
+    let says = match token {
+        Some(token) if token.expires_at < scene.now => {
+            format!("its join token expired {} without being used", token.expires_at)
+        }
+        Some(_) => "its join token has not been used yet".to_owned(),
+        None => none.to_owned(),
+    };
+    let remedy = "start the agent with a new join token from `passant token generate`";
+    Code::NodeUnknown.blocks(format!("{agent}: {says}"), remedy)
+}
+
+/// Why this node gets nothing whatever its entries say.
+fn bad_standing(node: &AttestedNode, now: UnixTime) -> Option<Cause> {
+    let id = &node.id;
+    if node.is_banned() {
+        let remedy = format!(
+            "if the node is to be trusted again: `passant agent evict {id}`, then let it attest anew"
+        );
+        return Some(Code::NodeBanned.blocks(format!("the node of {id} is banned"), remedy));
+    }
+    let end = node.pending.as_ref().map_or(node.not_after, |pending| pending.not_after.max(node.not_after));
+    (end < now).then(|| {
+        let remedy = if node.can_reattest {
+            "start the agent, and look at its log for why it does not attest again by itself"
+        } else {
+            "start the agent with a new join token from `passant token generate`: it cannot attest again by itself"
+        };
+        Code::NodeSvidExpired.blocks(format!("the SVID of the agent {id} expired {end}, and was not renewed"), remedy)
+    })
+}
+
+fn by_spiffe_id(id: &SpiffeId, question: &Question, scene: &Scene<'_>, told: &mut Explanation) {
+    let state = scene.state;
+    if !id.is_member_of(state.trust_domain()) {
+        told.causes.push(Code::OtherTrustDomain.blocks(
+            format!("{id} is not of {}, the trust domain of this server", state.trust_domain()),
+            "ask the server of that trust domain; workloads here can only verify its SVIDs, by federation",
+        ));
+        return;
+    }
+    if id.is_reserved() || id.is_trust_domain_id() {
+        told.causes.push(Code::ReservedId.blocks(
+            format!("{id} can be no workload's: below /spire are the IDs of servers and agents"),
+            "register the workload under another SPIFFE ID; explain an agent with --agent",
+        ));
+        return;
+    }
+    let entries: Vec<&Arc<Entry>> = state.entries_by_spiffe_id(id).take(EXPLAINED_ENTRIES).collect();
+    if entries.is_empty() {
+        told.causes.push(no_entry(id, state));
+        return;
+    }
+    weigh(entries, question, scene, told);
+}
+
+fn no_entry(id: &SpiffeId, state: &State) -> Cause {
+    let create = format!(
+        "register it: `passant entry create --spiffe-id {id} --parent-id AGENT_OR_NODE_ALIAS --selector KIND:VALUE`"
+    );
+    let remedy = match nearest_id(id, state) {
+        Some(near) => format!("did you mean {near}? Otherwise {create}"),
+        None => create,
+    };
+    Code::NoEntry.blocks(format!("no entry grants {id}"), remedy)
+}
+
+/// The registered SPIFFE ID that is spelled most like `id`.
+fn nearest_id<'a>(id: &SpiffeId, state: &'a State) -> Option<&'a SpiffeId> {
+    /// More is another name, not a slip.
+    const SLIPS: usize = 3;
+    let (path, longest) = (id.path(), id.path().len() + SLIPS);
+    let near = |entry: &&Arc<Entry>| {
+        (path.len().saturating_sub(SLIPS)..=longest).contains(&entry.spiffe_id.path().len())
+    };
+    let weighed = state.entries().filter(near).map(|entry| {
+        let other = entry.spiffe_id.path();
+        // Upper and lower case are the commonest slip, however many letters it is about.
+        let slips = if other.eq_ignore_ascii_case(path) { 0 } else { edits(path, other) };
+        (slips, &entry.spiffe_id)
+    });
+    weighed.min().filter(|(slips, _)| *slips <= SLIPS).map(|(_, id)| id)
+}
+
+fn by_selectors(question: &Question, scene: &Scene<'_>, told: &mut Explanation) {
+    let state = scene.state;
+    let have = Have::new(&question.selectors);
+    let is_match = |entry: &&Arc<Entry>| have.distance(&entry.selectors).is_some_and(Distance::is_match);
+    let matching: Vec<&Arc<Entry>> = state
+        .entries()
+        .filter(|entry| !entry.is_node_alias())
+        .filter(is_match)
+        .take(EXPLAINED_ENTRIES)
+        .collect();
+    if !matching.is_empty() {
+        weigh(matching, question, scene, told);
+        return;
+    }
+    let of_node = question.agent.as_ref().filter(|agent| state.node(agent).is_some());
+    let of_node = of_node.map(|agent| state.authorized_entries(agent, scene.now));
+    let mut nearest = Nearest::new(EXPLAINED_CANDIDATES);
+    let mut offer = |entry: &Arc<Entry>| {
+        if let Some(distance) = have.distance(&entry.selectors) {
+            nearest.offer(distance, &entry.id);
+        }
+    };
+    match &of_node {
+        Some(entries) => entries.iter().for_each(&mut offer),
+        None => state.entries().filter(|entry| !entry.is_node_alias()).for_each(&mut offer),
+    }
+    let (near, left_out) = nearest.into_order();
+    told.left_out = left_out;
+    let near: Vec<&Arc<Entry>> = near.iter().filter_map(|(_, id)| state.entry(id)).collect();
+    told.causes.push(match (near.first(), &of_node) {
+        (Some(entry), _) => lacks(entry, &have),
+        (None, Some(entries)) if entries.is_empty() => without_entries(question),
+        (None, _) => Code::NoEntryMatches.blocks(
+            "no entry asks for any of these selectors, or for others of their kind",
+            "register the workload: `passant entry create` with selectors that attestation finds out",
+        ),
+    });
+    told.candidates =
+        near.into_iter().map(|entry| candidate(entry, &have.missing(&entry.selectors), "")).collect();
+}
+
+fn by_node(question: &Question, scene: &Scene<'_>, told: &mut Explanation) {
+    let Some(agent) = question.agent.as_ref().filter(|agent| scene.state.node(agent).is_some()) else {
+        return;
+    };
+    let entries = scene.state.authorized_entries(agent, scene.now);
+    told.fact("entries_of_node", entries.len().to_string());
+    if entries.is_empty() {
+        told.causes.push(without_entries(question));
+    }
+    told.left_out = entries.len().saturating_sub(EXPLAINED_CANDIDATES);
+    let shown = entries.iter().take(EXPLAINED_CANDIDATES);
+    told.candidates = shown.map(|entry| candidate(entry, &Selectors::new(), "")).collect();
+}
+
+fn without_entries(question: &Question) -> Cause {
+    let agent = question.agent.as_ref().map_or_else(|| "the agent".to_owned(), ToString::to_string);
+    Code::NodeWithoutEntries.blocks(
+        format!("no entry belongs to the node of {agent}"),
+        format!(
+            "register entries with --parent-id {agent}, or with a node alias whose selectors the node has"
+        ),
+    )
+}
+
+/// Holds each of `entries` against the question, and tells of the one that is nearest to being issued.
+fn weigh(entries: Vec<&Arc<Entry>>, question: &Question, scene: &Scene<'_>, told: &mut Explanation) {
+    let have = Have::new(&question.selectors);
+    let judged = entries.into_iter().map(|entry| (judge(entry, question, &have, scene), entry));
+    let mut judged: Vec<(Vec<Cause>, &Arc<Entry>)> = judged.collect();
+    let blocking = |causes: &[Cause]| causes.iter().filter(|cause| cause.blocks).count();
+    judged.sort_by_key(|(causes, entry)| {
+        let distance = have.distance(&entry.selectors);
+        (blocking(causes), distance.is_none(), distance, causes.first().map(|cause| cause.code))
+    });
+    told.left_out = judged.len().saturating_sub(EXPLAINED_CANDIDATES);
+    for (at, (causes, entry)) in judged.into_iter().enumerate().take(EXPLAINED_CANDIDATES) {
+        let missing = match question.selectors.is_empty() {
+            true => Selectors::new(),
+            false => have.missing(&entry.selectors),
+        };
+        let note = causes.first().map_or("", |cause| cause.says.as_str());
+        told.candidates.push(candidate(entry, &missing, note));
+        if at == 0 {
+            told.causes.extend(causes);
+        }
+    }
+}
+
+/// All that stands in the way of one entry.
+fn judge(entry: &Arc<Entry>, question: &Question, have: &Have<'_>, scene: &Scene<'_>) -> Vec<Cause> {
+    let id = &entry.id;
+    let mut causes = Vec::new();
+    if let Some(end) = entry.expires_at.filter(|_| entry.has_ended(scene.now)) {
+        causes.push(Code::EntryEnded.blocks(
+            format!("the entry {id} for {} ended {end}", entry.spiffe_id),
+            format!("if it is to go on: `passant entry update {id} --expires-at RFC3339`"),
+        ));
+    }
+    if entry.is_node_alias() {
+        causes.push(Code::NodeAlias.blocks(
+            format!(
+                "the entry {id} names nodes as {}: its parent is the server, so no workload is issued it",
+                entry.spiffe_id
+            ),
+            format!(
+                "register the workload below it: `passant entry create --parent-id {} ...`",
+                entry.spiffe_id
+            ),
+        ));
+        return about(causes, id);
+    }
+    if entry.store_svid {
+        causes.push(Code::ForSecretStore.blocks(
+            format!("the entry {id} is for a secret store (store_svid): agents do not serve it to workloads"),
+            format!("if a workload is to have it: `passant entry update {id} --store-svid=false`"),
+        ));
+    }
+    causes.extend(chain::broken(entry, question.agent.as_ref(), scene));
+    if causes.is_empty() {
+        causes.extend(unheard(entry, question, scene));
+    }
+    if !question.selectors.is_empty() && !question.selectors.contains_all(&entry.selectors) {
+        causes.push(lacks(entry, have));
+    }
+    causes.extend(federation(entry, scene));
+    causes.sort_by_key(|cause| (!cause.blocks, cause.code));
+    about(causes, id)
+}
+
+fn about(causes: Vec<Cause>, entry: &EntryId) -> Vec<Cause> {
+    causes.into_iter().map(|cause| cause.of(entry)).collect()
+}
+
+fn lacks(entry: &Entry, have: &Have<'_>) -> Cause {
+    let missing = have.describe(&have.missing(&entry.selectors));
+    let (id, spiffe_id) = (&entry.id, &entry.spiffe_id);
+    let says = format!("the entry {id} for {spiffe_id} asks for {missing}, which the workload does not have");
+    let remedy = format!(
+        "run the workload so that it has it, or change the entry: `passant entry update {id} --selector KIND:VALUE` \
+         with each selector that it is to ask for"
+    );
+    Code::SelectorsMissing.blocks(says, remedy).of(id)
+}
+
+/// Whether the agent cannot know of the entry yet.
+fn unheard(entry: &Entry, question: &Question, scene: &Scene<'_>) -> Option<Cause> {
+    question.agent.as_ref()?;
+    let at = scene.last_sync?;
+    (at < entry.created_at).then(|| {
+        Code::NotYetSynced.blocks(
+            format!("the entry {} was made {}, and the agent has last asked {at}", entry.id, entry.created_at),
+            "wait for the agent's next sync; if it does not come, look at the agent's log and at the way to this server",
+        )
+    })
+}
+
+/// Which peers the workload could not verify.
+fn federation<'a>(entry: &'a Entry, scene: &'a Scene<'_>) -> impl Iterator<Item = Cause> + 'a {
+    let missing = entry.federates_with.iter().filter(|name| scene.state.bundle_of(name).is_none());
+    missing.map(|name| {
+        let why = match (scene.state.relationship(name), scene.fetches.get(name)) {
+            (None, _) => "there is no federation relationship with it".to_owned(),
+            (Some(_), Some(Status { last_error: Some(error), .. })) => format!("fetching it fails: {error}"),
+            (Some(_), _) => "it has not been fetched yet".to_owned(),
+        };
+        Code::FederatedBundleMissing.limits(
+            format!("the bundle of {name} is not held, so that its workloads cannot be verified: {why}"),
+            format!("mend what is named, and then `passant federation refresh {name}`, or set it with `passant bundle set`"),
+        )
+    })
+}
+
+fn candidate(entry: &Entry, missing: &Selectors, note: &str) -> Candidate {
+    Candidate {
+        id: entry.id.clone(),
+        spiffe_id: entry.spiffe_id.clone(),
+        parent_id: Some(entry.parent_id.clone()),
+        selectors: entry.selectors.clone(),
+        missing: missing.clone(),
+        note: note.to_owned(),
+    }
+}
