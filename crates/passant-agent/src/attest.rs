@@ -57,6 +57,17 @@ struct Finding {
     at: Instant,
 }
 
+/// Why one attestor told nothing.
+#[derive(Debug, Error)]
+pub(crate) enum Unanswered {
+    /// It failed.
+    #[error(transparent)]
+    Failed(AttestError),
+    /// It took longer than [`ATTESTOR`].
+    #[error("workload attestor did not answer in time")]
+    Late,
+}
+
 /// Why nothing is known of a peer.
 #[derive(Debug, Error)]
 pub(crate) enum AttestationError {
@@ -131,8 +142,39 @@ impl Attestation {
         Arc::clone(slots.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(ATTESTATIONS_PER_USER))))
     }
 
+    /// The attestors that are asked.
+    pub(crate) fn methods(&self) -> Vec<&'static str> {
+        self.attestors.iter().map(|attestor| attestor.method()).collect()
+    }
+
     /// Each attestor's selectors; nothing for one that failed.
     async fn ask_all(&self, peer: &Peer) -> BTreeMap<&'static str, Selectors> {
+        let mut answers = BTreeMap::new();
+        for (method, answer) in self.ask_each(peer).await {
+            match answer {
+                Ok(selectors) => drop(answers.insert(method, selectors)),
+                Err(Unanswered::Failed(AttestError::Peer(PeerError::Gone))) => {}
+                Err(Unanswered::Failed(error)) => {
+                    if let Some(left_out) = self.attestor_failures.line((method, peer.uid())) {
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        warn!(method, pid = peer.pid(), %error, cause, left_out, "workload attestor failed");
+                    }
+                }
+                Err(Unanswered::Late) => {
+                    if let Some(left_out) = self.attestor_failures.line((method, peer.uid())) {
+                        warn!(method, pid = peer.pid(), left_out, "workload attestor did not answer in time");
+                    }
+                }
+            }
+        }
+        answers
+    }
+
+    /// What each attestor says of `peer`, within its time. One that broke is left out.
+    pub(crate) async fn ask_each(
+        &self,
+        peer: &Peer,
+    ) -> BTreeMap<&'static str, Result<Selectors, Unanswered>> {
         let mut asked = JoinSet::new();
         for attestor in &self.attestors {
             let (attestor, peer) = (Arc::clone(attestor), peer.clone());
@@ -152,21 +194,8 @@ impl Attestation {
         let mut answers = BTreeMap::new();
         while let Some(answer) = asked.join_next().await {
             match answer {
-                Ok((method, Ok(Ok(selectors)))) => {
-                    answers.insert(method, selectors);
-                }
-                Ok((_, Ok(Err(AttestError::Peer(PeerError::Gone))))) => {}
-                Ok((method, Ok(Err(error)))) => {
-                    if let Some(left_out) = self.attestor_failures.line((method, peer.uid())) {
-                        let cause = std::error::Error::source(&error).map(ToString::to_string);
-                        warn!(method, pid = peer.pid(), %error, cause, left_out, "workload attestor failed");
-                    }
-                }
-                Ok((method, Err(_))) => {
-                    if let Some(left_out) = self.attestor_failures.line((method, peer.uid())) {
-                        warn!(method, pid = peer.pid(), left_out, "workload attestor did not answer in time");
-                    }
-                }
+                Ok((method, Ok(answer))) => drop(answers.insert(method, answer.map_err(Unanswered::Failed))),
+                Ok((method, Err(_))) => drop(answers.insert(method, Err(Unanswered::Late))),
                 Err(error) => warn!(pid = peer.pid(), %error, "workload attestor broke"),
             }
         }

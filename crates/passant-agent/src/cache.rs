@@ -22,7 +22,9 @@ use tokio::sync::{Notify, watch};
 use crate::jwt_cache::{JwtCache, JwtIssuer};
 use crate::plan::{self, Action};
 
-pub(crate) use state::{Census, Held, MintFailure, Minted, Slot, State, View};
+#[cfg(test)]
+pub(crate) use state::Failed;
+pub(crate) use state::{Census, Held, MintFailure, Minted, Slot, State, SvidLook, View};
 
 /// What a workload may see now.
 #[derive(Clone, Debug)]
@@ -393,6 +395,17 @@ impl Cache {
     pub(crate) fn next_due(&self) -> Option<Duration> {
         let now = self.now();
         plan::next_due(now, &self.shared.book().state).map(|due| now.until(due))
+    }
+
+    /// How it stands with the SVID of one entry.
+    pub(crate) fn svid_of(&self, id: &EntryId) -> SvidLook {
+        self.shared.book().state.svid_of(id)
+    }
+
+    /// Why nothing at all can be answered, if so; and why nothing can be minted at present, if so.
+    pub(crate) fn troubles(&self) -> (Option<String>, Option<String>) {
+        let book = self.shared.book();
+        (book.state.not_ready().map(str::to_owned), book.state.trouble().map(str::to_owned))
     }
 
     /// The entries of the last sync, by id.

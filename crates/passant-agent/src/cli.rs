@@ -112,7 +112,9 @@ fn serve(config: Config, file: &Path) -> End {
 fn end_of(error: &StartError) -> End {
     match error {
         StartError::Bootstrap(_) => End::Config,
-        StartError::Data(_) | StartError::Listen(_) | StartError::Probe(_) => End::Unavailable,
+        StartError::Admin(_) | StartError::Data(_) | StartError::Listen(_) | StartError::Probe(_) => {
+            End::Unavailable
+        }
         StartError::Internal(_) => End::Internal,
     }
 }

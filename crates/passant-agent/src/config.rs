@@ -36,6 +36,9 @@ use section::Section;
 /// mounted into containers as a whole.
 pub const DEFAULT_SOCKET: &str = "/run/passant-agent/api.sock";
 
+/// The name of the admin socket in the data directory, unless another is configured.
+const ADMIN_SOCKET: &str = "admin.sock";
+
 /// Everything an agent is told at its start.
 #[derive(Debug)]
 pub struct Config {
@@ -53,6 +56,8 @@ pub struct Config {
     pub workload_api: WorkloadApi,
     /// Which facts are found out about workloads. Never empty.
     pub workload_attestors: Vec<WorkloadMethod>,
+    /// Where administrators of the node ask the agent, if they may.
+    pub admin_socket: Option<PathBuf>,
     /// How often the server is asked what has changed; 1 s to 1 min.
     pub sync_interval: Duration,
     /// How long an open stream keeps what was last attested while an attestor fails.
@@ -237,6 +242,26 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         let allowed_foreign_jwt_claims = section.strings("allowed_foreign_jwt_claims").into_iter().collect();
         Some(WorkloadApi { socket, allowed_foreign_jwt_claims })
     });
+    let admin = root.section("admin", |section| {
+        let enabled = section.boolean("enabled").unwrap_or(true);
+        let socket = section.string("socket").map(PathBuf::from);
+        let workloads = workload_api.as_ref().and_then(|api| api.socket.parent());
+        match (enabled, socket, data_dir.as_ref()) {
+            (true, Some(socket), _) => {
+                check_admin_socket(section, &socket, workloads);
+                Some(Some(socket))
+            }
+            (true, None, Some(data_dir)) => {
+                let socket = data_dir.join(ADMIN_SOCKET);
+                if socket.as_os_str().len() > limits::SOCKET_PATH_BYTES {
+                    let what = "would be too long a path below data_dir";
+                    section.fault("socket", what, "name a shorter one, or set admin.enabled = false");
+                }
+                Some(Some(socket))
+            }
+            (true, None, None) | (false, _, _) => Some(None),
+        }
+    });
     let workload_attestors = root.section("workload_attestors", read_workload_attestors);
     let probe = root.section("probe", |section| {
         let allow_remote = section.boolean("allow_remote").unwrap_or(false);
@@ -269,12 +294,28 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         node_attestor: node_attestor?,
         workload_api: workload_api?,
         workload_attestors: workload_attestors?,
+        admin_socket: admin?,
         sync_interval,
         evidence_max_age,
         x509_key_type,
         probe: probe?,
         log: log?,
     })
+}
+
+/// `workloads` is the directory of the Workload API: containers are given all of it.
+fn check_admin_socket(section: &mut Section<'_>, socket: &Path, workloads: Option<&Path>) {
+    if !socket.is_absolute() {
+        section.fault("socket", "is not an absolute path", "begin it with /");
+    } else if workloads.is_some_and(|directory| socket.starts_with(directory)) {
+        section.fault(
+            "socket",
+            "lies in the directory of workload_api.socket, which workloads are given as a whole",
+            "name a directory that only the agent's user can enter",
+        );
+    } else if socket.as_os_str().len() > limits::SOCKET_PATH_BYTES {
+        section.fault("socket", "is too long for a socket", "name a shorter path");
+    }
 }
 
 fn read_bootstrap(section: &mut Section<'_>) -> Option<Bootstrap> {
@@ -480,6 +521,7 @@ mod tests {
         assert_eq!(config.trust_domain.as_str(), "example.org");
         assert_eq!(config.server_address.to_string(), "passant.example.org:8081");
         assert_eq!(config.workload_api.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(config.admin_socket.as_deref(), Some(Path::new("/var/lib/passant/agent/admin.sock")));
         assert_eq!(config.sync_interval, Duration::from_secs(5));
         assert_eq!(config.evidence_max_age, Duration::from_secs(300));
         assert_eq!(config.x509_key_type, KeyType::EcP256);
@@ -495,12 +537,31 @@ mod tests {
         let published = Config::load(&path).unwrap();
         let least = Config::parse("agent.toml", LEAST).unwrap();
         assert_eq!(published.workload_api, least.workload_api);
+        assert_eq!(published.admin_socket, least.admin_socket);
         assert_eq!(published.workload_attestors, least.workload_attestors);
         assert_eq!(published.sync_interval, least.sync_interval);
         assert_eq!(published.evidence_max_age, least.evidence_max_age);
         assert_eq!(published.x509_key_type, least.x509_key_type);
         assert_eq!(published.log, least.log);
         assert_eq!((published.probe, least.probe), (None, None));
+    }
+
+    #[test]
+    fn the_admin_socket_is_never_where_workloads_connect() {
+        let parsed = |admin: &str| Config::parse("agent.toml", &format!("{LEAST}[admin]\n{admin}\n"));
+        assert_eq!(parsed("enabled = false").unwrap().admin_socket, None);
+        let own = parsed("socket = \"/run/admin/agent.sock\"").unwrap().admin_socket;
+        assert_eq!(own.as_deref(), Some(Path::new("/run/admin/agent.sock")));
+        let long = format!("/{}", "a".repeat(limits::SOCKET_PATH_BYTES));
+        for (socket, fault) in [
+            ("admin.sock", "not an absolute path"),
+            ("/run/passant-agent/admin.sock", "workloads are given"),
+            ("/run/passant-agent/admin/agent.sock", "workloads are given"),
+            (long.as_str(), "too long"),
+        ] {
+            let error = parsed(&format!("socket = \"{socket}\"")).unwrap_err().to_string();
+            assert!(error.contains("admin.socket") && error.contains(fault), "{socket}: {error}");
+        }
     }
 
     #[test]

@@ -162,6 +162,16 @@ impl Link {
         &self.inner.metrics
     }
 
+    /// The agent's SPIFFE ID, if it has an identity.
+    pub(crate) fn id(&self) -> Option<SpiffeId> {
+        self.inner.current.load().as_ref().map(|connection| connection.identity.svid.id().clone())
+    }
+
+    /// Where the server is looked for.
+    pub(crate) fn address(&self) -> &ServerAddress {
+        &self.inner.address
+    }
+
     /// When the identity now used ends.
     pub(crate) fn not_after(&self) -> Option<UnixTime> {
         self.inner.current.load().as_ref().map(|connection| connection.identity.svid.not_after())

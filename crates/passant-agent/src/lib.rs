@@ -12,6 +12,7 @@
 //! | what is wrong with this agent right now? | [`health`] |
 //! | which selectors does a peer have? | `attest` |
 //! | how do workloads get their SVIDs? | [`workload_api`] |
+//! | why has a process no identity, and who may ask that? | `explain`, `admin` |
 //! | what is bounded, and why? | [`limits`] |
 //! | what is counted and timed? | [`metrics`] |
 //! | can it be relied on? | `vitals` |
@@ -20,12 +21,14 @@
 //! [`cache::Cache`] and the link to the server, and nothing else.
 
 mod act;
+mod admin;
 mod attest;
 mod backoff;
 pub mod cache;
 pub mod config;
 pub mod connect;
 mod drive;
+mod explain;
 pub mod health;
 pub mod jwt_cache;
 pub mod limits;
@@ -49,6 +52,7 @@ use std::sync::Arc;
 use passant_attest::workload::WorkloadAttestor;
 use passant_core::Host;
 use passant_daemon::grpc::{Health as GrpcHealth, ReflectionError, add_reflection};
+use passant_daemon::private_socket::PlaceError;
 use passant_daemon::probe::{ProbeError, Probing};
 use passant_daemon::process;
 use passant_daemon::run::Daemon;
@@ -61,6 +65,7 @@ use tonic::service::Routes;
 use tracing::{error, info};
 
 use crate::act::{Minter, ServerJwt};
+use crate::admin::Admin;
 use crate::cache::Cache;
 use crate::config::{Bootstrap, Config, FileError};
 use crate::connect::{Link, Network, Route, Tcp};
@@ -105,6 +110,9 @@ pub enum StartError {
     /// The program is at fault.
     #[error("failed to describe the Workload API")]
     Internal(#[from] ReflectionError),
+    /// The admin socket cannot be listened on.
+    #[error("failed to serve the admin socket")]
+    Admin(#[from] PlaceError),
     /// The socket cannot be listened on.
     #[error("failed to serve the Workload API")]
     Listen(#[from] ListenError),
@@ -124,9 +132,11 @@ impl Agent {
         let attestors = attestors.map(|method| Arc::from(method.clone().attestor(&host))).collect();
         let metrics = Arc::new(Metrics::default());
         let settings = settings(&config, attestors, &metrics);
+        let admin_socket = config.admin_socket.clone();
         let parts = Parts::assemble(config, host.clone(), data, Route::Tls(Arc::new(Tcp)), metrics)?;
         let endpoint = Endpoint::bind(settings, parts.cache.clone(), host)?;
-        let mut running = parts.run(endpoint).await?;
+        let admin = admin_socket.map(|path| Admin::bind(&path, endpoint.attestation())).transpose()?;
+        let mut running = parts.run(endpoint, admin).await?;
         if let Some(probing) = &probing {
             probing.watch(Arc::<AgentVitals>::clone(&running.vitals));
         }
@@ -144,7 +154,7 @@ impl Agent {
         let settings = settings(&config, stage.attestors, &metrics);
         let parts = Parts::assemble(config, host.clone(), data, Route::Plain(stage.network), metrics)?;
         let endpoint = Endpoint::over(stage.workloads, settings, parts.cache.clone(), host);
-        parts.run(endpoint).await
+        parts.run(endpoint, None).await
     }
 }
 
@@ -241,7 +251,7 @@ impl Parts {
         Ok(Self { socket, cache, vitals, driver, minter, health: watch })
     }
 
-    async fn run(self, endpoint: Endpoint) -> Result<Running, StartError> {
+    async fn run(self, endpoint: Endpoint, admin: Option<Admin>) -> Result<Running, StartError> {
         let said = GrpcHealth::of(&[workload_api::SERVICE]).await;
         let others = add_reflection(said.add_to(Routes::default()), descriptors::WORKLOAD)?;
         let endpoint = endpoint.beside(others);
@@ -251,6 +261,10 @@ impl Parts {
         tasks.spawn(self.driver.run(stop.clone(), part("drive")));
         tasks.spawn(self.minter.run(stop.clone(), part("mint")));
         tasks.spawn(part("workload_api").during(serve(endpoint, stop.clone())));
+        if let Some(admin) = admin {
+            let serving = admin.serving(Arc::clone(&self.vitals), stop.clone())?;
+            tasks.spawn(part("admin").during(serving));
+        }
         tasks.spawn(said.keep(Arc::<AgentVitals>::clone(&self.vitals), stop.clone()));
         info!(socket = %self.socket.display(), "agent started");
         let guard = stop.clone().drop_guard();

@@ -99,5 +99,23 @@ pub const DATA_FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// The size of a configuration, bundle, token or certificate file that is still read.
 pub const CONFIG_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
+/// Connections to the admin socket: administrators ask by hand.
+pub const ADMIN_CONNECTIONS: usize = 16;
+
+/// Calls on one such connection.
+pub const ADMIN_CALLS: u32 = 4;
+
+/// One request there: a pid and a SPIFFE ID.
+pub const ADMIN_REQUEST_BYTES: usize = 4 * 1024;
+
+/// The pause after a connection there could not be accepted.
+pub const ADMIN_ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Entries that one explanation names.
+pub const EXPLAINED_CANDIDATES: usize = 10;
+
+/// The longest path of a unix socket, in bytes, with room for what is added to it while it is put in place.
+pub const SOCKET_PATH_BYTES: usize = 96;
+
 /// How long streams may take to end after the agent was told to stop.
 pub const SHUTDOWN: Duration = Duration::from_secs(5);

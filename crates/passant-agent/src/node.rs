@@ -37,7 +37,7 @@ pub use data::{Damage, DataError, Disk, Stored, Unusable};
 pub(crate) use data::{DataDir, Pending};
 
 /// Told to workloads of a banned node.
-const BANNED: &str = "this node is banned";
+pub(crate) const BANNED: &str = "this node is banned";
 
 /// The node: its stored state, and what it does about its own SVID.
 pub(crate) struct Node {

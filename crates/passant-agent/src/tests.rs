@@ -2,6 +2,8 @@
 //!
 //! A whole agent except for the Workload API, against the server of `testing::server`, in paused time.
 
+mod admin;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -65,6 +67,7 @@ impl Rig {
                 allowed_foreign_jwt_claims: [].into(),
             },
             workload_attestors: Vec::new(),
+            admin_socket: None,
             sync_interval: secs(5),
             evidence_max_age: secs(300),
             x509_key_type: KeyType::EcP256,

@@ -93,7 +93,7 @@ enum Door {
 /// What all calls share.
 struct Shared {
     cache: Cache,
-    attestation: Attestation,
+    attestation: Arc<Attestation>,
     allowed_foreign_claims: BTreeSet<String>,
     pace: Pace,
     /// What the log is told of callers without identity, by user.
@@ -127,11 +127,11 @@ impl Endpoint {
     fn behind(door: Door, settings: Settings, cache: Cache, host: Host) -> Self {
         let shared = Shared {
             cache,
-            attestation: Attestation::new(
+            attestation: Arc::new(Attestation::new(
                 settings.attestors,
                 settings.evidence_max_age,
                 Arc::clone(&settings.metrics),
-            ),
+            )),
             allowed_foreign_claims: settings.allowed_foreign_claims,
             pace: Pace::new(),
             no_identity: LogRate::default(),
@@ -141,6 +141,11 @@ impl Endpoint {
             stop: CancellationToken::new(),
         };
         Self { door, beside: Routes::default(), shared: Arc::new(shared) }
+    }
+
+    /// The attestors, as workloads are attested by them.
+    pub(crate) fn attestation(&self) -> Arc<Attestation> {
+        Arc::clone(&self.shared.attestation)
     }
 
     /// Serves `others` on the same socket too.

@@ -164,6 +164,24 @@ impl Peer {
         Ok(peer)
     }
 
+    /// The process `pid`, to tell an operator what would be found out about it. It connected to nobody, so that nothing may be
+    /// handed out on the ground of this. Inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`PeerError::Gone`] when there is no such process, [`PeerError::Unreadable`] when `/proc` does not tell.
+    pub fn of_pid(pid: u32) -> Result<Self, PeerError> {
+        let process = Process::of(pid);
+        let start_time = process.start_time().map_err(read_error)?;
+        let pidfd = watched(open_pidfd(pid)?)?;
+        let Credentials { uid, gid, .. } = process.credentials().map_err(read_error)?;
+        let is_from_socket = false;
+        let mut held = Held { pid, uid, gid, start_time, executable: None, process, pidfd, is_from_socket };
+        held.executable = held.confirmed(|process| Ok(executable(process)))?;
+        let peer = Self(Holder::Kernel(Arc::new(held)));
+        peer.identity()?;
+        Ok(peer)
+    }
+
     /// A process of a simulation.
     pub fn listed(process: Arc<dyn Listed>) -> Self {
         Self(Holder::Table(process))
@@ -370,6 +388,17 @@ mod tests {
         assert_eq!(identity.executable.as_ref().unwrap().path, env::current_exe().unwrap());
         assert_eq!(identity, peer.identity().unwrap());
         assert!(format!("{peer:?}").starts_with("Peer { pid: "));
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_by_its_pid() {
+        let own = Peer::of_pid(std::process::id()).unwrap();
+        let (one, _two) = UnixStream::pair().unwrap();
+        assert_eq!(own.identity().unwrap(), Peer::of(&one).unwrap().identity().unwrap());
+        let mut child = Command::new("/bin/true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        assert!(matches!(Peer::of_pid(pid), Err(PeerError::Gone)));
     }
 
     /// Starts this test binary again as a process that connects to `socket`, says so, and then does `what`.

@@ -100,6 +100,15 @@ pub(crate) struct State {
     minted_at: Option<UnixTime>,
 }
 
+/// How it stands with the SVID of one entry, for an operator.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SvidLook {
+    /// When the SVID held ends.
+    pub(crate) not_after: Option<UnixTime>,
+    /// How the last attempts to mint failed.
+    pub(crate) failed: Option<Failed>,
+}
+
 /// How much is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Census {
@@ -274,6 +283,20 @@ impl State {
 
     pub(super) fn known(&self) -> Arc<BTreeMap<EntryId, Arc<AuthorizedEntry>>> {
         Arc::clone(&self.known)
+    }
+
+    /// How it stands with the SVID of one entry.
+    pub(super) fn svid_of(&self, id: &EntryId) -> SvidLook {
+        let Some(slot) = self.slots.get(id) else { return SvidLook::default() };
+        SvidLook {
+            not_after: slot.held.as_ref().map(|held| held.svid.not_after()),
+            failed: slot.failed.clone(),
+        }
+    }
+
+    /// Why no SVID can be had at present.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.mint_trouble.as_deref()
     }
 
     /// Every slot, in entry-id order.
