@@ -1,6 +1,7 @@
 //! Which commands and flags are there?
 
 mod entry;
+mod explain;
 mod import;
 mod lint;
 
@@ -18,6 +19,7 @@ pub(crate) use self::entry::{
     Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Export, Import as EntryImport, Match,
     Shape,
 };
+pub(crate) use self::explain::{AgentSocket, Explain};
 pub(crate) use self::import::{Import, LedgerFile, Spire, Undo};
 pub(crate) use self::lint::{Accept, FailOn, Lint};
 
@@ -110,6 +112,11 @@ pub(crate) enum Command {
     /// Why the server lets a caller do something, or not
     #[command(subcommand)]
     Access(Access),
+    /// Why a workload has an identity or none, and what would change that: exits with 3 if something stands in the way
+    #[command(subcommand)]
+    Explain(Explain),
+    /// What the server holds, in a few numbers
+    Debug,
     /// How much the server logs
     #[command(subcommand)]
     Logger(Logger),

@@ -11,11 +11,14 @@ use passant_core::TrustDomain;
 use passant_proto::access::access_client::AccessClient;
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::bundle::bundle_client::BundleClient;
+use passant_proto::debug::debug_client::DebugClient;
 use passant_proto::entry::entry_client::EntryClient;
+use passant_proto::explain::explain_client::ExplainClient;
 use passant_proto::federation::federation_client::FederationClient;
 use passant_proto::import::import_client::ImportClient;
 use passant_proto::localauthority::local_authority_client::LocalAuthorityClient;
 use passant_proto::logger::logger_client::LoggerClient;
+use passant_proto::node::node_client::NodeClient;
 use passant_proto::store::store_client::StoreClient;
 use passant_proto::svid::svid_client::SvidClient;
 use passant_proto::trustdomain::trust_domain_client::TrustDomainClient;
@@ -27,7 +30,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
-use crate::args::{ServerSocket, WorkloadSocket};
+use crate::args::{AgentSocket, ServerSocket, WorkloadSocket};
 
 /// What every call to the Workload API carries (SPIFFE Workload Endpoint 3).
 #[derive(Clone)]
@@ -99,6 +102,14 @@ impl Server {
         LocalAuthorityClient::new(self.0.clone())
     }
 
+    pub(crate) fn debug(&self) -> DebugClient<Channel> {
+        DebugClient::new(self.0.clone())
+    }
+
+    pub(crate) fn explain(&self) -> ExplainClient<Channel> {
+        ExplainClient::new(self.0.clone())
+    }
+
     pub(crate) fn federation(&self) -> FederationClient<Channel> {
         FederationClient::new(self.0.clone())
     }
@@ -135,6 +146,19 @@ impl Server {
     pub(crate) fn svids(&self) -> SvidClient<Channel> {
         SvidClient::new(self.0.clone())
     }
+}
+
+/// A client of the agent's admin socket.
+pub(crate) async fn node_admin(socket: &AgentSocket) -> anyhow::Result<NodeClient<Channel>> {
+    let path = PathBuf::from(socket.admin.strip_prefix("unix://").unwrap_or(&socket.admin));
+    let channel = channel(&path).await.with_context(|| {
+        format!(
+            "no agent answers at {}: is passant-agent running here, and are you root or its user? name its admin socket \
+             (admin.sock in its data_dir) with --agent-socket or PASSANT_AGENT_SOCKET",
+            path.display()
+        )
+    })?;
+    Ok(NodeClient::new(channel))
 }
 
 /// A client of the Workload API.

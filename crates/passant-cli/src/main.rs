@@ -44,6 +44,8 @@ async fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         Command::Svid(command) => commands::svid::run(command, out).await,
         Command::Logger(command) => commands::logger::run(command, &server, out).await,
         Command::Healthcheck(args) => commands::healthcheck::run(args, &server, out).await,
+        Command::Explain(command) => commands::explain::run(command, &server, out).await,
+        Command::Debug => commands::debug::run(&server, out).await,
         Command::Lint(args) => commands::lint::run(args, &server, out).await,
         Command::Completion { shell } => out.completion(shell),
     }
