@@ -25,6 +25,6 @@ mod generated;
 pub mod status;
 
 pub use generated::{
-    access, agent, bundle, debug, entry, explain, federation, import, localauthority, logger, node, rpc, store,
-    svid, trustdomain, types, workload,
+    access, agent, bundle, debug, entry, explain, federation, import, localauthority, logger, node, rpc,
+    store, svid, trustdomain, types, workload,
 };
