@@ -75,8 +75,7 @@ pub enum BundleError {
     NotSigning,
     /// A negative serial number, an extension that comes twice, or a critical one that nobody knows.
     #[error(
-        "X.509 authority is a certificate that others refuse to read: its serial number is negative, or an extension comes twice \
-         or is critical and unknown"
+        "X.509 authority is a certificate that others refuse to read: its serial number is negative, or an extension comes twice"
     )]
     RefusedByOthers,
     /// A JWT authority without key ID, or with one of more than 1024 bytes.
@@ -357,19 +356,11 @@ mod tests {
             der[at] = first;
             assert_eq!(X509Authority::from_der(&der).map(|_| ()), expected, "{first:x}");
         }
-        let extension = |is_critical| {
-            let mut one = rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0]);
-            one.set_criticality(is_critical);
-            one
-        };
-        let refused = Err(BundleError::RefusedByOthers);
-        for (extensions, expected) in [
-            (vec![extension(false)], Ok(())),
-            (vec![extension(false), extension(false)], refused),
-            (vec![extension(true)], refused),
-        ] {
+        let extension = rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0]);
+        for (times, expected) in [(1, Ok(())), (2, Err(BundleError::RefusedByOthers))] {
+            let extensions = vec![extension.clone(); times];
             let ca = Ca::root_with("example.org", |params| params.custom_extensions = extensions);
-            assert_eq!(X509Authority::from_der(ca.der()).map(|_| ()), expected);
+            assert_eq!(X509Authority::from_der(ca.der()).map(|_| ()), expected, "{times}");
         }
     }
 

@@ -363,33 +363,42 @@ async fn taints_and_revocations_of_authorities_are_done_again() {
 
 #[tokio::test]
 async fn a_prepared_authority_that_signed_since_or_was_tainted_is_restored_as_a_retired_one() {
-    let name = |name: &str| AuthorityId::parse(name).unwrap();
-    let prepared = |id: &str| {
-        let authority = samples::authority(id, AuthorityKind::Jwt, Phase::Prepared);
-        Change::PutAuthority(Authority { not_after: at(9_000), ..authority })
-    };
-    let ids = ["idle", "signed", "activated", "tainted"];
-    let site = Site::new(ids.map(prepared).into());
     let decision = match issued(DecisionKind::JwtSvid, "/w/1", "0a", Some(("plain", 3))) {
         Said::Issued(decision) => decision,
         Said::Act(act) => panic!("{act:?}"),
     };
-    site.record(vec![
-        Said::Issued(Decision { authority: Some(name("signed")), ..decision }),
-        Said::Act(Act::ActivateAuthority(AuthorityKind::Jwt, name("activated"))),
-        Said::Act(Act::TaintAuthority(AuthorityKind::Jwt, name("tainted"))),
-    ])
-    .await;
-    let restored = site.restore().await.unwrap();
-    let loaded = State::of_objects(trust_domain(), restored.cursor, site.load().objects);
-    let stands = |id: &str| {
-        let authority = loaded.authority(&name(id)).unwrap();
-        (authority.phase, authority.tainted, authority.activated_at)
-    };
-    assert_eq!(stands("idle"), (Phase::Prepared, false, None));
-    assert_eq!(stands("signed"), (Phase::Retired, false, Some(at(1_000))));
-    assert_eq!(stands("activated"), (Phase::Retired, false, Some(at(1_000))));
-    assert_eq!(stands("tainted"), (Phase::Retired, true, Some(at(1_000))));
+    let retired = |tainted| (Phase::Retired, tainted, Some(at(1_000)));
+    let signed = |id| Said::Issued(Decision { authority: Some(id), ..decision.clone() });
+    let activated = |id| Said::Act(Act::ActivateAuthority(AuthorityKind::Jwt, id));
+    let tainted = |id| Said::Act(Act::TaintAuthority(AuthorityKind::Jwt, id));
+    let cases: [(&[&dyn Fn(AuthorityId) -> Said], _); 4] = [
+        (&[], (Phase::Prepared, false, None)),
+        (&[&signed], retired(false)),
+        (&[&activated], retired(false)),
+        (&[&tainted], retired(true)),
+    ];
+    for (since, expected) in cases {
+        let key = Host::system().keys.generate(KeyType::EcP256).unwrap();
+        let authority = Authority {
+            id: authority_id(key.public_key()),
+            public_key: key.public_key().to_vec(),
+            not_after: at(9_000),
+            ..samples::authority("a", AuthorityKind::Jwt, Phase::Prepared)
+        };
+        let id = authority.id.clone();
+        let mut own = Bundle { sequence: 9, ..Bundle::empty(trust_domain()) };
+        own.jwt_authorities.push(JwtAuthority::new(id.as_str(), key.public_key(), None).unwrap());
+        let before = state();
+        let mut changes: Vec<_> =
+            before.authorities().map(|sample| Change::DeleteAuthority(sample.id.clone())).collect();
+        changes.extend([Change::PutAuthority(authority), Change::PutBundle(own.into())]);
+        let site = Site::over(before, changes);
+        site.record(since.iter().map(|said| said(id.clone())).collect()).await;
+        let restored = site.restore().await.unwrap();
+        let loaded = State::of_objects(trust_domain(), restored.cursor, site.load().objects);
+        let authority = loaded.authority(&id).unwrap();
+        assert_eq!((authority.phase, authority.tainted, authority.activated_at), expected);
+    }
 }
 
 #[tokio::test]

@@ -435,7 +435,7 @@ async fn a_role_federates_only_with_trust_domains_that_have_no_rights_here() {
     let codes: Vec<Code> = results.iter().map(|result| code(result.status.as_ref())).collect();
     assert_eq!(codes, [Code::Ok, Code::PermissionDenied]);
     let said = &results[1].status.as_ref().unwrap().message;
-    assert!(said.contains("\"ally.org\", in which the configuration gives rights"), "{said}");
+    assert!(said.contains("\"ally.org\", whose keys lead to rights that the configuration gives"), "{said}");
     let listed = trust.list_federation_relationships(ListFederationRelationshipsRequest::default()).await;
     assert_eq!(listed.unwrap().into_inner().federation_relationships.len(), 1);
 
