@@ -10,6 +10,8 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use passant_tests::binaries::cargo;
 
 use crate::report::{Report, say};
@@ -191,8 +193,13 @@ fn fuzz(here: &Path, place: &Path, program: &Path, target: &str, seconds: u64) -
     }
     match said.lines().find_map(|line| line.split_once("Test unit written to ")) {
         Some((_, input)) => {
-            let why = said.lines().find(|line| line.contains("panicked at") || line.contains("ERROR: "));
-            bail!("{}; again: {} {input}", why.unwrap_or("it ended"), program.display())
+            let tells = |line: &&str| line.contains("panicked at") || line.contains("ERROR: ");
+            let mut why = said.lines().skip_while(|line| !tells(line));
+            let (at, what) = (why.next().unwrap_or("it ended"), why.next().unwrap_or_default());
+            // What CI finds is lost with its machine, but for what it prints.
+            let bytes = fs::read(input).with_context(|| format!("failed to read {input}"))?;
+            say(&format!("{target}: the input in base64: {}", BASE64_STANDARD.encode(bytes)));
+            bail!("{at} {what}; again: {} {input}", program.display())
         }
         None => bail!("it ended ({status}): see {}", log.display()),
     }
