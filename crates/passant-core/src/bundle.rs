@@ -73,7 +73,7 @@ pub enum BundleError {
     /// The certificate may not sign others: without cA, or with a key usage that lacks keyCertSign.
     #[error("X.509 authority is not a CA certificate")]
     NotSigning,
-    /// A negative serial number, an extension that comes twice, or a critical one that nobody knows.
+    /// A negative serial number, or an extension that comes twice.
     #[error(
         "X.509 authority is a certificate that others refuse to read: its serial number is negative, or an extension comes twice"
     )]

@@ -46,6 +46,8 @@ use segments::{FileSegments, Segments};
 pub enum Act {
     /// The agent of a node was banned.
     BanAgent(SpiffeId),
+    /// Agents were banned here since another server of the trust domain had banned them.
+    BanAgents(Vec<SpiffeId>),
     /// A node was evicted, with the join token it spent and that token's alias entry.
     EvictAgent(SpiffeId),
     /// Agents that another server of the trust domain attested were taken over, or what is known of them was renewed.

@@ -416,12 +416,12 @@ impl Revival {
         if since.is_evicted {
             return self.new_node(&node.id, &since);
         }
-        if node.is_banned() {
-            return Some(node.clone());
-        }
         if since.is_banned {
             self.again.banned.push(node.id.clone());
-            return Some(AttestedNode { serial: None, pending: None, ..node.clone() });
+            return Some(AttestedNode { serial: None, pending: None, adopted: None, ..node.clone() });
+        }
+        if node.is_banned() {
+            return Some(node.clone());
         }
         let (Some(newest), before) = since.issued else { return Some(node.clone()) };
         let is_pending = node.pending.as_ref().is_some_and(|pending| pending.serial == newest.serial);

@@ -64,6 +64,11 @@ pub(crate) struct Undo {
     /// Go on although agents have moved here; they stay, and what they rely on is taken away
     #[arg(long)]
     pub(crate) force: bool,
+    /// Only take SPIRE's authorities out of this server's bundle, and leave all else: the end of a move
+    ///
+    /// What SPIRE signed stops being believed at once, of agents that this server has not renewed yet too.
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) authorities_only: bool,
     #[command(flatten)]
     pub(crate) ledger: LedgerFile,
 }

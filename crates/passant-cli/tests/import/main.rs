@@ -305,6 +305,41 @@ async fn what_is_in_the_way_stays_as_it_is_and_is_named_with_its_place() -> anyh
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_move_takes_out_authorities_and_nothing_else() -> anyhow::Result<()> {
+    Rig::with(|rig| {
+        fill(rig);
+        let [own, ..] = rig.state()?;
+        rig.import(0, &[])?;
+        let [with_theirs, bundles, federation, entries, agents] = rig.state()?;
+        assert_ne!(with_theirs, own);
+        rig.json(0, &["import", "undo", "--authorities-only"])?;
+        assert_eq!(rig.state()?, [own, bundles, federation, entries, agents]);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_was_here_before_is_here_after_the_undo() -> anyhow::Result<()> {
+    Rig::with(|rig| {
+        fill(rig);
+        let shown = rig.passant(&["bundle", "show", "--format", "pem"])?;
+        std::fs::write(rig.path("mine.pem"), shown.stdout)?;
+        rig.json(0, &["bundle", "set", "other.test", "mine.pem"])?;
+        let before = rig.state()?;
+        let copied = rig.import(3, &[])?;
+        assert_eq!(counts(&copied, "federation_relationships"), [1, 0, 0]);
+        assert_eq!(counts(&copied, "bundles"), [0, 0, 1]);
+        rig.json(0, &["import", "undo"])?;
+        let mut after = rig.state()?;
+        after[1]["bundles"][0]["sequence_number"] = before[1]["bundles"][0]["sequence_number"].clone();
+        assert_eq!(after, before);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_entries_and_agents_come_in_pages() -> anyhow::Result<()> {
     Rig::with(|rig| {
         rig.spire.world().entries = (0..MANY).map(|n| entry(&format!("e{n:06}"))).collect();

@@ -14,7 +14,7 @@ use passant_proto::{convert, status, types};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::entry::{merged, sorted_out};
-use super::{Api, bounded, refuse, refuse_item};
+use super::{Api, bounded, refuse, refuse_item, to_the_end};
 use crate::command;
 use crate::command::import::ForeignAgent;
 use crate::limits::{AGENT_VERSION, BATCH};
@@ -28,33 +28,41 @@ impl Import for Api {
         &self,
         request: Request<AdoptAgentsRequest>,
     ) -> Result<Response<AdoptAgentsResponse>, Status> {
-        let caller = self.local(request.extensions())?;
+        let (api, caller) = (self.clone(), self.local(request.extensions())?);
         let AdoptAgentsRequest { agents, dry_run } = request.into_inner();
         bounded(agents.len(), BATCH)?;
         let now = self.host.now();
         let trust_domain = self.journal.state().trust_domain().clone();
         let (agents, places) = sorted_out(agents.into_iter().map(|wire| foreign(wire, &trust_domain)));
-        let ids: Vec<SpiffeId> = agents.iter().map(|agent| agent.id.clone()).collect();
+        let ids: Vec<(SpiffeId, bool)> =
+            agents.iter().map(|agent| (agent.id.clone(), agent.serial.is_none())).collect();
         let adopted = if dry_run {
             command::import::adopt(&self.journal.state(), agents, now).1
         } else {
             let adopt = move |state: &State| Ok(command::import::adopt(state, agents, now));
-            let adopted = self.journal.submit(adopt).await.map_err(refuse)?;
-            let is_change = |outcome: &Result<command::import::Adoption, Refusal>| {
-                use command::import::Adoption::{New, Refreshed};
-                matches!(outcome, Ok(New | Refreshed))
-            };
-            let changed: Vec<SpiffeId> = ids
-                .into_iter()
-                .zip(&adopted)
-                .filter(|(_, outcome)| is_change(outcome))
-                .map(|(id, _)| id)
-                .collect();
-            if !changed.is_empty() {
-                tracing::info!(%caller, agents = changed.len(), "adopted agents of another server");
-                self.note(Act::AdoptAgents(changed), &caller).await;
-            }
-            adopted
+            to_the_end(async move {
+                let adopted = api.journal.submit(adopt).await?;
+                let is_change = |outcome: &Result<command::import::Adoption, Refusal>| {
+                    use command::import::Adoption::{New, Refreshed};
+                    matches!(outcome, Ok(New | Refreshed))
+                };
+                let changed = ids.into_iter().zip(&adopted).filter(|(_, outcome)| is_change(outcome));
+                let (banned, taken): (Vec<_>, Vec<_>) =
+                    changed.map(|(agent, _)| agent).partition(|(_, is_banned)| *is_banned);
+                let ids = |agents: Vec<(SpiffeId, bool)>| agents.into_iter().map(|(id, _)| id).collect();
+                let counts = (taken.len(), banned.len());
+                if counts != (0, 0) {
+                    tracing::info!(%caller, agents = counts.0, banned = counts.1, "adopted agents of another server");
+                }
+                if counts.0 > 0 {
+                    api.note(Act::AdoptAgents(ids(taken)), &caller).await;
+                }
+                if counts.1 > 0 {
+                    api.note(Act::BanAgents(ids(banned)), &caller).await;
+                }
+                Ok(adopted)
+            })
+            .await?
         };
         let results = merged(places, adopted).map(|outcome| {
             let (status, adoption) = match outcome {
@@ -73,7 +81,7 @@ impl Import for Api {
         &self,
         request: Request<ReleaseAgentsRequest>,
     ) -> Result<Response<ReleaseAgentsResponse>, Status> {
-        let caller = self.local(request.extensions())?;
+        let (api, caller) = (self.clone(), self.local(request.extensions())?);
         let ReleaseAgentsRequest { ids, dry_run } = request.into_inner();
         bounded(ids.len(), BATCH)?;
         let trust_domain = self.journal.state().trust_domain().clone();
@@ -86,20 +94,23 @@ impl Import for Api {
         } else {
             let asked = ids.clone();
             let release = move |state: &State| Ok(command::import::release(state, ids));
-            let released = self.journal.submit(release).await.map_err(refuse)?;
-            let is_done =
-                |outcome: &Result<_, Refusal>| matches!(outcome, Ok(command::import::Release::Done));
-            let gone: Vec<SpiffeId> = asked
-                .into_iter()
-                .zip(&released)
-                .filter(|(_, outcome)| is_done(outcome))
-                .map(|(id, _)| id)
-                .collect();
-            if !gone.is_empty() {
-                tracing::info!(%caller, agents = gone.len(), "released adopted agents");
-                self.note(Act::ReleaseAgents(gone), &caller).await;
-            }
-            released
+            to_the_end(async move {
+                let released = api.journal.submit(release).await?;
+                let is_done =
+                    |outcome: &Result<_, Refusal>| matches!(outcome, Ok(command::import::Release::Done));
+                let gone: Vec<SpiffeId> = asked
+                    .into_iter()
+                    .zip(&released)
+                    .filter(|(_, outcome)| is_done(outcome))
+                    .map(|(id, _)| id)
+                    .collect();
+                if !gone.is_empty() {
+                    tracing::info!(%caller, agents = gone.len(), "released adopted agents");
+                    api.note(Act::ReleaseAgents(gone), &caller).await;
+                }
+                Ok(released)
+            })
+            .await?
         };
         let results = merged(places, released).map(|outcome| {
             let (status, release) = match outcome {
@@ -115,7 +126,7 @@ impl Import for Api {
         &self,
         request: Request<RemoveAuthoritiesRequest>,
     ) -> Result<Response<RemoveAuthoritiesResponse>, Status> {
-        let caller = self.local(request.extensions())?;
+        let (api, caller) = (self.clone(), self.local(request.extensions())?);
         let RemoveAuthoritiesRequest { x509_authorities, jwt_authorities, dry_run } = request.into_inner();
         bounded(x509_authorities.len().max(jwt_authorities.len()), BATCH)?;
         let x509: BTreeSet<Vec<u8>> = x509_authorities.into_iter().collect();
@@ -124,14 +135,17 @@ impl Import for Api {
             command::import::remove_authorities(&self.journal.state(), &x509, &jwt).map_err(refuse)?.1
         } else {
             let remove = move |state: &State| command::import::remove_authorities(state, &x509, &jwt);
-            let removed = self.journal.submit(remove).await.map_err(refuse)?;
-            if !removed.x509.is_empty() || !removed.jwt.is_empty() {
-                let x509 = removed.x509.iter().filter_map(|one| id_of_certificate(&one.der)).collect();
-                let jwt = removed.jwt.iter().map(|one| one.key_id.clone()).collect();
-                tracing::info!(%caller, x509 = removed.x509.len(), jwt = removed.jwt.len(), "removed appended authorities");
-                self.note(Act::RemoveAuthorities { x509, jwt }, &caller).await;
-            }
-            removed
+            to_the_end(async move {
+                let removed = api.journal.submit(remove).await?;
+                if !removed.x509.is_empty() || !removed.jwt.is_empty() {
+                    let x509 = removed.x509.iter().filter_map(|one| id_of_certificate(&one.der)).collect();
+                    let jwt = removed.jwt.iter().map(|one| one.key_id.clone()).collect();
+                    tracing::info!(%caller, x509 = removed.x509.len(), jwt = removed.jwt.len(), "removed appended authorities");
+                    api.note(Act::RemoveAuthorities { x509, jwt }, &caller).await;
+                }
+                Ok(removed)
+            })
+            .await?
         };
         let count = |some: usize| u32::try_from(some).unwrap_or(u32::MAX);
         Ok(Response::new(RemoveAuthoritiesResponse {

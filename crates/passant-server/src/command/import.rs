@@ -260,6 +260,21 @@ mod tests {
     }
 
     #[test]
+    fn a_ban_made_here_is_not_given_back() {
+        for agent in [foreign(1, 100), banned()] {
+            let mut state = empty();
+            adopted(&mut state, agent).unwrap();
+            let (changes, ()) = crate::command::node::ban(&state, &id(AGENT)).unwrap();
+            state.apply(&commit(3, changes));
+            let (changes, outcomes) = release(&state, vec![id(AGENT)]);
+            assert_eq!((changes.len(), outcomes[0].as_ref().unwrap()), (0, &Release::Moved));
+            assert!(state.node(&id(AGENT)).unwrap().is_banned());
+            let (changes, ()) = crate::command::node::ban(&state, &id(AGENT)).unwrap();
+            assert!(changes.is_empty(), "it is banned already");
+        }
+    }
+
+    #[test]
     fn appended_authorities_are_taken_out_and_own_ones_are_not() {
         let own = authority("own", AuthorityKind::X509, Phase::Active);
         let own_der = own.certificate.clone().unwrap();

@@ -37,10 +37,11 @@ pub(crate) fn is_token_alias(entry: &Entry) -> bool {
 /// Not found.
 pub(crate) fn ban(state: &State, id: &SpiffeId) -> Result<(Vec<Change>, ()), Refusal> {
     let node = state.node(id).ok_or_else(no_agent)?;
-    if node.is_banned() {
+    if node.is_banned() && node.adopted.is_none() {
         return Ok((Vec::new(), ()));
     }
-    let banned = AttestedNode { serial: None, pending: None, ..AttestedNode::clone(node) };
+    // A ban of this server's own: to give adopted agents back does not lift it.
+    let banned = AttestedNode { serial: None, pending: None, adopted: None, ..AttestedNode::clone(node) };
     Ok((vec![Change::PutNode(Arc::new(banned))], ()))
 }
 

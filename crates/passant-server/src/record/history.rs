@@ -121,6 +121,11 @@ impl History {
     fn take_act(&mut self, act: Act) {
         match act {
             Act::BanAgent(id) => self.nodes.entry(id).or_default().is_banned = true,
+            Act::BanAgents(ids) => {
+                for id in ids {
+                    self.nodes.entry(id).or_default().is_banned = true;
+                }
+            }
             Act::EvictAgent(id) => self.forget(id),
             Act::AdoptAgents(ids) => {
                 for id in ids {

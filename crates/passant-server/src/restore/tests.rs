@@ -12,7 +12,7 @@ use crate::record::{Decision, DecisionKind};
 use crate::state::samples::{
     self, at, commit, entry, entry_id, host_at, id, node, other_trust_domain, token, trust_domain,
 };
-use crate::state::{AuthorityKind, State};
+use crate::state::{Adopted, AuthorityKind, State};
 use crate::store::sled::SledStore;
 use crate::store::{Loaded, Store};
 
@@ -182,6 +182,20 @@ async fn agents_that_were_adopted_since_are_named_and_released_ones_are_gone() {
         (restored.again.evicted, restored.lost.agents),
         (ids(&["released"]), ids(&["released", "new"]))
     );
+}
+
+#[tokio::test]
+async fn a_ban_that_was_copied_stays() {
+    let (known, new) = ("/spire/agent/x509pop/known", "/spire/agent/x509pop/new");
+    let awaited = AttestedNode { adopted: Some(Adopted::Awaited), ..AttestedNode::clone(&node(known, &[])) };
+    let site = Site::new(vec![Change::PutNode(Arc::new(awaited))]);
+    site.record(vec![Said::Act(Act::BanAgents(vec![id(known), id(new)]))]).await;
+    let restored = site.restore().await.unwrap();
+    assert_eq!(restored.again.banned, [id(known), id(new)]);
+    for name in [known, new] {
+        let row = node_of(&site.load(), name).unwrap();
+        assert!(row.is_banned() && row.adopted.is_none(), "{name}");
+    }
 }
 
 #[tokio::test]
@@ -368,16 +382,14 @@ async fn a_prepared_authority_that_signed_since_or_was_tainted_is_restored_as_a_
         Said::Act(act) => panic!("{act:?}"),
     };
     let retired = |tainted| (Phase::Retired, tainted, Some(at(1_000)));
-    let signed = |id| Said::Issued(Decision { authority: Some(id), ..decision.clone() });
-    let activated = |id| Said::Act(Act::ActivateAuthority(AuthorityKind::Jwt, id));
-    let tainted = |id| Said::Act(Act::TaintAuthority(AuthorityKind::Jwt, id));
-    let cases: [(&[&dyn Fn(AuthorityId) -> Said], _); 4] = [
-        (&[], (Phase::Prepared, false, None)),
-        (&[&signed], retired(false)),
-        (&[&activated], retired(false)),
-        (&[&tainted], retired(true)),
+    let say: [fn(&Decision, AuthorityId) -> Vec<Said>; 4] = [
+        |_, _| Vec::new(),
+        |decision, id| vec![Said::Issued(Decision { authority: Some(id), ..decision.clone() })],
+        |_, id| vec![Said::Act(Act::ActivateAuthority(AuthorityKind::Jwt, id))],
+        |_, id| vec![Said::Act(Act::TaintAuthority(AuthorityKind::Jwt, id))],
     ];
-    for (since, expected) in cases {
+    let expected = [(Phase::Prepared, false, None), retired(false), retired(false), retired(true)];
+    for (since, expected) in say.into_iter().zip(expected) {
         let key = Host::system().keys.generate(KeyType::EcP256).unwrap();
         let authority = Authority {
             id: authority_id(key.public_key()),
@@ -393,7 +405,7 @@ async fn a_prepared_authority_that_signed_since_or_was_tainted_is_restored_as_a_
             before.authorities().map(|sample| Change::DeleteAuthority(sample.id.clone())).collect();
         changes.extend([Change::PutAuthority(authority), Change::PutBundle(own.into())]);
         let site = Site::over(before, changes);
-        site.record(since.iter().map(|said| said(id.clone())).collect()).await;
+        site.record(since(&decision, id.clone())).await;
         let restored = site.restore().await.unwrap();
         let loaded = State::of_objects(trust_domain(), restored.cursor, site.load().objects);
         let authority = loaded.authority(&id).unwrap();

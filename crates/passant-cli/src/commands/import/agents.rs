@@ -36,12 +36,11 @@ pub(super) async fn adopt(
         let request = ListAgentsRequest { page_size: PAGE, page_token, ..ListAgentsRequest::default() };
         let page = moving.spire.agents().list_agents(request).await.map_err(refused)?.into_inner();
         progress.add(page.agents.len());
-        if let Some(ledger) = ledger.as_deref_mut() {
-            let made = page.agents.iter().map(|agent| Made::Agent(json::spiffe_id_text(agent.id.as_ref())));
-            ledger.write(made.collect())?;
-        }
         let next = page.next_page_token;
         for batch in batches(page.agents) {
+            if let Some(ledger) = ledger.as_deref_mut() {
+                ledger.write(to_adopt(moving, &batch).await?)?;
+            }
             let request = AdoptAgentsRequest { agents: batch.clone(), dry_run: ledger.is_none() };
             let answer = moving.server.import().adopt_agents(request).await.map_err(refused)?.into_inner();
             let methods: BTreeSet<String> = answer.node_attestors.into_iter().collect();
@@ -65,6 +64,16 @@ pub(super) async fn adopt(
         ));
     }
     Ok(())
+}
+
+/// Those that will be adopted, and not those that this server attested itself.
+async fn to_adopt(moving: &Move, agents: &[types::Agent]) -> anyhow::Result<Vec<Made>> {
+    let request = AdoptAgentsRequest { agents: agents.to_vec(), dry_run: true };
+    let answer = moving.server.import().adopt_agents(request).await.map_err(refused)?.into_inner();
+    let outcomes = paired(agents.iter().collect(), answer.results)?;
+    let ours =
+        outcomes.filter(|(_, result)| matches!(result.adoption(), Adoption::New | Adoption::Refreshed));
+    Ok(ours.map(|(agent, _)| Made::Agent(json::spiffe_id_text(agent.id.as_ref()))).collect())
 }
 
 /// Takes over what was said of one agent.

@@ -13,6 +13,10 @@ use super::spire::Move;
 use crate::connect::{Server, refused};
 use crate::progress::Progress;
 
+/// Why an authority that the one server distrusts is named.
+const BELIEVED: &str =
+    "it is tainted at the one server, and believed at the other until it is taken out there";
+
 /// Copies authorities both ways. Tainted ones are left where they are: nobody should begin to trust them.
 ///
 /// # Errors
@@ -33,6 +37,7 @@ pub(super) async fn exchange(
         report.note("WIT authorities are not carried: this server does not serve the WIT-SVID profile");
     }
     let Some(ledger) = ledger else { return Ok(()) };
+    withdrawn(ledger, ours, theirs, report);
     if let Some(request) = here {
         let x509 = request.x509_authorities.iter().map(|one| Made::X509Authority(hex(&one.asn1)));
         let jwt = request.jwt_authorities.iter().map(|one| Made::JwtAuthority(one.key_id.clone()));
@@ -52,6 +57,21 @@ pub(super) async fn exchange(
     Ok(())
 }
 
+/// Names what an import appended here and SPIRE has no more: it was revoked there, or has ended.
+fn withdrawn(ledger: &Ledger, ours: &types::Bundle, theirs: &types::Bundle, report: &mut Report) {
+    let why = "SPIRE has it no more; passant import undo --authorities-only takes it out here";
+    let x509 = ours.x509_authorities.iter().filter(|one| {
+        ledger.tells(&Made::X509Authority(hex(&one.asn1)))
+            && !theirs.x509_authorities.iter().any(|known| known.asn1 == one.asn1)
+    });
+    let jwt = ours.jwt_authorities.iter().filter(|one| {
+        ledger.tells(&Made::JwtAuthority(one.key_id.clone()))
+            && !theirs.jwt_authorities.iter().any(|known| known.key_id == one.key_id)
+    });
+    x509.for_each(|_| report.left(Kind::AuthoritiesHere, None, "an X.509 authority", why));
+    jwt.for_each(|one| report.left(Kind::AuthoritiesHere, None, &one.key_id, why));
+}
+
 async fn append(to: &Server, request: AppendBundleRequest) -> anyhow::Result<()> {
     to.bundles().append_bundle(request).await.map_err(refused)?;
     Ok(())
@@ -66,7 +86,10 @@ fn missing(
 ) -> Option<AppendBundleRequest> {
     let mut request = AppendBundleRequest::default();
     for authority in &from.x509_authorities {
-        if to.x509_authorities.iter().any(|known| known.asn1 == authority.asn1) {
+        let held = to.x509_authorities.iter().find(|known| known.asn1 == authority.asn1);
+        if held.is_some_and(|known| authority.tainted && !known.tainted) {
+            report.left(kind, None, "an X.509 authority", BELIEVED);
+        } else if held.is_some() {
             report.already(kind, 1);
         } else if authority.tainted {
             report.left(kind, None, "an X.509 authority", "it is tainted");
@@ -77,7 +100,10 @@ fn missing(
     }
     for authority in &from.jwt_authorities {
         let held = to.jwt_authorities.iter().find(|known| known.key_id == authority.key_id);
-        if held.is_some_and(|known| known.public_key == authority.public_key) {
+        let is_same = held.is_some_and(|known| known.public_key == authority.public_key);
+        if is_same && held.is_some_and(|known| authority.tainted && !known.tainted) {
+            report.left(kind, None, &authority.key_id, BELIEVED);
+        } else if is_same {
             report.already(kind, 1);
         } else if held.is_some() {
             report.left(kind, None, &authority.key_id, "another JWT authority has this key ID");
@@ -162,5 +188,41 @@ mod tests {
             (vec![x509(3, false)], vec![jwt("d", 4, false)])
         );
         assert_eq!(missing(&to, &to, Kind::AuthoritiesThere, &mut report), None);
+        let tainted = types::Bundle {
+            x509_authorities: vec![x509(1, true)],
+            jwt_authorities: vec![jwt("a", 1, true)],
+            ..types::Bundle::default()
+        };
+        let mut report = Report::of_import(false);
+        assert_eq!(missing(&tainted, &to, Kind::AuthoritiesHere, &mut report), None);
+        assert_eq!(report.count_left(Kind::AuthoritiesHere), 2, "what is distrusted there is named");
+        let mut report = Report::of_import(false);
+        missing(&tainted, &tainted, Kind::AuthoritiesHere, &mut report);
+        assert_eq!(report.count_left(Kind::AuthoritiesHere), 0, "both servers distrust it");
+    }
+
+    #[test]
+    fn what_was_appended_and_spire_has_no_more_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let trust_domain = passant_core::TrustDomain::parse("example.org").unwrap();
+        let mut ledger = Ledger::open(&dir.path().join("ledger"), &trust_domain).unwrap();
+        ledger.write(vec![Made::X509Authority(hex(&[1])), Made::JwtAuthority("a".to_owned())]).unwrap();
+        let bundle = |x509: &[u8], jwt: &[&str]| types::Bundle {
+            x509_authorities: x509
+                .iter()
+                .map(|byte| types::X509Certificate { asn1: vec![*byte], tainted: false })
+                .collect(),
+            jwt_authorities: jwt
+                .iter()
+                .map(|id| types::JwtKey { key_id: (*id).to_owned(), ..types::JwtKey::default() })
+                .collect(),
+            ..types::Bundle::default()
+        };
+        let ours = bundle(&[1, 2], &["a", "own"]);
+        for (theirs, left) in [(bundle(&[], &[]), 2), (bundle(&[1], &[]), 1), (bundle(&[1], &["a"]), 0)] {
+            let mut report = Report::of_import(false);
+            withdrawn(&ledger, &ours, &theirs, &mut report);
+            assert_eq!(report.count_left(Kind::AuthoritiesHere), left);
+        }
     }
 }

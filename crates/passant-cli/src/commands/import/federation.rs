@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use passant_proto::bundle::{BatchCreateFederatedBundleRequest, ListFederatedBundlesRequest};
+use passant_proto::bundle::{
+    BatchCreateFederatedBundleRequest, BatchSetFederatedBundleRequest, ListFederatedBundlesRequest,
+};
 use passant_proto::convert;
 use passant_proto::trustdomain::{
     BatchCreateFederationRelationshipRequest, ListFederationRelationshipsRequest,
@@ -30,6 +32,7 @@ pub(super) async fn copy(
     report: &mut Report,
 ) -> anyhow::Result<BTreeSet<String>> {
     let mut bundles = bundles(&moving.server).await?;
+    let before: BTreeSet<String> = bundles.keys().cloned().collect();
     let ours = relationships(&moving.server).await?;
     let theirs = relationships(&moving.spire).await?;
     let mut new = Vec::new();
@@ -46,6 +49,10 @@ pub(super) async fn copy(
             // A server that fetches it itself may well have another one by now.
             Some(held) if ours.contains_key(&name) || is_same(held, &bundle) => {
                 report.already(Kind::Bundles, 1)
+            }
+            Some(_) if theirs.contains_key(&name) => {
+                let why = "another bundle is here; it stays until this server fetches one itself";
+                report.left(Kind::Bundles, Some(at + 1), &name, why);
             }
             Some(_) => {
                 report.left(Kind::Bundles, Some(at + 1), &name, "another bundle is here; it stays as it is");
@@ -81,7 +88,7 @@ pub(super) async fn copy(
             (Ok(_), None) => new.push((at + 1, wire)),
         }
     }
-    create_relationships(moving, new, ledger, report).await?;
+    create_relationships(moving, new, &before, ledger, report).await?;
     Ok(bundles.into_keys().collect())
 }
 
@@ -122,6 +129,7 @@ async fn create_bundles(
 async fn create_relationships(
     moving: &Move,
     new: Vec<(usize, types::FederationRelationship)>,
+    before: &BTreeSet<String>,
     ledger: Option<&mut Ledger>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
@@ -136,7 +144,9 @@ async fn create_relationships(
         trust_domain: one.trust_domain.clone(),
         hash: hash_of(one),
     };
-    ledger.write(new.iter().map(made).collect())?;
+    let kept = new.iter().filter(|(_, one)| before.contains(&one.trust_domain));
+    let kept = kept.map(|(_, one)| Made::BundleBefore(one.trust_domain.clone()));
+    ledger.write(kept.chain(new.iter().map(made)).collect())?;
     let request = BatchCreateFederationRelationshipRequest {
         federation_relationships: new.iter().map(|(_, one)| one.clone()).collect(),
         output_mask: Some(types::FederationRelationshipMask::default()),
@@ -149,6 +159,29 @@ async fn create_relationships(
             report.done(Kind::Relationships, 1);
         } else {
             report.left(Kind::Relationships, Some(at), &one.trust_domain, status.message);
+        }
+    }
+    Ok(())
+}
+
+/// Puts bundles back that went with a relationship.
+pub(super) async fn put_back(
+    bundles: Vec<types::Bundle>,
+    server: &Server,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    for bundles in bundles.chunks(BUNDLES) {
+        let request = BatchSetFederatedBundleRequest {
+            bundle: bundles.to_vec(),
+            output_mask: Some(types::BundleMask::default()),
+        };
+        let answer =
+            server.bundles().batch_set_federated_bundle(request).await.map_err(refused)?.into_inner();
+        for (bundle, result) in paired(bundles.to_vec(), answer.results)? {
+            let status = result.status.unwrap_or_default();
+            if status.code != 0 {
+                report.left(Kind::Bundles, None, &bundle.trust_domain, status.message);
+            }
         }
     }
     Ok(())

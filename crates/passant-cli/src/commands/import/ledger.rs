@@ -14,6 +14,8 @@ use prost::Message;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
+/// How every ledger begins.
+const BEGINNING: &str = "{\"import\":";
 /// The format that is written. An unknown one is not read.
 const FORMAT: u32 = 1;
 
@@ -37,6 +39,10 @@ pub(super) enum Made {
     Entry { id: String, hash: String },
     /// An agent was adopted.
     Agent(String),
+    /// A relationship was made with a trust domain whose bundle was here before.
+    BundleBefore(String),
+    /// All before this line was undone.
+    Undone,
 }
 
 /// The file, open for more lines.
@@ -60,13 +66,32 @@ impl Ledger {
             .truncate(false)
             .open(path)
             .with_context(failed)?;
+        if file.try_lock().is_err() {
+            bail!("{} is in use: another import or undo is running", path.display());
+        }
         let (known, whole) = read(&file, path, trust_domain)?;
         // A line that was cut off tells of nothing that was made.
         file.set_len(whole).with_context(failed)?;
         file.seek(SeekFrom::End(0)).with_context(failed)?;
         let mut ledger = Self { path: path.to_owned(), file, known };
+        if whole == 0 {
+            // The name has to last as long as what is written under it.
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(dir).and_then(|dir| dir.sync_all()).with_context(failed)?;
+        }
         ledger.write(vec![Made::Import { format: FORMAT, trust_domain: trust_domain.clone() }])?;
         Ok(ledger)
+    }
+
+    /// Says that all was undone. What comes after belongs to another import.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn end(mut self) -> anyhow::Result<()> {
+        if self.known.iter().all(stands) {
+            return Ok(());
+        }
+        self.write(vec![Made::Undone])
     }
 
     /// What a ledger tells.
@@ -105,6 +130,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether it has this line.
+    pub(super) fn tells(&self, made: &Made) -> bool {
+        self.known.contains(made)
+    }
+
     /// The second in which SPIRE was last told of authorities of this server.
     pub(super) fn told(&self) -> Option<i64> {
         let told =
@@ -119,6 +149,9 @@ fn read(file: &File, path: &Path, trust_domain: &TrustDomain) -> anyhow::Result<
     let mut text = String::new();
     BufReader::new(file).read_to_string(&mut text).with_context(failed)?;
     let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    if whole == 0 && !text.is_empty() && !text.starts_with(BEGINNING) && !BEGINNING.starts_with(&text) {
+        bail!("{} is no ledger of an import", path.display());
+    }
     let mut known = BTreeSet::new();
     for (at, line) in text[..whole].lines().enumerate() {
         let made: Made = serde_json::from_str(line).with_context(|| {
@@ -134,9 +167,18 @@ fn read(file: &File, path: &Path, trust_domain: &TrustDomain) -> anyhow::Result<
         } else if at == 0 {
             bail!("{} is no ledger of an import", path.display());
         }
+        if made == Made::Undone {
+            known.retain(stands);
+            continue;
+        }
         known.insert(made);
     }
     Ok((known, u64::try_from(whole)?))
+}
+
+/// Whether it is true of all imports, since an undo does not end it.
+fn stands(made: &Made) -> bool {
+    matches!(made, Made::Import { .. } | Made::Told(_))
 }
 
 /// SHA-256 of a message in hex: says whether it is still what it was.
@@ -210,6 +252,7 @@ mod tests {
         assert!(opened("other.test").unwrap_err().contains("example.org"));
         for text in [
             "nothing\n",
+            "nothing",
             "{\"agent\":\"a\"}\n",
             "{\"import\":{\"format\":2,\"trust_domain\":\"example.org\"}}\n",
         ] {
@@ -218,6 +261,33 @@ mod tests {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "it was not touched");
         }
         assert!(Ledger::read(&dir.path().join("none"), &domain("example.org")).is_err());
+    }
+
+    #[test]
+    fn what_was_undone_counts_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let open = || Ledger::open(&path, &domain("example.org")).unwrap();
+        open().write(vec![agent("a")]).unwrap();
+        open().end().unwrap();
+        let lines = || std::fs::read_to_string(&path).unwrap().lines().count();
+        assert_eq!((lines(), Ledger::read(&path, &domain("example.org")).unwrap().len()), (3, 1));
+        open().end().unwrap();
+        assert_eq!(lines(), 3, "there was nothing to end");
+        open().write(vec![agent("a"), agent("b")]).unwrap();
+        let known = Ledger::read(&path, &domain("example.org")).unwrap();
+        assert!(known.contains(&agent("a")) && known.contains(&agent("b")));
+    }
+
+    #[test]
+    fn two_imports_do_not_write_one_ledger() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let first = Ledger::open(&path, &domain("example.org")).unwrap();
+        let refused = Ledger::open(&path, &domain("example.org")).map(drop).unwrap_err();
+        assert!(refused.to_string().contains("in use"), "{refused}");
+        drop(first);
+        Ledger::open(&path, &domain("example.org")).map(drop).unwrap();
     }
 
     #[test]

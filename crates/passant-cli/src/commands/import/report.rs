@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
+use crate::plain::line;
 use crate::render::Output;
 
 /// What is left out that a table for people names; JSON names all.
@@ -98,6 +99,22 @@ impl Report {
         Self { dry_run, doing, already, rows, left: Vec::new(), notes: Vec::new() }
     }
 
+    /// Whether nothing was left.
+    pub(super) fn is_complete(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Whether anything of this kind was left.
+    pub(super) fn has_left(&self, kind: Kind) -> bool {
+        self.left.iter().any(|one| one.kind == kind)
+    }
+
+    /// How many of this kind were left.
+    #[cfg(test)]
+    pub(super) fn count_left(&self, kind: Kind) -> usize {
+        self.left.iter().filter(|one| one.kind == kind).count()
+    }
+
     /// So many more were done, or would be.
     pub(super) fn done(&mut self, kind: Kind, more: usize) {
         self.row(kind).done += more;
@@ -159,13 +176,13 @@ impl Report {
         }
         for Left { kind, at, name, why } in self.left.iter().take(NAMED) {
             let at = at.map(|at| format!(" {at}")).unwrap_or_default();
-            writeln!(to, "  {}{at}: {name}: {why}", kind.key())?;
+            writeln!(to, "  {}{at}: {}: {}", kind.key(), line(name), line(why))?;
         }
         if let more @ 1.. = self.left.len().saturating_sub(NAMED) {
             writeln!(to, "  and {more} more; -o json names all")?;
         }
         for note in &self.notes {
-            writeln!(to, "\nnote: {note}")?;
+            writeln!(to, "\nnote: {}", line(note))?;
         }
         Ok(())
     }
@@ -189,11 +206,11 @@ mod tests {
         for at in 1..=NAMED + 3 {
             report.left(Kind::Entries, Some(at), "e", "it is wrong");
         }
-        report.note("good to know");
+        report.note("good to\nknow");
         let mut text = Vec::new();
         report.text(&mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        for part in ["TO COPY", "entries 20: e: it is wrong", "and 3 more", "note: good to know"] {
+        for part in ["TO COPY", "entries 20: e: it is wrong", "and 3 more", "note: good to\\nknow"] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
         assert!(!text.contains("entries 21"));

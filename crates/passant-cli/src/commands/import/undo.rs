@@ -39,6 +39,8 @@ struct Imported {
     told: bool,
     /// By the names of trust domains; with the hashes of what was made.
     bundles: BTreeMap<String, BTreeSet<String>>,
+    /// Names of trust domains whose bundles were here before the import made a relationship with them.
+    kept_bundles: BTreeSet<String>,
     relationships: BTreeMap<String, BTreeSet<String>>,
     /// By ids.
     entries: BTreeMap<String, BTreeSet<String>>,
@@ -50,14 +52,10 @@ pub(super) async fn run(args: Undo, server: &Server, out: &mut Output) -> anyhow
     let path = args.ledger.of(&trust_domain);
     let made = Imported::of(Ledger::read(&path, &trust_domain)?);
     let mut report = Report::of_undo(args.dry_run);
-    if !args.force {
-        nobody_has_moved(&made.agents, server).await?;
+    if !args.authorities_only {
+        all_but_authorities(&made, &args, server, &mut report).await?;
     }
     let dry_run = args.dry_run;
-    delete_entries(&made.entries, server, dry_run, &mut report).await?;
-    end_relationships(&made.relationships, server, dry_run, &mut report).await?;
-    delete_bundles(&made.bundles, server, dry_run, &mut report).await?;
-    release(&made.agents, server, dry_run, &mut report).await?;
     let named = made.x509.len() + made.jwt.len();
     let request =
         RemoveAuthoritiesRequest { x509_authorities: made.x509, jwt_authorities: made.jwt, dry_run };
@@ -71,7 +69,34 @@ pub(super) async fn run(args: Undo, server: &Server, out: &mut Output) -> anyhow
              authority out of it",
         );
     }
+    if !dry_run && !args.authorities_only && report.is_complete() {
+        // What is made from now on is no longer the import's.
+        Ledger::open(&path, &trust_domain)?.end()?;
+    }
     report.tell(&[("ledger", json!(path))], out)
+}
+
+/// Agents first: each either has come, or never will. So nobody comes while the entries go.
+async fn all_but_authorities(
+    made: &Imported,
+    args: &Undo,
+    server: &Server,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let dry_run = args.dry_run;
+    if !args.force {
+        nobody_has_moved(&made.agents, server).await?;
+    }
+    release(&made.agents, server, dry_run, report).await?;
+    if !args.force && report.has_left(Kind::Agents) {
+        bail!(
+            "agents have moved here meanwhile: the others were released, and nothing else was undone; run it again for \
+             their names"
+        );
+    }
+    delete_entries(&made.entries, server, dry_run, report).await?;
+    end_relationships(made, server, dry_run, report).await?;
+    delete_bundles(&made.bundles, server, dry_run, report).await
 }
 
 impl Imported {
@@ -79,7 +104,10 @@ impl Imported {
         let mut all = Self::default();
         for line in lines {
             match line {
-                Made::Import { .. } => {}
+                Made::Import { .. } | Made::Undone => {}
+                Made::BundleBefore(trust_domain) => {
+                    all.kept_bundles.insert(trust_domain);
+                }
                 Made::X509Authority(der) => all.x509.extend(unhex(&der)),
                 Made::JwtAuthority(key_id) => all.jwt.push(key_id),
                 Made::Told(_) => all.told = true,
@@ -156,20 +184,24 @@ async fn delete_entries(
     Ok(())
 }
 
-/// Ends what the import began. The bundles go with it.
+/// Ends what the import began. The bundles go with it, but those that were here before are put back.
 async fn end_relationships(
-    made: &BTreeMap<String, BTreeSet<String>>,
+    made: &Imported,
     server: &Server,
     dry_run: bool,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let held = federation::relationships(server).await?;
     let hashes = held.iter().map(|(name, one)| (name.clone(), federation::hash_of(one))).collect();
-    let names = unchanged(Kind::Relationships, made, &hashes, report);
+    let names = unchanged(Kind::Relationships, &made.relationships, &hashes, report);
     if dry_run {
         report.done(Kind::Relationships, names.len());
         return Ok(());
     }
+    let mut kept = federation::bundles(server).await?;
+    kept.retain(|name, _| {
+        names.contains(name) && made.kept_bundles.contains(name) && !made.bundles.contains_key(name)
+    });
     for names in names.chunks(ITEMS) {
         let request = BatchDeleteFederationRelationshipRequest { trust_domains: names.to_vec() };
         let mut client = server.trust_domains();
@@ -179,7 +211,7 @@ async fn end_relationships(
             told(Kind::Relationships, &name, &result.status.unwrap_or_default(), report);
         }
     }
-    Ok(())
+    federation::put_back(kept.into_values().collect(), server, report).await
 }
 
 async fn delete_bundles(
