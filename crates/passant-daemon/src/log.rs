@@ -109,13 +109,16 @@ pub fn level(given: Option<String>) -> Result<String, LevelError> {
 
 fn parse(text: &str) -> Result<EnvFilter, LevelError> {
     let wrong = || LevelError(text.to_owned());
-    // A lone word that is no level would be taken for a module of which everything is logged.
+    // EnvFilter trims each part, and then cuts it as if it had not: with a space of several bytes within a character.
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    // A lone word that is no level would be taken for a module of which everything is logged. In braces stand regular
+    // expressions, some of which take minutes to compile.
     let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
-    let is_meant = |part: &str| part.contains(['=', '[']) || is_level(part.trim());
-    if !text.split(',').all(is_meant) {
+    let is_meant = |part: &&str| is_level(part) || (part.contains(['=', '[']) && !part.contains(['{', '}']));
+    if !parts.iter().all(is_meant) {
         return Err(wrong());
     }
-    EnvFilter::builder().parse(text).map_err(|_| wrong())
+    EnvFilter::builder().parse(parts.join(",")).map_err(|_| wrong())
 }
 
 impl LogFormat {
@@ -215,10 +218,12 @@ mod tests {
 
     #[test]
     fn filters_are_levels_or_levels_of_modules() {
-        for good in ["info", "WARN", "info,passant_server::issue=debug", "off"] {
+        for good in
+            ["info", "WARN", "info,passant_server::issue=debug", "off", " info, a=debug", "\u{3000}a=info"]
+        {
             assert_eq!(level(Some(good.to_owned())).as_deref(), Ok(good));
         }
-        for bad in ["", "loud", "info,loud", "info,passant_server=loud"] {
+        for bad in ["", "loud", "info,loud", "info,passant_server=loud", "[span{field=.*}]=info"] {
             assert_eq!(level(Some(bad.to_owned())), Err(LevelError(bad.to_owned())));
         }
         assert_eq!(level(None).as_deref(), Ok("info"));

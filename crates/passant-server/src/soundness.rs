@@ -23,6 +23,8 @@ pub(crate) struct Audit {
     holds: Holds,
     /// Kind and key of the object before.
     last: Option<(u8, String)>,
+    /// The kinds that have been taken, a bit each.
+    kinds: u8,
     authorities: Vec<Authority>,
     bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
 }
@@ -42,6 +44,7 @@ impl Audit {
                 entries: 0,
             },
             last: None,
+            kinds: 0,
             authorities: Vec::new(),
             bundles: BTreeMap::new(),
         }
@@ -97,9 +100,16 @@ impl Audit {
             | Change::DeleteEntry(_) => return Err("a delete is no object".to_owned()),
         };
         let key = object.key();
-        if self.last.as_ref().is_some_and(|(before, last)| *before == kind && *last >= key) {
+        let follows = match &self.last {
+            Some((before, last)) if *before == kind => *last < key,
+            // A kind that comes again after another one could bring the same object again.
+            Some(_) => self.kinds & (1 << kind) == 0,
+            None => true,
+        };
+        if !follows {
             return Err(format!("{key} comes twice, or in the wrong place"));
         }
+        self.kinds |= 1 << kind;
         self.last = Some((kind, key));
         self.holds.count(object);
         Ok(())
@@ -209,4 +219,24 @@ fn bundle_is_sound(bundle: &Bundle) -> Result<(), String> {
         JwtAuthority::new(&authority.key_id, &authority.public_key, authority.expires_at).map_err(wrong)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::samples::{entry, node, trust_domain};
+
+    #[test]
+    fn each_object_is_taken_once_and_each_kind_in_one_piece() {
+        let entry = |name: &str| Change::PutEntry(entry(name, "/w", "/n/1"));
+        let node = || Change::PutNode(node("/spire/agent/x/1", &[]));
+        let taken = |objects: &[Change]| {
+            let mut audit = Audit::new(trust_domain(), Revision::new(99));
+            objects.iter().map(|object| audit.take(object)).collect::<Result<Vec<()>, String>>()
+        };
+        taken(&[entry("e1"), entry("e2"), node()]).unwrap();
+        for wrong in [vec![entry("e1"), entry("e1")], vec![entry("e1"), node(), entry("e1")]] {
+            assert!(taken(&wrong).unwrap_err().contains("comes twice"));
+        }
+    }
 }

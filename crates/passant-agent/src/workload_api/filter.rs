@@ -200,6 +200,10 @@ impl Block {
             payload = payload.get(..payload.len().checked_sub(padding)?)?;
             if self.flags & PRIORITY != 0 {
                 self.priority = payload.split_off(..PRIORITY_LENGTH)?.to_vec();
+                // h2 refuses a stream that depends on itself without reading the block, and its table stays as it was.
+                if stream_number(&self.priority) == stream_number(&self.stream) {
+                    return None;
+                }
             }
         }
         self.fragments.extend_from_slice(payload);
@@ -229,6 +233,11 @@ impl Block {
             (rest, kind, flags, prefix) = (later, CONTINUATION, 0, &[]);
         }
     }
+}
+
+/// The 31 bits that name a stream, of bytes that begin with them (RFC 9113, sections 4.1 and 6.3).
+fn stream_number(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes) & (u32::MAX >> 1))
 }
 
 fn pass_preface(seen: usize, input: &mut &[u8], out: &mut Vec<u8>) -> State {
@@ -394,6 +403,18 @@ mod tests {
                 vec![frame(HEADERS, END_HEADERS | PADDED, 1, &[]), bad.clone()],
             ),
             ("a priority cut short", vec![frame(HEADERS, END_HEADERS | PRIORITY, 1, &[0, 0]), bad.clone()]),
+            (
+                "a stream that depends on itself",
+                vec![
+                    frame(
+                        HEADERS,
+                        END_HEADERS | PRIORITY,
+                        1,
+                        &[&[0x80, 0, 0, 1, 15], block(BAD).as_slice()].concat(),
+                    ),
+                    bad.clone(),
+                ],
+            ),
             ("broken hpack", vec![frame(HEADERS, END_HEADERS, 1, &[0x80]), bad.clone()]),
             (
                 "a block over the bound",

@@ -12,7 +12,8 @@ fuzz_target!(|text: &str| {
         Err(error) => {
             let said = error.to_string();
             assert!(!error.faults().is_empty());
-            for fault in error.faults() {
+            // Each is looked for in all that is said, and thousands fit into one input.
+            for fault in error.faults().iter().take(64) {
                 assert!(!fault.what.is_empty() && !fault.remedy.is_empty(), "{fault:?}");
                 assert!(said.contains(&fault.key) && said.contains(&fault.what), "{said}");
             }

@@ -36,7 +36,9 @@ fuzz_target!(|bytes: &[u8]| {
     let mut cut = self::segments(&segment[..len]);
     let report = verify_segments(&mut cut);
     if whole.is_ok() {
-        assert!(report.is_ok(), "a record with its end torn off: {report:?}");
+        // What is left of the torn end may be the start line of a newer server.
+        let is_expected = matches!(report, Ok(_) | Err(RecordError::NewerFormat { .. }));
+        assert!(is_expected, "a record with its end torn off: {report:?}");
     }
     reopen(&mut cut, &report);
 });

@@ -13,7 +13,8 @@ fuzz_target!(|text: &str| {
         Err(error) => {
             let said = error.to_string();
             assert!(!error.faults().is_empty());
-            for fault in error.faults() {
+            // Each is looked for in all that is said, and thousands fit into one input.
+            for fault in error.faults().iter().take(64) {
                 assert!(!fault.what.is_empty() && !fault.remedy.is_empty(), "{fault:?}");
                 assert!(said.contains(&fault.key) && said.contains(&fault.what), "{said}");
             }
@@ -34,7 +35,9 @@ fuzz_target!(|text: &str| {
     assert!(config.admin_ids.iter().all(|id| !id.is_trust_domain_id()));
     for role in &config.roles {
         assert!(!role.verbs.is_empty());
-        assert!(role.spiffe_ids.iter().chain(&role.parent_ids).all(|prefix| prefix.is_of(&config.trust_domain)));
+        assert!(
+            role.spiffe_ids.iter().chain(&role.parent_ids).all(|prefix| prefix.is_of(&config.trust_domain))
+        );
     }
     assert!(granted().all(|to| !to.spiffe_ids.is_empty() || !to.uids.is_empty() || !to.gids.is_empty()));
 });

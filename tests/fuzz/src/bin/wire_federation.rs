@@ -17,6 +17,7 @@ fuzz_target!(|message: &[u8]| {
     let stored = serde_json::to_string(&read).expect("a relationship has a stored form");
     assert_eq!(serde_json::from_str::<FederationRelationship>(&stored).ok().as_ref(), Some(&read));
     mask::relationship(&mut written, Some(&types::FederationRelationshipMask::default()));
-    let name = types::FederationRelationship { trust_domain: read.trust_domain.to_string(), ..Default::default() };
+    let name =
+        types::FederationRelationship { trust_domain: read.trust_domain.to_string(), ..Default::default() };
     assert_eq!(written, name);
 });

@@ -62,7 +62,14 @@ impl Mender {
         let mut reader = Reader { block, at: 0 };
         let mut mended = Vec::new();
         let mut copied = 0;
+        let mut may_resize = true;
         while let Some(first) = reader.peek() {
+            let is_resize = first.leading_zeros() == 2;
+            // Behind a header a new size is a fault (RFC 7541, section 4.2), which h2 sees only within one frame.
+            if is_resize && !may_resize {
+                return Err(Unreadable);
+            }
+            may_resize = is_resize;
             match first.leading_zeros() {
                 0 => {
                     let index = reader.integer(7)?;
@@ -99,6 +106,10 @@ impl Mender {
         match reader.integer(prefix)? {
             0 => {
                 let name = reader.string()?;
+                // h2 does not insert it.
+                if name.is_empty() {
+                    return Err(Unreadable);
+                }
                 Ok(Name { length: name.len(), is_authority: name == b":authority" })
             }
             index => self.name(index),
@@ -329,6 +340,8 @@ pub(super) mod tests {
             &[0xff, 0x00],                         // index 127 of an empty dynamic table
             &[0x40],                               // no name
             &[0x40, 0x05, b'a'],                   // name cut
+            &[0x40, 0x00, 0x01, b'a'],             // empty name
+            &[0x82, 0x20],                         // new size behind a header
             &[0x41, 0x82, 0xff],                   // Huffman string cut
             &[0x41, 0x81, 0x00],                   // Huffman padding of zeros
             &[0x41, 0x7f, 0xff, 0xff, 0xff, 0xff], // length too long
