@@ -341,6 +341,7 @@ impl<'a> Have<'a> {
     pub fn describe(&self, missing: &Selectors) -> String {
         /// More of them help nobody.
         const SHOWN: usize = 3;
+        const MISSING: usize = 10;
         let one = |selector: &Selector| match self.instead_of(selector) {
             [] => selector.to_string(),
             has => {
@@ -348,7 +349,11 @@ impl<'a> Have<'a> {
                 format!("{selector} (it has {})", has.join(", "))
             }
         };
-        missing.iter().map(one).collect::<Vec<_>>().join(" and ")
+        let mut told: Vec<String> = missing.iter().take(MISSING).map(one).collect();
+        if missing.len() > MISSING {
+            told.push(format!("{} more", missing.len() - MISSING));
+        }
+        told.join(" and ")
     }
 }
 
@@ -445,6 +450,9 @@ mod tests {
         let missing = have.missing(&selectors(&["unix:uid:1000", "unix:gid:5", "k8s:ns:pay"]));
         assert_eq!(missing, selectors(&["k8s:ns:pay", "unix:uid:1000"]));
         assert_eq!(have.describe(&missing), "k8s:ns:pay and unix:uid:1000 (it has unix:uid:1001)");
+        let many: Selectors = (10..25).map(|n| Selector::parse(&format!("k8s:n:{n}")).unwrap()).collect();
+        let told = have.describe(&many);
+        assert!(told.starts_with("k8s:n:10 and ") && told.ends_with(" and k8s:n:19 and 5 more"), "{told}");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Would a workload get an identity now, and if not, what stands in the way? Decided from the state alone; nothing is done.
 
 mod chain;
+mod secret;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,9 +14,10 @@ use passant_core::explanation::{Candidate, Cause, Code, Distance, Explanation, H
 use passant_core::{Entry, EntryId, Selectors, SpiffeId, TrustDomain, UnixTime};
 use passant_daemon::config::edits;
 
+use self::chain::Reach;
 use crate::federation::Status;
-use crate::limits::{EXPLAINED_CANDIDATES, EXPLAINED_ENTRIES};
-use crate::state::node::AttestedNode;
+use crate::limits::{EXPLAINED_CANDIDATES, EXPLAINED_CAUSES, EXPLAINED_ENTRIES};
+use crate::state::node::{Adopted, AttestedNode};
 use crate::state::{AuthorityKind, Phase, State};
 
 /// What is asked about. What is not given is left open.
@@ -40,11 +43,26 @@ pub(crate) struct Scene<'a> {
     pub(crate) fetches: &'a BTreeMap<TrustDomain, Status>,
     /// When the agent that is asked about last fetched the bundle, since the server started.
     pub(crate) last_sync: Option<UnixTime>,
+    /// Whether an operator asks, and not the holder of a role.
+    pub(crate) is_for_operator: bool,
+}
+
+/// A question while it is answered.
+struct Case<'a> {
+    question: &'a Question,
+    scene: &'a Scene<'a>,
+    /// What the workload has.
+    have: Have<'a>,
+    /// What may be served on the node that is asked about, in entry-ID order; `None` unless that is attested.
+    of_node: Option<Vec<Arc<Entry>>>,
+    /// What was found of node aliases.
+    aliases: RefCell<BTreeMap<EntryId, Reach>>,
 }
 
 /// Answers `question`. Reads all entries if it names selectors without SPIFFE ID, or an ID that is not registered: not on
 /// the I/O threads.
 pub(crate) fn explain(question: &Question, scene: &Scene<'_>) -> Explanation {
+    let scene = &scene.for_whom();
     let state = scene.state;
     let mut told = Explanation::default();
     let (entries, agents) = (state.entry_count(), state.node_count());
@@ -57,12 +75,48 @@ pub(crate) fn explain(question: &Question, scene: &Scene<'_>) -> Explanation {
     if let Some(agent) = &question.agent {
         node_given(agent, scene, &mut told);
     }
+    let case = Case::new(question, scene);
     match &question.spiffe_id {
-        Some(id) => by_spiffe_id(id, question, scene, &mut told),
-        None if !question.selectors.is_empty() => by_selectors(question, scene, &mut told),
-        None => by_node(question, scene, &mut told),
+        Some(id) => by_spiffe_id(id, &case, &mut told),
+        None if !question.selectors.is_empty() => by_selectors(&case, &mut told),
+        None => by_node(&case, &mut told),
     }
+    secret::hide(&mut told, state);
     told.in_order()
+}
+
+/// What the holder of a role is told in the place of a reason: what answers at which address, and where what lies on this
+/// machine, is for operators.
+const IN_LOG: &str = "the server's log says why";
+
+impl Scene<'_> {
+    /// The same, without what whoever asks is not to know.
+    fn for_whom(&self) -> Self {
+        let told = |fault: &Option<Arc<String>>| match (fault, self.is_for_operator) {
+            (Some(_), false) => Some(Arc::new(IN_LOG.to_owned())),
+            (fault, _) => fault.clone(),
+        };
+        Self { store_fault: told(&self.store_fault), record_fault: told(&self.record_fault), ..*self }
+    }
+}
+
+impl<'a> Case<'a> {
+    fn new(question: &'a Question, scene: &'a Scene<'a>) -> Self {
+        let attested = question.agent.as_ref().filter(|agent| scene.state.node(agent).is_some());
+        Self {
+            question,
+            scene,
+            have: Have::new(&question.selectors),
+            of_node: attested.map(|agent| scene.state.authorized_entries(agent, scene.now)),
+            aliases: RefCell::default(),
+        }
+    }
+
+    /// Whether the issuer would take `entry` from the agent that is asked about.
+    fn is_of_node(&self, entry: &Entry) -> bool {
+        let of_node = self.of_node.as_deref().unwrap_or_default();
+        of_node.binary_search_by(|known| known.id.cmp(&entry.id)).is_ok()
+    }
 }
 
 /// What keeps the server from issuing anything at all.
@@ -112,7 +166,11 @@ fn node_given(agent: &SpiffeId, scene: &Scene<'_>, told: &mut Explanation) {
         return;
     };
     let selectors: Vec<&str> = node.selectors.iter().map(|selector| selector.as_str()).collect();
-    told.fact("agent", format!("{agent}, attested {} by {}", node.attested_at, node.attestation_type));
+    let attested = match node.adopted {
+        None => format!("attested {}", node.attested_at),
+        Some(_) => format!("taken over {} from another server, which attested it", node.attested_at),
+    };
+    told.fact("agent", format!("{agent}, {attested} by {}", node.attestation_type));
     told.fact("node_selectors", if selectors.is_empty() { "none".to_owned() } else { selectors.join(" ") });
     match scene.last_sync {
         Some(at) => told.fact("last_sync", at.to_string()),
@@ -135,7 +193,9 @@ fn unknown_node(agent: &SpiffeId, scene: &Scene<'_>) -> Cause {
         let remedy = "look at the agent's log for why attestation fails; it may have been evicted here";
         return Code::NodeUnknown.blocks(format!("{agent}: {none}"), remedy);
     };
-    let token = Token::parse(text).ok().and_then(|token| state.token(&token.hash()));
+    // Whether a token that somebody thought of is one is not told to whoever may make none.
+    let token = Token::parse(text).ok().filter(|_| scene.is_for_operator);
+    let token = token.and_then(|token| state.token(&token.hash()));
     let says = match token {
         Some(token) if token.expires_at < scene.now => {
             format!("its join token expired {} without being used", token.expires_at)
@@ -156,6 +216,13 @@ fn bad_standing(node: &AttestedNode, now: UnixTime) -> Option<Cause> {
         );
         return Some(Code::NodeBanned.blocks(format!("the node of {id} is banned"), remedy));
     }
+    // When its SVID ends is not known: the other server may have renewed it.
+    if node.adopted == Some(Adopted::Awaited) {
+        return Some(Code::NotYetSynced.blocks(
+            format!("the agent {id} was taken over from another server, and has never called here"),
+            "set the agent's server address to that of this server, and restart the agent",
+        ));
+    }
     let end = node.pending.as_ref().map_or(node.not_after, |pending| pending.not_after.max(node.not_after));
     (end < now).then(|| {
         let remedy = if node.can_reattest {
@@ -167,8 +234,8 @@ fn bad_standing(node: &AttestedNode, now: UnixTime) -> Option<Cause> {
     })
 }
 
-fn by_spiffe_id(id: &SpiffeId, question: &Question, scene: &Scene<'_>, told: &mut Explanation) {
-    let state = scene.state;
+fn by_spiffe_id(id: &SpiffeId, case: &Case<'_>, told: &mut Explanation) {
+    let state = case.scene.state;
     if !id.is_member_of(state.trust_domain()) {
         told.causes.push(Code::OtherTrustDomain.blocks(
             format!("{id} is not of {}, the trust domain of this server", state.trust_domain()),
@@ -183,12 +250,12 @@ fn by_spiffe_id(id: &SpiffeId, question: &Question, scene: &Scene<'_>, told: &mu
         ));
         return;
     }
-    let entries: Vec<&Arc<Entry>> = state.entries_by_spiffe_id(id).take(EXPLAINED_ENTRIES).collect();
+    let entries: Vec<&Arc<Entry>> = state.entries_by_spiffe_id(id).collect();
     if entries.is_empty() {
         told.causes.push(no_entry(id, state));
         return;
     }
-    weigh(entries, question, scene, told);
+    weigh(entries, case, told);
 }
 
 fn no_entry(id: &SpiffeId, state: &State) -> Cause {
@@ -206,6 +273,11 @@ fn no_entry(id: &SpiffeId, state: &State) -> Cause {
 fn nearest_id<'a>(id: &SpiffeId, state: &'a State) -> Option<&'a SpiffeId> {
     /// More is another name, not a slip.
     const SLIPS: usize = 3;
+    /// Counting slips takes the product of both lengths, for each entry.
+    const PATH_BYTES: usize = 256;
+    if id.path().len() > PATH_BYTES {
+        return None;
+    }
     let (path, longest) = (id.path(), id.path().len() + SLIPS);
     let near = |entry: &&Arc<Entry>| {
         (path.len().saturating_sub(SLIPS)..=longest).contains(&entry.spiffe_id.path().len())
@@ -219,38 +291,40 @@ fn nearest_id<'a>(id: &SpiffeId, state: &'a State) -> Option<&'a SpiffeId> {
     weighed.min().filter(|(slips, _)| *slips <= SLIPS).map(|(_, id)| id)
 }
 
-fn by_selectors(question: &Question, scene: &Scene<'_>, told: &mut Explanation) {
-    let state = scene.state;
-    let have = Have::new(&question.selectors);
+fn by_selectors(case: &Case<'_>, told: &mut Explanation) {
+    let (state, have) = (case.scene.state, &case.have);
     let is_match = |entry: &&Arc<Entry>| have.distance(&entry.selectors).is_some_and(Distance::is_match);
-    let matching: Vec<&Arc<Entry>> = state
-        .entries()
-        .filter(|entry| !entry.is_node_alias())
-        .filter(is_match)
-        .take(EXPLAINED_ENTRIES)
-        .collect();
-    if !matching.is_empty() {
-        weigh(matching, question, scene, told);
+    let registered = || state.entries().filter(|entry| !entry.is_node_alias());
+    let here = case.of_node.as_deref();
+    let own: Vec<&Arc<Entry>> = here.into_iter().flatten().filter(is_match).collect();
+    if !own.is_empty() {
+        weigh(own, case, told);
         return;
     }
-    let of_node = question.agent.as_ref().filter(|agent| state.node(agent).is_some());
-    let of_node = of_node.map(|agent| state.authorized_entries(agent, scene.now));
     let mut nearest = Nearest::new(EXPLAINED_CANDIDATES);
     let mut offer = |entry: &Arc<Entry>| {
         if let Some(distance) = have.distance(&entry.selectors) {
             nearest.offer(distance, &entry.id);
         }
     };
-    match &of_node {
+    match here {
         Some(entries) => entries.iter().for_each(&mut offer),
-        None => state.entries().filter(|entry| !entry.is_node_alias()).for_each(&mut offer),
+        None => registered().for_each(&mut offer),
     }
     let (near, left_out) = nearest.into_order();
-    told.left_out = left_out;
     let near: Vec<&Arc<Entry>> = near.iter().filter_map(|(_, id)| state.entry(id)).collect();
-    told.causes.push(match (near.first(), &of_node) {
-        (Some(entry), _) => lacks(entry, &have),
-        (None, Some(entries)) if entries.is_empty() => without_entries(question),
+    let matching: Vec<&Arc<Entry>> = registered().filter(is_match).collect();
+    if !matching.is_empty() {
+        weigh(matching, case, told);
+        if here.is_some() {
+            or_one_of_here(near.first().copied(), case, told);
+        }
+        return;
+    }
+    told.left_out = left_out;
+    told.causes.push(match (near.first(), here) {
+        (Some(entry), _) => lacks(entry, have),
+        (None, Some([])) => without_entries(case.question),
         (None, _) => Code::NoEntryMatches.blocks(
             "no entry asks for any of these selectors, or for others of their kind",
             "register the workload: `passant entry create` with selectors that attestation finds out",
@@ -260,14 +334,32 @@ fn by_selectors(question: &Question, scene: &Scene<'_>, told: &mut Explanation) 
         near.into_iter().map(|entry| candidate(entry, &have.missing(&entry.selectors), "")).collect();
 }
 
-fn by_node(question: &Question, scene: &Scene<'_>, told: &mut Explanation) {
-    let Some(agent) = question.agent.as_ref().filter(|agent| scene.state.node(agent).is_some()) else {
+/// Of an entry for other nodes that matches, and one of this node that lacks a single selector, the second tells more: the
+/// first may well be somebody else's.
+fn or_one_of_here(nearest: Option<&Arc<Entry>>, case: &Case<'_>, told: &mut Explanation) {
+    let Some((entry, missing)) = nearest.map(|entry| (entry, case.have.missing(&entry.selectors))) else {
         return;
     };
-    let entries = scene.state.authorized_entries(agent, scene.now);
+    let of_others = |cause: &Cause| matches!(cause.code, Code::AliasSelectorsMissing | Code::OfAnotherNode);
+    let mut blocking = told.causes.iter().filter(|cause| cause.blocks && cause.entry.is_some()).peekable();
+    let is_for_others = blocking.peek().is_some() && blocking.all(of_others);
+    if missing.len() > 1 || entry.selectors.len() < 2 || !is_for_others {
+        return;
+    }
+    for cause in told.causes.iter_mut().filter(|cause| of_others(cause)) {
+        cause.blocks = false;
+    }
+    told.causes.push(lacks(entry, &case.have));
+    told.left_out += usize::from(told.candidates.len() == EXPLAINED_CANDIDATES);
+    told.candidates.truncate(EXPLAINED_CANDIDATES - 1);
+    told.candidates.push(candidate(entry, &missing, ""));
+}
+
+fn by_node(case: &Case<'_>, told: &mut Explanation) {
+    let Some(entries) = &case.of_node else { return };
     told.fact("entries_of_node", entries.len().to_string());
     if entries.is_empty() {
-        told.causes.push(without_entries(question));
+        told.causes.push(without_entries(case.question));
     }
     told.left_out = entries.len().saturating_sub(EXPLAINED_CANDIDATES);
     let shown = entries.iter().take(EXPLAINED_CANDIDATES);
@@ -284,17 +376,24 @@ fn without_entries(question: &Question) -> Cause {
     )
 }
 
-/// Holds each of `entries` against the question, and tells of the one that is nearest to being issued.
-fn weigh(entries: Vec<&Arc<Entry>>, question: &Question, scene: &Scene<'_>, told: &mut Explanation) {
-    let have = Have::new(&question.selectors);
-    let judged = entries.into_iter().map(|entry| (judge(entry, question, &have, scene), entry));
+/// Holds `entries` against the question, or the most promising of them, and tells of the one that is nearest to being issued.
+fn weigh(mut entries: Vec<&Arc<Entry>>, case: &Case<'_>, told: &mut Explanation) {
+    let (have, question) = (&case.have, case.question);
+    entries.sort_by_cached_key(|entry| {
+        let distance = have.distance(&entry.selectors);
+        let is_below = question.agent.as_ref() == Some(&entry.parent_id);
+        (!case.is_of_node(entry), !is_below, distance.is_none(), distance)
+    });
+    told.left_out = entries.len().saturating_sub(EXPLAINED_CANDIDATES);
+    entries.truncate(EXPLAINED_ENTRIES);
+    let judged = entries.into_iter().map(|entry| (judge(entry, case), entry));
     let mut judged: Vec<(Vec<Cause>, &Arc<Entry>)> = judged.collect();
     let blocking = |causes: &[Cause]| causes.iter().filter(|cause| cause.blocks).count();
     judged.sort_by_key(|(causes, entry)| {
         let distance = have.distance(&entry.selectors);
-        (blocking(causes), distance.is_none(), distance, causes.first().map(|cause| cause.code))
+        let code = causes.first().map(|cause| cause.code);
+        (blocking(causes), !case.is_of_node(entry), distance.is_none(), distance, code)
     });
-    told.left_out = judged.len().saturating_sub(EXPLAINED_CANDIDATES);
     for (at, (causes, entry)) in judged.into_iter().enumerate().take(EXPLAINED_CANDIDATES) {
         let missing = match question.selectors.is_empty() {
             true => Selectors::new(),
@@ -308,8 +407,9 @@ fn weigh(entries: Vec<&Arc<Entry>>, question: &Question, scene: &Scene<'_>, told
     }
 }
 
-/// All that stands in the way of one entry.
-fn judge(entry: &Arc<Entry>, question: &Question, have: &Have<'_>, scene: &Scene<'_>) -> Vec<Cause> {
+/// What stands most in the way of one entry.
+fn judge(entry: &Arc<Entry>, case: &Case<'_>) -> Vec<Cause> {
+    let (question, scene, have) = (case.question, case.scene, &case.have);
     let id = &entry.id;
     let mut causes = Vec::new();
     if let Some(end) = entry.expires_at.filter(|_| entry.has_ended(scene.now)) {
@@ -337,7 +437,7 @@ fn judge(entry: &Arc<Entry>, question: &Question, have: &Have<'_>, scene: &Scene
             format!("if a workload is to have it: `passant entry update {id} --store-svid=false`"),
         ));
     }
-    causes.extend(chain::broken(entry, question.agent.as_ref(), scene));
+    causes.extend(chain::broken(entry, case));
     if causes.is_empty() {
         causes.extend(unheard(entry, question, scene));
     }
@@ -346,6 +446,7 @@ fn judge(entry: &Arc<Entry>, question: &Question, have: &Have<'_>, scene: &Scene
     }
     causes.extend(federation(entry, scene));
     causes.sort_by_key(|cause| (!cause.blocks, cause.code));
+    causes.truncate(EXPLAINED_CAUSES);
     about(causes, id)
 }
 
@@ -382,7 +483,10 @@ fn federation<'a>(entry: &'a Entry, scene: &'a Scene<'_>) -> impl Iterator<Item 
     missing.map(|name| {
         let why = match (scene.state.relationship(name), scene.fetches.get(name)) {
             (None, _) => "there is no federation relationship with it".to_owned(),
-            (Some(_), Some(Status { last_error: Some(error), .. })) => format!("fetching it fails: {error}"),
+            (Some(_), Some(Status { last_error: Some(error), .. })) => {
+                let error = if scene.is_for_operator { error.as_str() } else { IN_LOG };
+                format!("fetching it fails: {error}")
+            }
             (Some(_), _) => "it has not been fetched yet".to_owned(),
         };
         Code::FederatedBundleMissing.limits(

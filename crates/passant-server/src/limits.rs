@@ -180,10 +180,15 @@ pub const BACKUPS: usize = 2;
 pub const BACKUP_LINE: u64 = 128 << 20;
 /// Explanations that may be found at once: each may read all entries, on a thread of its own.
 pub const EXPLANATIONS: usize = 1;
-/// Entries of one SPIFFE ID, or that match the same selectors, that are looked at for one explanation.
-pub const EXPLAINED_ENTRIES: usize = 1_000;
+/// Entries of one SPIFFE ID, or that match the same selectors, of which one explanation finds out what stands in the way. Those
+/// of the node that is asked about are looked at first.
+pub const EXPLAINED_ENTRIES: usize = 100;
 /// Entries that one explanation names.
 pub const EXPLAINED_CANDIDATES: usize = 10;
+/// Causes that one explanation names of an entry.
+pub const EXPLAINED_CAUSES: usize = 10;
+/// Ways up from an entry of which one explanation tells where they end: a pool of nodes may have thousands.
+pub const EXPLAINED_WAYS: usize = 5;
 /// SPIFFE IDs above one entry that are looked at for one explanation.
 pub const EXPLAINED_PARENTS: usize = 10_000;
 /// Objects written with one sync while state is restored.

@@ -1,14 +1,19 @@
 //! How is passant.explain.v1.Explain answered?
 
+use std::sync::Arc;
+
 use passant_core::{Refusal, SpiffeId};
 use passant_proto::convert::{explanation, selector};
 use passant_proto::explain::explain_server::Explain;
 use passant_proto::explain::{ExplainRequest, Explanation};
+use prost::Message;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Api, refuse};
 use crate::access::{Target, Verb};
 use crate::explain::{Question, Scene, explain};
+use crate::limits::RESPONSE;
 
 #[async_trait]
 impl Explain for Api {
@@ -18,17 +23,29 @@ impl Explain for Api {
         let state = self.journal.state();
         actor.may(Verb::IdentityExplain, &Target::Whole, &state).map_err(refuse)?;
         let question = question(&request).map_err(refuse)?;
+        let (api, is_operator) = (self.clone(), actor.is_operator());
         // One at a time: it may read all entries, and nobody is in that much of a hurry.
-        let _turn = self.explanations.acquire().await.map_err(|error| refuse(Refusal::internal(error)))?;
-        let api = self.clone();
-        let told = tokio::task::spawn_blocking(move || api.explained(&question)).await;
-        let told = told.map_err(|error| refuse(Refusal::internal(error)))?;
-        Ok(Response::new(told))
+        let told = in_turn(&self.explanations, move || api.explained(&question, is_operator)).await;
+        Ok(Response::new(told.map_err(refuse)?))
     }
 }
 
+/// What `work` gives, once one of `turns` is free. Work that has begun cannot be stopped, so it keeps its turn to its end,
+/// though whoever asked has left.
+async fn in_turn<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    let turn = Arc::clone(turns).acquire_owned().await.map_err(Refusal::internal)?;
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    });
+    done.await.map_err(Refusal::internal)
+}
+
 impl Api {
-    fn explained(&self, question: &Question) -> Explanation {
+    fn explained(&self, question: &Question, is_for_operator: bool) -> Explanation {
         let (state, fetches) = (self.journal.state(), self.federation.statuses());
         let last_sync = question.agent.as_ref().and_then(|agent| self.authorities.reach().last_fetch(agent));
         let scene = Scene {
@@ -38,9 +55,19 @@ impl Api {
             record_fault: self.record.fault(),
             fetches: &fetches,
             last_sync,
+            is_for_operator,
         };
-        explanation::to_wire(explain(question, &scene))
+        fitting(explanation::to_wire(explain(question, &scene)))
     }
+}
+
+/// As much as one response holds, the most telling first: selectors may be long.
+fn fitting(mut told: Explanation) -> Explanation {
+    while told.encoded_len() > RESPONSE && told.candidates.pop().is_some() {
+        told.candidates_left_out = told.candidates_left_out.saturating_add(1);
+    }
+    while told.encoded_len() > RESPONSE && told.causes.pop().is_some() {}
+    told
 }
 
 fn question(request: &ExplainRequest) -> Result<Question, Refusal> {
@@ -59,4 +86,46 @@ fn question(request: &ExplainRequest) -> Result<Question, Refusal> {
         return Err(Refusal::invalid("name a SPIFFE ID, selectors or an agent to explain"));
     }
     Ok(question)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use passant_proto::explain::{Candidate, Cause};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_leaves_gives_no_turn_back_before_the_work_has_ended() {
+        let turns = Arc::new(Semaphore::new(1));
+        let (began, has_begun) = mpsc::channel();
+        let (end, may_end) = mpsc::channel::<()>();
+        let asked = Arc::clone(&turns);
+        let first = tokio::spawn(async move {
+            in_turn(&asked, move || {
+                began.send(()).unwrap();
+                may_end.recv().unwrap();
+            })
+            .await
+        });
+        tokio::task::spawn_blocking(move || has_begun.recv().unwrap()).await.unwrap();
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        assert!(turns.try_acquire().is_err(), "it still works");
+        end.send(()).unwrap();
+        assert_eq!(in_turn(&turns, || 7).await.unwrap(), 7);
+    }
+
+    #[test]
+    fn an_answer_fits_a_response() {
+        let note = "x".repeat(RESPONSE / 4);
+        let candidates = vec![Candidate { note: note.clone(), ..Candidate::default() }; 6];
+        let causes = vec![Cause { says: note, ..Cause::default() }; 2];
+        let told = fitting(Explanation { causes, candidates, ..Explanation::default() });
+        assert_eq!((told.causes.len(), told.candidates.len(), told.candidates_left_out), (2, 1, 5));
+        let says = "x".repeat(RESPONSE / 2);
+        let causes = vec![Cause { says, ..Cause::default() }; 2];
+        assert_eq!(fitting(Explanation { causes, ..Explanation::default() }).causes.len(), 1);
+    }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use passant_core::explanation::{Cause, Code, Have};
 use passant_core::{Entry, SpiffeId, UnixTime};
 
-use super::{Scene, bad_standing};
-use crate::limits::EXPLAINED_PARENTS;
+use super::{Case, Scene, bad_standing};
+use crate::limits::{EXPLAINED_ENTRIES, EXPLAINED_PARENTS, EXPLAINED_WAYS};
 use crate::state::State;
 use crate::state::node::AttestedNode;
 
@@ -23,41 +23,76 @@ enum End {
     Nothing(SpiffeId),
 }
 
-/// Why `entry` is not served on the node of `agent`, or on any without it; nothing if it is, as far as parents go. What is
-/// wrong with the node of `agent` itself is not said again.
-pub(super) fn broken(entry: &Entry, agent: Option<&SpiffeId>, scene: &Scene<'_>) -> Vec<Cause> {
-    let (state, now) = (scene.state, scene.now);
+/// Whether a node alias stands for a node that is served.
+pub(super) enum Reach {
+    /// It does.
+    Served,
+    /// It does not; this node comes nearest.
+    Near(Arc<AttestedNode>),
+    /// It does not, and no other would.
+    Nothing,
+}
+
+/// Where the ways up from an entry end.
+struct Ways {
+    ends: Vec<End>,
+    /// Whether these are all of them.
+    is_all: bool,
+}
+
+/// Why `entry` is not served on the node that is asked about, or on any without one; nothing if it is, as far as parents go.
+/// What is wrong with that node itself is not said again. A pool has thousands of nodes, and of each there is the same to
+/// say, so only the most telling causes are kept.
+pub(super) fn broken(entry: &Entry, case: &Case<'_>) -> Vec<Cause> {
+    let (state, now) = (case.scene.state, case.scene.now);
+    let agent = case.question.agent.as_ref();
     let node = agent.and_then(|agent| state.node(agent));
-    if agent.is_some() && node.is_none() {
+    if agent.is_some() && node.is_none() || case.is_of_node(entry) {
         // Nobody knows what an unknown node would have; that it is unknown was said.
         return Vec::new();
     }
-    let ends = ends(state, entry, now);
-    if ends.is_empty() {
-        return vec![Code::ParentCycle.blocks(
-            format!("the parents of the entry {} lead in a circle, and to no node", entry.id),
-            "give one of the entries above an agent's ID, or that of a node alias, as its parent",
-        )];
+    let ways = ways(state, entry, now);
+    if ways.ends.is_empty() {
+        let says = match ways.is_all {
+            true => format!("the parents of the entry {} lead in a circle, and to no node", entry.id),
+            false => {
+                format!("the first {EXPLAINED_PARENTS} parents of the entry {} lead to no node", entry.id)
+            }
+        };
+        let remedy = "give one of the entries above an agent's ID, or that of a node alias, as its parent";
+        return vec![Code::ParentCycle.blocks(says, remedy)];
     }
-    let causes: Option<Vec<Cause>> = ends
-        .iter()
-        .map(|end| match node {
+    let mut causes: Vec<Cause> = Vec::new();
+    for end in &ways.ends {
+        let cause = match node {
             Some(node) => off_node(end, node, entry),
-            None => off_all(end, entry, scene),
-        })
-        .collect();
-    causes.unwrap_or_default()
+            None => off_all(end, entry, case),
+        };
+        let Some(cause) = cause else { return Vec::new() };
+        let at = causes.partition_point(|known| known.code <= cause.code);
+        causes.insert(at, cause);
+        causes.truncate(EXPLAINED_WAYS);
+    }
+    match node.is_some() || ways.is_all {
+        true => causes,
+        // One of those that were not looked at may be served.
+        false => Vec::new(),
+    }
 }
 
-/// All ends of the ways up from `entry`.
-fn ends(state: &State, entry: &Entry, now: UnixTime) -> Vec<End> {
-    let mut ends = Vec::new();
+/// The ends of the ways up from `entry`, as many as are looked at.
+fn ways(state: &State, entry: &Entry, now: UnixTime) -> Ways {
+    let (mut ends, mut is_all) = (Vec::new(), true);
     let mut seen = BTreeSet::new();
     let mut parents = vec![entry.parent_id.clone()];
     while let Some(parent) = parents.pop() {
-        if seen.len() >= EXPLAINED_PARENTS || !seen.insert(parent.clone()) {
+        if seen.contains(&parent) {
             continue;
         }
+        if seen.len() >= EXPLAINED_PARENTS {
+            return Ways { ends, is_all: false };
+        }
+        seen.insert(parent.clone());
         if let Some(node) = state.node(&parent) {
             ends.push(End::Node(Arc::clone(node)));
             continue;
@@ -67,6 +102,10 @@ fn ends(state: &State, entry: &Entry, now: UnixTime) -> Vec<End> {
             ends.push(End::Nothing(parent.clone()));
         }
         for above in above {
+            if ends.len() + parents.len() >= EXPLAINED_PARENTS {
+                is_all = false;
+                break;
+            }
             match (above.has_ended(now), above.is_node_alias()) {
                 (true, _) => ends.push(End::Ended(Arc::clone(above))),
                 (false, true) => ends.push(End::Alias(Arc::clone(above))),
@@ -74,7 +113,7 @@ fn ends(state: &State, entry: &Entry, now: UnixTime) -> Vec<End> {
             }
         }
     }
-    ends
+    Ways { ends, is_all }
 }
 
 /// Why this way does not lead to `node`; `None` if it does.
@@ -97,29 +136,52 @@ fn off_node(end: &End, node: &AttestedNode, entry: &Entry) -> Option<Cause> {
 }
 
 /// Why this way leads to no node that would be served; `None` if it leads to one.
-fn off_all(end: &End, entry: &Entry, scene: &Scene<'_>) -> Option<Cause> {
+fn off_all(end: &End, entry: &Entry, case: &Case<'_>) -> Option<Cause> {
     match end {
-        End::Node(node) => bad_standing(node, scene.now),
+        End::Node(node) => bad_standing(node, case.scene.now),
         End::Alias(alias) => {
-            let sound = || scene.state.nodes().filter(|node| bad_standing(node, scene.now).is_none());
-            if sound().any(|node| node.selectors.contains_all(&alias.selectors)) {
-                return None;
+            // Looking at all nodes takes a while: once for each alias, whatever is below it, and not for any number of them.
+            let mut looked_at = case.aliases.borrow_mut();
+            if !looked_at.contains_key(&alias.id) {
+                if looked_at.len() >= EXPLAINED_ENTRIES {
+                    return None;
+                }
+                looked_at.insert(alias.id.clone(), Reach::of(alias, case.scene));
             }
-            let nearest =
-                sound().min_by_key(|node| Have::new(&node.selectors).missing(&alias.selectors).len());
-            Some(match nearest {
-                Some(node) => lacks_alias(alias, entry, node),
-                None => Code::AliasSelectorsMissing.blocks(
+            match looked_at.get(&alias.id)? {
+                Reach::Served => None,
+                Reach::Near(node) if node.selectors.contains_all(&alias.selectors) => {
+                    bad_standing(node, case.scene.now)
+                }
+                Reach::Near(node) => Some(lacks_alias(alias, entry, node)),
+                Reach::Nothing => Some(Code::AliasSelectorsMissing.blocks(
                     format!(
                         "the entry {} belongs to nodes of the alias {}, and no node is attested",
                         entry.id, alias.spiffe_id
                     ),
                     "attest a node; see `passant agent list`",
-                ),
-            })
+                )),
+            }
         }
         End::Ended(above) => Some(ended(above, entry)),
         End::Nothing(parent) => Some(unknown_parent(parent, entry)),
+    }
+}
+
+impl Reach {
+    fn of(alias: &Entry, scene: &Scene<'_>) -> Self {
+        let lacks = |node: &Arc<AttestedNode>| {
+            alias.selectors.iter().filter(|wanted| !node.selectors.contains(wanted)).count()
+        };
+        // A node that is still to come from another server is better than none.
+        let standing = |node| bad_standing(node, scene.now).map(|cause| cause.code);
+        let nodes = scene.state.nodes().map(|node| (standing(node), lacks(node), node));
+        let fit = nodes.filter(|(bad, ..)| matches!(bad, None | Some(Code::NotYetSynced)));
+        match fit.min_by_key(|(bad, lacks, _)| (*lacks, *bad)) {
+            Some((None, _, node)) if node.selectors.contains_all(&alias.selectors) => Self::Served,
+            Some((_, _, node)) => Self::Near(Arc::clone(node)),
+            None => Self::Nothing,
+        }
     }
 }
 

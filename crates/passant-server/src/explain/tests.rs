@@ -13,7 +13,7 @@ use crate::state::samples::{
     any_commits, at, authority, bundle, commit, draft, entry_id, id, node, other_trust_domain, registered,
     relationship, selectors, token, trust_domain,
 };
-use crate::state::{AttestedNode, AuthorityKind, Change, Cursor, Lineage, Phase, Revision, State};
+use crate::state::{Adopted, AttestedNode, AuthorityKind, Change, Cursor, Lineage, Phase, Revision, State};
 
 const AGENT: &str = "/spire/agent/x/1";
 const NOW: i64 = 100;
@@ -72,6 +72,7 @@ fn told_in(state: &State, question: &Question, change: impl FnOnce(&mut Scene<'_
         record_fault: None,
         fetches: &fetches,
         last_sync: Some(at(NOW - 1)),
+        is_for_operator: true,
     };
     change(&mut scene);
     explain(question, &scene)
@@ -281,9 +282,25 @@ fn an_unspent_join_token_is_told_of() {
 }
 
 #[test]
+fn a_holder_is_told_of_the_servers_faults_without_their_reasons() {
+    let fault = || Some(Arc::new("/var/lib/passant: disk full".to_owned()));
+    for is_for_operator in [true, false] {
+        let explanation = told_in(&sound(), &about_web(), |scene| {
+            (scene.store_fault, scene.record_fault) = (fault(), fault());
+            scene.is_for_operator = is_for_operator;
+        });
+        assert_eq!(explanation.causes.len(), 2);
+        for cause in explanation.causes {
+            assert_eq!(cause.says.contains("/var/lib/passant"), is_for_operator, "{cause:?}");
+            assert_eq!(cause.says.ends_with("the server's log says why"), !is_for_operator, "{cause:?}");
+        }
+    }
+}
+
+#[test]
 fn a_missing_federated_bundle_limits_and_is_told_with_its_reason() {
     let federated = || web(|entry| entry.federates_with = [other_trust_domain()].into());
-    let limit = |state: &State, fetches: &BTreeMap<TrustDomain, Status>| {
+    let limit_for = |state: &State, fetches: &BTreeMap<TrustDomain, Status>, is_for_operator| {
         let scene = Scene {
             state,
             now: at(NOW),
@@ -291,20 +308,194 @@ fn a_missing_federated_bundle_limits_and_is_told_with_its_reason() {
             record_fault: None,
             fetches,
             last_sync: Some(at(NOW)),
+            is_for_operator,
         };
         let explanation = explain(&about_web(), &scene);
         explanation.causes.into_iter().map(|cause| (cause.code, cause.blocks, cause.says)).collect::<Vec<_>>()
     };
+    let limit = |state: &State, fetches: &BTreeMap<TrustDomain, Status>| limit_for(state, fetches, true);
     let none = limit(&with(vec![federated()]), &BTreeMap::new());
     assert_eq!((none[0].0, none[0].1), (Code::FederatedBundleMissing, false));
     assert!(none[0].2.contains("no federation relationship"), "{none:?}");
     let failing = Status { last_error: Some("connection refused".to_owned()), ..Status::default() };
     let fetches = BTreeMap::from([(other_trust_domain(), failing)]);
-    let related = Change::PutFederation(relationship(other_trust_domain(), None));
-    let failed = limit(&with(vec![federated(), related]), &fetches);
+    let related = || Change::PutFederation(relationship(other_trust_domain(), None));
+    let failed = limit(&with(vec![federated(), related()]), &fetches);
     assert!(failed[0].2.contains("connection refused"), "{failed:?}");
+    let to_holder = limit_for(&with(vec![federated(), related()]), &fetches, false);
+    assert!(to_holder[0].2.ends_with("fetching it fails: the server's log says why"), "{to_holder:?}");
     let held = with(vec![federated(), Change::PutBundle(bundle(other_trust_domain(), 1, 20))]);
     assert_eq!(limit(&held, &BTreeMap::new()), []);
+}
+
+/// `many` nodes, each of which attested with a join token that makes it one of `/pool`.
+fn pool(many: usize) -> Vec<Change> {
+    let agent = |n: usize| format!("/spire/agent/join_token/t{n:05}");
+    let alias = |n: usize| put(&format!("alias-{n:05}"), draft("/pool", &agent(n), &["x:token:1"]));
+    (0..many).flat_map(|n| [put_node(&agent(n), &[], |_| {}), alias(n)]).collect()
+}
+
+#[test]
+fn of_a_pool_of_thousands_of_nodes_a_few_are_named() {
+    let mut changes = pool(3_000);
+    for n in 0..200 {
+        let entry = draft("/shop", "/pool", &["unix:uid:7", &format!("k8s:pod-name:{n}")]);
+        changes.push(put(&format!("shop-{n:03}"), entry));
+    }
+    let state = with(changes);
+    let pods: Vec<String> = (0..200).map(|n| format!("k8s:pod-name:{n}")).collect();
+    let mut have = selectors(&pods.iter().map(String::as_str).collect::<Vec<_>>());
+    have.insert(passant_core::Selector::parse("unix:uid:7").unwrap());
+    let by_id = Question { spiffe_id: Some(id("/shop")), ..about_web() };
+    for question in [by_id, Question { spiffe_id: None, selectors: have, agent: Some(id(AGENT)) }] {
+        let explanation = told(&state, &question);
+        check(&explanation, Code::OfAnotherNode, "/spire/agent/join_token/t0");
+        assert!(explanation.causes.len() <= 10, "{}", explanation.causes.len());
+        assert_eq!((explanation.candidates.len(), explanation.left_out), (10, 190));
+        let wire = passant_proto::convert::explanation::to_wire(explanation);
+        let bytes = prost::Message::encoded_len(&wire);
+        assert!(bytes < 64 * 1024, "{bytes}");
+    }
+}
+
+#[test]
+fn the_last_node_of_a_pool_is_found_however_large_that_is() {
+    let mut changes = pool(crate::limits::EXPLAINED_PARENTS + 2);
+    changes.push(put("shop", draft("/shop", "/pool", &["unix:uid:7"])));
+    let state = with(changes);
+    for n in [0, crate::limits::EXPLAINED_PARENTS + 1] {
+        let agent = id(&format!("/spire/agent/join_token/t{n:05}"));
+        let question = Question { spiffe_id: Some(id("/shop")), agent: Some(agent), ..Question::default() };
+        assert_eq!(told(&state, &question).causes, [], "{question:?}");
+    }
+    // Without an agent not all are looked at, so that nothing is said of none.
+    let anywhere = Question { spiffe_id: Some(id("/shop")), ..Question::default() };
+    assert_eq!(told(&state, &anywhere).causes, []);
+}
+
+#[test]
+fn of_many_entries_that_of_the_own_node_counts() {
+    let agent = |n: usize| format!("/spire/agent/x/n{n:04}");
+    let mut changes = Vec::new();
+    for n in 0..1_500 {
+        changes.push(put_node(&agent(n), &[], |_| {}));
+        changes.push(put(&format!("e{n:04}"), draft("/each", &agent(n), &["unix:uid:7"])));
+    }
+    let state = with(changes);
+    for n in [0, 1_499] {
+        let by_id =
+            Question { spiffe_id: Some(id("/each")), selectors: selectors(&["unix:uid:7"]), ..about_web() };
+        let by_id = Question { agent: Some(id(&agent(n))), ..by_id };
+        let explanation = told(&state, &by_id);
+        assert_eq!((explanation.causes.as_slice(), explanation.left_out), ([].as_slice(), 1_490), "{n}");
+        let by_selectors = told(&state, &Question { spiffe_id: None, ..by_id });
+        assert_eq!((by_selectors.causes.as_slice(), by_selectors.left_out), ([].as_slice(), 0), "{n}");
+        assert_eq!(by_selectors.candidates[0].id, entry_id(&format!("e{n:04}")));
+    }
+}
+
+#[test]
+fn an_entry_of_the_own_node_that_lacks_one_selector_tells_more_than_one_of_others_that_matches() {
+    let other = || put_node("/spire/agent/x/2", &[], |_| {});
+    let own = |wanted: &[&str]| web(|entry| entry.selectors = selectors(wanted));
+    let theirs = || put("theirs", draft("/web", "/spire/agent/x/2", &["unix:uid:1", "unix:gid:1"]));
+    let by_selectors = Question { spiffe_id: None, ..about_web() };
+    let near = with(vec![other(), theirs(), own(&["unix:uid:1", "unix:gid:2"])]);
+    for question in [about_web(), by_selectors.clone()] {
+        check(&told(&near, &question), Code::SelectorsMissing, "unix:gid:2 (it has unix:gid:1)");
+    }
+    let both = told(&near, &by_selectors);
+    let codes: Vec<(Code, bool)> = both.causes.iter().map(|cause| (cause.code, cause.blocks)).collect();
+    assert_eq!(codes, [(Code::SelectorsMissing, true), (Code::OfAnotherNode, false)]);
+    // What lacks more may be another workload's.
+    let far = with(vec![other(), theirs(), own(&["unix:uid:2", "unix:gid:2"])]);
+    check(&told(&far, &by_selectors), Code::OfAnotherNode, "/spire/agent/x/2");
+    // An entry that would be served here but for its end is nobody else's.
+    let mut ended = draft("/old", AGENT, &["unix:uid:1"]);
+    ended.expires_at = Some(at(NOW - 1));
+    let state = with(vec![put("old", ended), own(&["unix:uid:1", "unix:gid:2"])]);
+    check(&told(&state, &by_selectors), Code::EntryEnded, "entry old");
+}
+
+#[test]
+fn a_token_that_is_not_spent_is_told_to_nobody() {
+    let agent = "/spire/agent/join_token/t1";
+    let all = |state: &State, question: &Question| format!("{:?}", told(state, question));
+    let of_token = "spiffe_id:spiffe://example.org/spire/agent/join_token/t1";
+    let unspent = vec![
+        below(agent),
+        put("alias", draft("/pool", "/spire/server", &[of_token])),
+        put("pooled", draft("/pooled", "/pool", &["unix:uid:1"])),
+        Change::PutToken(token("t1", NOW)),
+    ];
+    let spent = [unspent.clone(), vec![put_node(agent, &["x:y:z"], |_| {})]].concat();
+    let (unspent, spent) = (with(unspent), with(spent));
+    let ask = |spiffe_id: &str, agent: Option<&str>| Question {
+        spiffe_id: Some(id(spiffe_id)),
+        selectors: selectors(&["unix:uid:1", "unix:gid:1"]),
+        agent: agent.map(id),
+    };
+    for question in [
+        ask("/web", None),
+        ask("/web", Some(AGENT)),
+        ask("/pool", None),
+        ask("/pooled", None),
+        ask("/pooled", Some(AGENT)),
+        Question { spiffe_id: None, ..ask("/web", Some(AGENT)) },
+    ] {
+        let told = all(&unspent, &question);
+        assert!(!told.contains("join_token/t1") && told.contains("join_token/***"), "{question:?}: {told}");
+        assert!(all(&spent, &question).contains("join_token/t1"), "{question:?}");
+    }
+}
+
+#[test]
+fn whether_a_token_is_known_is_told_to_operators_only() {
+    let question = Question { agent: Some(id("/spire/agent/join_token/t1")), ..Question::default() };
+    let by_holder = |state: &State| told_in(state, &question, |scene| scene.is_for_operator = false);
+    let (known, unknown) = (with(vec![Change::PutToken(token("t1", NOW))]), with(Vec::new()));
+    assert_eq!(by_holder(&known).causes, by_holder(&unknown).causes);
+    assert_ne!(told(&known, &question).causes, told(&unknown, &question).causes);
+}
+
+#[test]
+fn an_agent_that_is_still_to_come_from_another_server_is_told_of() {
+    let awaited = |node: &mut AttestedNode| {
+        node.adopted = Some(Adopted::Awaited);
+        // The other server may have renewed what was imported.
+        node.not_after = at(NOW - 1);
+    };
+    let state = with(vec![put_node(AGENT, &["x:cluster:a"], awaited)]);
+    let alone = Question { agent: Some(id(AGENT)), ..Question::default() };
+    for question in [about_web(), alone, Question { agent: None, ..about_web() }] {
+        let explanation = told_in(&state, &question, |scene| scene.last_sync = None);
+        check(&explanation, Code::NotYetSynced, "has never called here");
+    }
+    let explanation = told(&state, &about_web());
+    let agent = explanation.facts.iter().find(|fact| fact.about == "agent").unwrap();
+    assert!(agent.says.contains("taken over") && agent.says.contains("from another server"), "{agent:?}");
+    // The same behind a node alias, unless another node of it is there.
+    let pool = || [below("/pool"), put("pool", draft("/pool", "/spire/server", &["x:cluster:a"]))];
+    let anywhere = Question { agent: None, ..about_web() };
+    let state = with([pool().to_vec(), vec![put_node(AGENT, &["x:cluster:a"], awaited)]].concat());
+    check(&told(&state, &anywhere), Code::NotYetSynced, "has never called here");
+    let second = put_node("/spire/agent/x/2", &["x:cluster:a"], |_| {});
+    let state = with([pool().to_vec(), vec![put_node(AGENT, &["x:cluster:a"], awaited), second]].concat());
+    assert_eq!(told(&state, &anywhere).causes, []);
+    // One that has come is as good as any.
+    let arrived = |node: &mut AttestedNode| node.adopted = Some(Adopted::Arrived);
+    assert_eq!(told(&with(vec![put_node(AGENT, &[], arrived)]), &about_web()).causes, []);
+}
+
+#[test]
+fn slips_are_looked_for_in_short_ids_only() {
+    for (long, is_near) in [(200, true), (300, false)] {
+        let path = format!("/{}", "a".repeat(long));
+        let state = with(vec![put("long", draft(&path, AGENT, &["unix:uid:5"]))]);
+        let question = Question { spiffe_id: Some(id(&format!("{path}b"))), ..Question::default() };
+        let remedy = &told(&state, &question).causes[0].remedy;
+        assert_eq!(remedy.contains("did you mean"), is_near, "{long}");
+    }
 }
 
 proptest! {

@@ -72,6 +72,20 @@ async fn the_answer_follows_the_state_of_the_moment() {
 }
 
 #[tokio::test]
+async fn a_holder_gets_no_word_of_a_token_that_somebody_else_made() {
+    let (rig, _, holders) = site(&["/helper"]).await;
+    let token = rig.join_token("", None).await;
+    let request = || ExplainRequest {
+        agent_id: format!("spiffe://example.org/spire/agent/join_token/{token}"),
+        ..ExplainRequest::default()
+    };
+    let to_helper = ask(rig.remote(Some(&holders[0])).await.unwrap(), request()).await.unwrap();
+    assert!(to_helper.causes[0].says.contains("no node is attested"), "{to_helper:?}");
+    let to_operator = ask(rig.local().await, request()).await.unwrap();
+    assert!(to_operator.causes[0].says.contains("has not been used yet"), "{to_operator:?}");
+}
+
+#[tokio::test]
 async fn a_question_about_nothing_and_one_that_cannot_be_read_are_refused() {
     let (rig, ..) = site(&[]).await;
     let no_selector = passant_proto::types::Selector::default();
