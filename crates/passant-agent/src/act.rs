@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use passant_core::bundle::Bundle;
 use passant_core::csr;
 use passant_core::jwt_svid::JwtSvid;
 use passant_core::keys::{KeyType, SigningKey};
@@ -207,13 +208,14 @@ impl Minter {
     fn take(&self, order: Order, result: batch_new_x509svid_response::Result) -> Result<Minted, MintFailure> {
         let svid = result.svid.ok_or_else(|| MintFailure("the server sent no SVID".to_owned()))?;
         let svid = convert::svid::x509_from_wire(&svid).map_err(|error| MintFailure(error.to_string()))?;
-        self.fits(&order, &svid)?;
+        let (bundle, vouched) = self.fits(&order, &svid)?;
         let renew_at = renew_at(svid.not_before(), svid.not_after(), self.host.jitter());
         let key = Arc::new(Secret::new(order.key.pkcs8().expose().clone()));
-        Ok(Minted { entry: order.entry, svid: Arc::new(svid), key, renew_at })
+        Ok(Minted { entry: order.entry, svid: Arc::new(svid), key, renew_at, bundle, vouched })
     }
 
-    fn fits(&self, order: &Order, svid: &X509Svid) -> Result<(), MintFailure> {
+    /// The bundle that vouches for it, and whether an authority does that is not tainted.
+    fn fits(&self, order: &Order, svid: &X509Svid) -> Result<(Arc<Bundle>, bool), MintFailure> {
         if *svid.id() != order.entry.spiffe_id {
             return Err(MintFailure(format!("the server sent an SVID for {}", svid.id())));
         }
@@ -226,11 +228,12 @@ impl Minter {
             return Err(MintFailure(format!("the new SVID ended {end}, but this host's clock shows {now}")));
         }
         let bundle = self.link.bundle().ok_or_else(|| MintFailure("no bundle is held".to_owned()))?;
-        trust::verify_issued(svid, &bundle).map_err(|error| {
+        let vouched = trust::verify_issued(svid, &bundle).map_err(|error| {
             // Its authority may be newer than the bundle held; workloads get the SVID together with the bundle.
             self.resync.notify_one();
             MintFailure(format!("the new SVID does not verify against the bundle held: {error}"))
-        })
+        })?;
+        Ok((bundle, vouched))
     }
 
     /// The server answers; whether it mints is another question.

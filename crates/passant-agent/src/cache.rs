@@ -568,6 +568,8 @@ mod tests {
                 svid: Arc::new(svid),
                 key: Arc::new(Secret::new(key.pkcs8().expose().clone())),
                 renew_at: UnixTime::from_secs(NOW + life / 2),
+                bundle: Arc::clone(&self.bundle),
+                vouched: true,
             };
             self.cache.minted(vec![(entry.id.clone(), Ok(minted))]);
         }

@@ -140,6 +140,8 @@ mod tests {
                 svid: Arc::new(svid),
                 key: Arc::new(Secret::new(key.pkcs8().expose().clone())),
                 renew_at: at(renew),
+                bundle: Arc::new(self.ca.bundle()),
+                vouched: true,
             };
             self.state.put(&entry.id, minted_svid, at(minted));
         }
@@ -304,12 +306,33 @@ mod tests {
     }
 
     #[test]
+    fn what_was_verified_against_the_bundle_held_is_not_verified_again() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        // No bundle here vouches for it: only what the minter found is asked.
+        let (svid, key) = Ca::new("two").svid_and_key(&entry("a", 1).spiffe_id, NOW - 10, NOW + 3600);
+        let minted = |vouched| Minted {
+            entry: Arc::new(entry("a", 1)),
+            svid: Arc::new(svid.clone()),
+            key: Arc::new(Secret::new(key.pkcs8().expose().clone())),
+            renew_at: at(3000),
+            bundle: Arc::new(bench.ca.bundle()),
+            vouched,
+        };
+        for (minted, due) in [(minted(true), vec![]), (minted(false), vec!["Distrusted a".to_owned()])] {
+            bench.state.put(&entry_id("a"), minted, at(0));
+            assert_eq!(bench.at(60, &["a"]), due);
+        }
+    }
+
+    #[test]
     fn an_svid_for_another_spiffe_id_is_not_taken() {
         let mut bench = Bench::new(vec![entry("a", 1)]);
         let (svid, key) = bench.ca.svid_and_key(&id("/b"), NOW, NOW + 100);
         let svid: Arc<X509Svid> = Arc::new(svid);
         let key = Arc::new(Secret::new(key.pkcs8().expose().clone()));
-        let minted = Minted { entry: Arc::new(entry("a", 1)), svid, key, renew_at: at(50) };
+        let bundle = Arc::new(bench.ca.bundle());
+        let minted =
+            Minted { entry: Arc::new(entry("a", 1)), svid, key, renew_at: at(50), bundle, vouched: true };
         bench.state.put(&entry_id("a"), minted, at(0));
         assert_eq!(bench.at(0, &["a"]), ["Awaited a"]);
     }

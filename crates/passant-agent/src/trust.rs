@@ -21,14 +21,17 @@ impl Vouching {
     }
 }
 
-/// Checks that an authority of `bundle`, tainted or not, vouches for an SVID that was issued to us.
+/// Checks that an authority of `bundle`, tainted or not, vouches for an SVID that was issued to us; true if one that is not
+/// tainted does.
 ///
 /// The time of the check is the beginning of the SVID's own life, not this host's clock: a clock that is behind must
 /// not throw away what the server has just signed. Expiry is looked at where the SVID is used.
 ///
 /// # Errors
 /// When no path leads from the SVID to an authority.
-pub(crate) fn verify_issued(svid: &X509Svid, bundle: &Bundle) -> Result<(), X509SvidError> {
+pub(crate) fn verify_issued(svid: &X509Svid, bundle: &Bundle) -> Result<bool, X509SvidError> {
     let begin: UnixTime = svid.not_before();
-    x509_svid::verify(svid.chain().to_vec(), bundle, begin).map(drop)
+    x509_svid::verify(svid.chain().to_vec(), bundle, begin)?;
+    let is_tainted = bundle.x509_authorities.iter().any(|authority| authority.tainted);
+    Ok(!is_tainted || Vouching::of(bundle).covers(svid))
 }

@@ -30,7 +30,7 @@ pub(crate) struct View {
     pub(crate) federated: BTreeMap<TrustDomain, Arc<Bundle>>,
 }
 
-/// One freshly minted SVID, verified against the bundle held when it came.
+/// One freshly minted SVID, verified.
 #[derive(Clone, Debug)]
 pub(crate) struct Minted {
     /// The entry as it was when the SVID was asked for.
@@ -39,6 +39,10 @@ pub(crate) struct Minted {
     pub(crate) key: Arc<Secret<Vec<u8>>>,
     /// When to mint it again: half-life, spread over the fleet.
     pub(crate) renew_at: UnixTime,
+    /// The bundle that it was verified against.
+    pub(crate) bundle: Arc<Bundle>,
+    /// Whether an authority of that bundle vouches for it that is not tainted.
+    pub(crate) vouched: bool,
 }
 
 /// Why an entry has no new SVID.
@@ -188,10 +192,16 @@ impl State {
     }
 
     /// A minted SVID. It is dropped if the entry has gone or now names another SPIFFE ID. The bundle may have changed while it
-    /// was minted: one whose authority is tainted or gone by now is marked like those that were held.
+    /// was minted: one whose authority is tainted or gone by now is marked like those that were held. Only then is it verified
+    /// again: everybody waits meanwhile.
     pub(crate) fn put(&mut self, id: &EntryId, minted: Minted, now: UnixTime) {
         self.minted_at = Some(now);
-        let vouched = self.bundle.as_ref().is_none_or(|held| Vouching::of(held).covers(&minted.svid));
+        let vouched = match &self.bundle {
+            Some(held) if held.x509_authorities != minted.bundle.x509_authorities => {
+                Vouching::of(held).covers(&minted.svid)
+            }
+            Some(_) | None => minted.vouched,
+        };
         let Some(slot) = self.slots.get_mut(id) else { return };
         if *minted.svid.id() != slot.entry.spiffe_id {
             return;

@@ -58,6 +58,12 @@ impl Authority {
         Self { der: certificate.der().clone(), issuer: Issuer::new(params, key) }
     }
 
+    fn bundle(&self) -> Bundle {
+        let mut bundle = Bundle::empty(trust_domain("example.org"));
+        bundle.x509_authorities = vec![X509Authority::from_der(&self.der).unwrap()];
+        bundle
+    }
+
     fn mint(&self, entry: &Arc<AuthorizedEntry>) -> Minted {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -75,6 +81,8 @@ impl Authority {
             svid: Arc::new(X509Svid::parse(vec![leaf.der().clone()]).unwrap()),
             key: Arc::new(Secret::new(key.serialize_der())),
             renew_at: UnixTime::from_secs(4_000_000_000),
+            bundle: Arc::new(self.bundle()),
+            vouched: true,
         }
     }
 }
@@ -156,8 +164,7 @@ impl World {
         let host = Host::system();
         let key = host.keys.generate(KeyType::EcP256).unwrap();
         let authority = Authority::new();
-        let mut bundle = Bundle::empty(trust_domain("example.org"));
-        bundle.x509_authorities = vec![X509Authority::from_der(&authority.der).unwrap()];
+        let mut bundle = authority.bundle();
         bundle.jwt_authorities = vec![JwtAuthority::new("key-1", key.public_key(), None).unwrap()];
         let jwt = Arc::new(JwtServer { key, host: host.clone(), is_down: Mutex::new(false) });
         let issuer: Arc<dyn JwtIssuer> = Arc::<JwtServer>::clone(&jwt);
