@@ -11,6 +11,7 @@ use passant_attest::node::join_token::Token;
 use passant_core::Host;
 use passant_daemon::exit::{self, EXIT_CODES, End, with_causes};
 use passant_daemon::run;
+use tracing::warn;
 use zeroize::Zeroize;
 
 /// Serves SPIFFE identities to the workloads of this node.
@@ -103,6 +104,11 @@ fn configure(run: Run) -> Result<Config, String> {
 fn serve(config: Config, file: &Path) -> End {
     let log = config.log.clone();
     let start = async || {
+        if config.is_data_given_away() {
+            warn!(data_dir = %config.data_dir.display(),
+                "data_dir lies below the directory of workload_api.socket: a container that is given that directory is \
+                 given the node's key");
+        }
         let started = Agent::start(config, Host::system()).await;
         started.map_err(|error| complain(end_of(&error), &with_causes(&error)))
     };

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use passant_attest::node::join_token::{Token, TokenError};
@@ -205,6 +205,13 @@ impl Config {
             Some(_) | None => Err(ConfigError::new(file, faults)),
         }
     }
+
+    /// Whether what the agent keeps for itself lies below the directory of the Workload API's socket: containers that are given
+    /// that directory are given the node's key, too.
+    pub fn is_data_given_away(&self) -> bool {
+        let workloads = self.workload_api.socket.parent();
+        workloads.is_some_and(|directory| resolved(&self.data_dir).starts_with(resolved(directory)))
+    }
 }
 
 /// `None` leaves a fault behind.
@@ -262,6 +269,16 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
             (true, None, None) | (false, _, _) => Some(None),
         }
     });
+    let workloads = workload_api.as_ref().and_then(|api| api.socket.parent());
+    if let (Some(data_dir), Some(workloads)) = (&data_dir, workloads)
+        && resolved(data_dir) == resolved(workloads)
+    {
+        root.fault(
+            "data_dir",
+            "is the directory of workload_api.socket, which workloads are given as a whole",
+            "name a directory that only the agent may read",
+        );
+    }
     let workload_attestors = root.section("workload_attestors", read_workload_attestors);
     let probe = root.section("probe", |section| {
         let allow_remote = section.boolean("allow_remote").unwrap_or(false);
@@ -307,7 +324,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
 fn check_admin_socket(section: &mut Section<'_>, socket: &Path, workloads: Option<&Path>) {
     if !socket.is_absolute() {
         section.fault("socket", "is not an absolute path", "begin it with /");
-    } else if workloads.is_some_and(|directory| socket.starts_with(directory)) {
+    } else if workloads.is_some_and(|directory| resolved(socket).starts_with(resolved(directory))) {
         section.fault(
             "socket",
             "lies in the directory of workload_api.socket, which workloads are given as a whole",
@@ -316,6 +333,21 @@ fn check_admin_socket(section: &mut Section<'_>, socket: &Path, workloads: Optio
     } else if socket.as_os_str().len() > limits::SOCKET_PATH_BYTES {
         section.fault("socket", "is too long for a socket", "name a shorter path");
     }
+}
+
+/// `path` as the kernel goes it: without symbolic links as far as it is there, and without `..`.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let there = path.ancestors().find_map(|there| Some((there, fs::canonicalize(there).ok()?)));
+    let Some((there, mut real)) = there else { return path };
+    for part in path.strip_prefix(there).unwrap_or(&path).components() {
+        if part == Component::ParentDir {
+            real.pop();
+        } else {
+            real.push(part);
+        }
+    }
+    real
 }
 
 fn read_bootstrap(section: &mut Section<'_>) -> Option<Bootstrap> {
@@ -562,6 +594,30 @@ mod tests {
             let error = parsed(&format!("socket = \"{socket}\"")).unwrap_err().to_string();
             assert!(error.contains("admin.socket") && error.contains(fault), "{socket}: {error}");
         }
+    }
+
+    #[test]
+    fn another_way_to_where_workloads_connect_is_no_other_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let shown = dir.path().display();
+        fs::create_dir(dir.path().join("api")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("api"), dir.path().join("link")).unwrap();
+        let parsed = |data: &str, admin: &str| {
+            let least = LEAST.replace("/var/lib/passant/agent", &format!("{shown}/{data}"));
+            let api = format!("[workload_api]\nsocket = \"{shown}/api/api.sock\"\n");
+            Config::parse("agent.toml", &format!("{least}{api}[admin]\nsocket = \"{shown}/{admin}\"\n"))
+        };
+        for admin in ["api/a.sock", "link/a.sock", "link/new/a.sock", "new/../api/a.sock"] {
+            let error = parsed("data", admin).unwrap_err();
+            assert_eq!(error.faults()[0].key, "admin.socket", "{admin}: {error}");
+            assert!(error.faults()[0].what.contains("which workloads are given as a whole"), "{error}");
+        }
+        assert!(!parsed("data", "own/a.sock").unwrap().is_data_given_away());
+        for data in ["api", "link", "new/../api"] {
+            let error = parsed(data, "own/a.sock").unwrap_err();
+            assert_eq!(error.faults()[0].key, "data_dir", "{data}: {error}");
+        }
+        assert!(parsed("link/data", "own/a.sock").unwrap().is_data_given_away());
     }
 
     #[test]
