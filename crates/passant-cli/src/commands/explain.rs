@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::{AgentSocket, Explain, ServerSocket};
 use crate::connect::{Server, node_admin, refused};
+use crate::plain::line;
 use crate::render::Output;
 
 /// Who says it.
@@ -179,19 +180,21 @@ impl Report {
         })
     }
 
+    /// Each text on one line: what a process is called, and what an entry asks for, others have written.
     fn print(&self, to: &mut dyn Write) -> std::io::Result<()> {
         let mut rest = self.causes.iter().map(|(_, cause)| cause);
         match self.first_block() {
             Some(first) => {
-                writeln!(to, "No identity: {}. ({})", first.says, first.code)?;
-                writeln!(to, "What to do: {}.", first.remedy)?;
+                writeln!(to, "No identity: {}. ({})", line(&first.says), line(&first.code))?;
+                writeln!(to, "What to do: {}.", line(&first.remedy))?;
                 rest.next();
             }
             None => writeln!(to, "Nothing that was looked at stands in the way of an identity.")?,
         }
-        for cause in rest {
-            let word = if cause.blocks { "Then" } else { "Besides" };
-            writeln!(to, "\n{word}: {}. ({})\nWhat to do: {}.", cause.says, cause.code, cause.remedy)?;
+        for Cause { says, code, remedy, blocks, entry_id: _ } in rest {
+            let word = if *blocks { "Then" } else { "Besides" };
+            writeln!(to, "\n{word}: {}. ({})", line(says), line(code))?;
+            writeln!(to, "What to do: {}.", line(remedy))?;
         }
         if !self.candidates.is_empty() {
             writeln!(to, "\nEntries:")?;
@@ -201,10 +204,10 @@ impl Report {
                 [] => "matches".to_owned(),
                 missing => format!("lacks {}", missing.join(" ")),
             };
-            writeln!(to, "  {}  {}  {missing}", one.entry_id, one.spiffe_id)?;
-            writeln!(to, "      asks for {}", one.selectors.join(" "))?;
+            writeln!(to, "  {}  {}  {}", line(&one.entry_id), line(&one.spiffe_id), line(&missing))?;
+            writeln!(to, "      asks for {}", line(&one.selectors.join(" ")))?;
             if !one.note.is_empty() {
-                writeln!(to, "      {}", one.note)?;
+                writeln!(to, "      {}", line(&one.note))?;
             }
         }
         if self.left_out > 0 {
@@ -212,10 +215,10 @@ impl Report {
         }
         writeln!(to, "\nSeen:")?;
         for (side, fact) in &self.facts {
-            writeln!(to, "  {:<7} {:<16} {}", side.name(), fact.about, fact.says)?;
+            writeln!(to, "  {:<7} {:<16} {}", side.name(), line(&fact.about), line(&fact.says))?;
         }
         for why in &self.not_asked {
-            writeln!(to, "  {why}")?;
+            writeln!(to, "  {}", line(why))?;
         }
         Ok(())
     }
@@ -290,6 +293,35 @@ mod tests {
         let report = Report::default().with(Side::Node, served).with(Side::Server, ending).in_order();
         assert_eq!(codes(&report), [("entry_ended", false)]);
         assert!(report.first_block().is_none());
+    }
+
+    #[test]
+    fn what_others_wrote_makes_no_lines_of_its_own() {
+        let text = || "a\nNo identity: forged".to_owned();
+        let cause = |blocks| Cause { code: text(), blocks, says: text(), remedy: text(), entry_id: text() };
+        let candidate = Candidate {
+            entry_id: text(),
+            spiffe_id: text(),
+            parent_id: text(),
+            selectors: vec![text()],
+            missing: vec![text()],
+            note: text(),
+        };
+        let told = Explanation {
+            causes: vec![cause(true), Cause { code: "b".to_owned(), ..cause(false) }],
+            candidates: vec![candidate],
+            facts: vec![Fact { about: text(), says: text() }],
+            candidates_left_out: 0,
+        };
+        let mut report = Report::default().with(Side::Server, told);
+        report.not_asked.push(text());
+        let mut shown = Vec::new();
+        report.print(&mut shown).unwrap();
+        let shown = String::from_utf8(shown).unwrap();
+        let forged: Vec<&str> =
+            shown.lines().filter(|line| line.starts_with("No identity: forged")).collect();
+        assert!(forged.is_empty() && shown.contains(r"a\nNo identity: forged"), "{shown}");
+        assert_eq!(shown.lines().count(), 14, "{shown}");
     }
 
     #[test]

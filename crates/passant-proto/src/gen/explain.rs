@@ -58,7 +58,8 @@ pub struct Candidate {
     pub entry_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub spiffe_id: ::prost::alloc::string::String,
-    /// Empty where it is not known: on a node.
+    /// Empty where it is not known, on a node, and where it is that of an agent
+    /// whose join token is not spent.
     #[prost(string, tag = "3")]
     pub parent_id: ::prost::alloc::string::String,
     /// All of its selectors, as "type:value".
