@@ -140,7 +140,7 @@ impl Peer {
             return Err(PeerError::ForeignPidNamespace);
         }
         let process = Process::of(pid);
-        let start_time = process.start_time().map_err(read_error)?;
+        let start_time = process.start_time();
         let (pidfd, is_from_socket) = match getsockopt(stream, sockopt::PeerPidfd) {
             Ok(pidfd) => (pidfd, true),
             Err(Errno::ENOPROTOOPT) => (open_pidfd(pid)?, false),
@@ -148,6 +148,7 @@ impl Peer {
             Err(errno) => return Err(socket_error(errno)),
         };
         let pidfd = watched(pidfd)?;
+        let start_time = start_time.map_err(|error| unread(error, &pidfd))?;
         let mut held = Held {
             pid,
             uid: credentials.uid(),
@@ -171,9 +172,10 @@ impl Peer {
     /// [`PeerError::Gone`] when there is no such process, [`PeerError::Unreadable`] when `/proc` does not tell.
     pub fn of_pid(pid: u32) -> Result<Self, PeerError> {
         let process = Process::of(pid);
-        let start_time = process.start_time().map_err(read_error)?;
+        let start_time = process.start_time();
         let pidfd = watched(open_pidfd(pid)?)?;
-        let Credentials { uid, gid, .. } = process.credentials().map_err(read_error)?;
+        let start_time = start_time.map_err(|error| unread(error, &pidfd))?;
+        let Credentials { uid, gid, .. } = process.credentials().map_err(|error| unread(error, &pidfd))?;
         let is_from_socket = false;
         let mut held = Held { pid, uid, gid, start_time, executable: None, process, pidfd, is_from_socket };
         held.executable = held.confirmed(|process| Ok(executable(process)))?;
@@ -292,9 +294,7 @@ impl Held {
     }
 
     fn is_alive(&self) -> bool {
-        let mut watched = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(rustix::event::poll(&mut watched, Some(&now)), Ok(0))
+        is_running(&self.pidfd)
     }
 
     /// The pid belongs to this process for as long as its pidfd says that it runs: what was read before that was read
@@ -348,7 +348,9 @@ fn executable(process: &Process) -> Option<Executable> {
 }
 
 fn open_pidfd(pid: u32) -> Result<OwnedFd, PeerError> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(PeerError::ForeignPidNamespace)?;
+    // No process has a pid that the kernel's type cannot hold.
+    let pid = i32::try_from(pid).map_err(|_| PeerError::Gone)?;
+    let pid = Pid::from_raw(pid).ok_or(PeerError::ForeignPidNamespace)?;
     pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| match errno {
         rustix::io::Errno::SRCH => PeerError::Gone,
         _ => PeerError::Socket(errno.into()),
@@ -359,10 +361,17 @@ fn socket_error(errno: Errno) -> PeerError {
     PeerError::Socket(errno.into())
 }
 
-fn read_error(error: io::Error) -> PeerError {
-    let is_gone =
+/// Why `/proc` told nothing of the process behind `pidfd`. With hidepid=2 it shows no trace of one that runs.
+fn unread(error: io::Error, pidfd: &AsyncFd<OwnedFd>) -> PeerError {
+    let is_not_there =
         error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32);
-    if is_gone { PeerError::Gone } else { PeerError::Unreadable(error) }
+    if is_not_there && !is_running(pidfd) { PeerError::Gone } else { PeerError::Unreadable(error) }
+}
+
+fn is_running(pidfd: &AsyncFd<OwnedFd>) -> bool {
+    let mut watched = [PollFd::new(pidfd.get_ref(), PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(rustix::event::poll(&mut watched, Some(&now)), Ok(0))
 }
 
 #[cfg(test)]
@@ -399,6 +408,17 @@ mod tests {
         let pid = child.id();
         child.wait().unwrap();
         assert!(matches!(Peer::of_pid(pid), Err(PeerError::Gone)));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_runs_and_is_not_in_proc_is_hidden_and_not_gone() {
+        let not_there = || io::Error::from(io::ErrorKind::NotFound);
+        let own = watched(open_pidfd(std::process::id()).unwrap()).unwrap();
+        assert!(matches!(unread(not_there(), &own), PeerError::Unreadable(_)));
+        let mut child = Command::new("/bin/true").spawn().unwrap();
+        let ended = watched(open_pidfd(child.id()).unwrap()).unwrap();
+        child.wait().unwrap();
+        assert!(matches!(unread(not_there(), &ended), PeerError::Gone));
     }
 
     /// Starts this test binary again as a process that connects to `socket`, says so, and then does `what`.
