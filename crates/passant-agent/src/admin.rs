@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use nix::unistd::Uid;
-use passant_attest::peer::Peer;
+use passant_attest::peer::{Peer, PeerError};
 use passant_core::SpiffeId;
 use passant_daemon::goaway::Farewells;
 use passant_daemon::grpc::{ReflectionError, add_reflection};
@@ -114,10 +114,11 @@ async fn accept(socket: PrivateSocket, to: mpsc::Sender<io::Result<Connection>>,
                 continue;
             }
         };
-        let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else {
+        let Ok(peer) = stream.peer_cred() else {
             debug!("admin socket: a connection has gone");
             continue;
         };
+        let uid = peer.uid();
         if !may_ask(uid, own) {
             if let Some(left_out) = refusals.line(uid) {
                 warn!(uid, left_out, "admin socket: refused a user it is not for");
@@ -129,7 +130,8 @@ async fn accept(socket: PrivateSocket, to: mpsc::Sender<io::Result<Connection>>,
             farewells.bid(stream, "too many connections; close others first");
             continue;
         };
-        if to.send(Ok(Connection { stream, _slot: slot })).await.is_err() {
+        let caller = Caller { pid: peer.pid().unwrap_or_default() };
+        if to.send(Ok(Connection { stream, caller, _slot: slot })).await.is_err() {
             return;
         }
     }
@@ -143,14 +145,33 @@ const fn may_ask(uid: u32, own: u32) -> bool {
 /// A connection that was let in, with its place among them.
 struct Connection {
     stream: UnixStream,
+    caller: Caller,
     _slot: OwnedSemaphorePermit,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+struct Caller {
+    /// Its process as this agent sees it; 0 if that is in a pid namespace that the agent cannot see into.
+    pid: i32,
+}
+
+impl Caller {
+    /// Whether the pids it names are, as far as this agent can know, those of other processes than here.
+    const fn is_foreign(self) -> bool {
+        self.pid <= 0
+    }
 }
 
 impl Service {
     /// Attests the process as if it had connected, so that what is told is what would happen.
-    async fn process(&self, pid: u32) -> Process {
+    async fn process(&self, pid: u32, caller: Caller) -> Process {
         if pid == 0 {
             return Process::None;
+        }
+        // Here, another process may well have that number.
+        if caller.is_foreign() {
+            return Process::Unknown(PeerError::ForeignPidNamespace);
         }
         match Peer::of_pid(pid) {
             Ok(peer) => Process::Attested(self.attestation.ask_each(&peer).await),
@@ -192,6 +213,8 @@ impl Service {
 #[tonic::async_trait]
 impl Node for Service {
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().copied();
+        let caller = caller.ok_or_else(|| Status::internal("the connection does not say who asks"))?;
         let ExplainRequest { pid, spiffe_id } = request.into_inner();
         let wanted = match spiffe_id.as_str() {
             "" => None,
@@ -200,15 +223,17 @@ impl Node for Service {
                     .map_err(|error| Status::invalid_argument(format!("spiffe_id: {error}")))?,
             ),
         };
-        let process = self.process(pid).await;
+        let process = self.process(pid, caller).await;
         Ok(Response::new(self.explained(&process, wanted.as_ref())))
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Caller {
+        self.caller
+    }
 }
 
 impl AsyncRead for Connection {
@@ -237,11 +262,16 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use super::may_ask;
+    use super::{Caller, may_ask};
 
     #[test]
     fn only_root_and_the_own_user_may_ask() {
         assert!(may_ask(0, 500) && may_ask(500, 500));
         assert!(!may_ask(501, 500) && !may_ask(500, 0));
+    }
+
+    #[test]
+    fn whoever_the_kernel_shows_without_a_pid_names_pids_of_another_namespace() {
+        assert!(Caller { pid: 0 }.is_foreign() && !Caller { pid: 1 }.is_foreign());
     }
 }

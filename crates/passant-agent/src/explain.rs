@@ -181,8 +181,11 @@ fn of_process(process: &Process) -> Option<Cause> {
             "there is no such process, as far as this agent sees",
             "name the pid as it is in the agent's pid namespace; it may have exited",
         ),
-        PeerError::ForeignPidNamespace => Code::ForeignPidNamespace
-            .blocks(error.to_string(), "set hostPID: true, or run the agent on the host"),
+        PeerError::ForeignPidNamespace => Code::ForeignPidNamespace.blocks(
+            "the process is in a pid namespace that this agent cannot see into: who asks is there too, and its pids are \
+             others here",
+            "run the agent on the host, or in a container with hostPID: true",
+        ),
         PeerError::Changed(_) | PeerError::Unreadable(_) | PeerError::Socket(_) => Code::ProcessUnreadable
             .blocks(with_causes(error), "run the agent as root, or with CAP_SYS_PTRACE and without hidepid"),
     })
@@ -201,9 +204,9 @@ fn of_sync(scene: &Scene<'_>) -> Option<Cause> {
             Code::NeverSynced
                 .blocks(format!("the agent has learned nothing from its server yet: {why}"), remedy)
         }
-        (Some((_, true)), None) => return None,
-        (Some((at, is_confirmed)), why) => {
-            let why = why.map_or("the server has not answered", String::as_str);
+        // Between two syncs that lie far apart nothing is amiss: the server was asked, and answered.
+        (Some(_), None) => return None,
+        (Some((at, is_confirmed)), Some(why)) => {
             let cause = Code::SyncFailing
                 .blocks(format!("the agent last heard of its server {at}; since then: {why}"), remedy);
             // What was confirmed a moment ago may be believed.
@@ -291,7 +294,7 @@ fn of_svid(entry: &AuthorizedEntry, scene: &Scene<'_>) -> Option<Cause> {
             format!("if a workload is to have it: `passant entry update {id} --store-svid=false`"),
         ));
     }
-    let SvidLook { not_after, failed } = (scene.svid_of)(id);
+    let SvidLook { not_after, failed, on_demand } = (scene.svid_of)(id);
     if not_after.is_some_and(|end| scene.now < end) {
         return None;
     }
@@ -313,13 +316,13 @@ fn of_svid(entry: &AuthorizedEntry, scene: &Scene<'_>) -> Option<Cause> {
             "mend what is named; the agent tries again by itself",
         ));
     }
-    if let Some(end) = not_after {
+    if let Some(end) = not_after.filter(|_| !on_demand) {
         return Some(Code::SvidExpired.blocks(
             format!("the X509-SVID of {spiffe_id} expired {end}, and was not replaced"),
             "look at the agent's log; it tries again by itself",
         ));
     }
-    (!entry.disable_x509_svid_prefetch).then(|| {
+    (!on_demand).then(|| {
         Code::BeingMinted
             .blocks(format!("the X509-SVID of {spiffe_id} is being minted"), "ask again in a few seconds")
     })

@@ -40,10 +40,9 @@ pub(crate) enum Why {
 pub(crate) fn plan(now: UnixTime, state: &State, wanted: &BTreeSet<EntryId>) -> Vec<Action> {
     let mut drops = Vec::new();
     let mut mints: Vec<(Why, Arc<AuthorizedEntry>)> = Vec::new();
-    let mut prefetched = 0;
+    let mut prefetched = state.prefetched().peekable();
     for (id, slot) in state.slots() {
-        let prefetch = !slot.entry.disable_x509_svid_prefetch && prefetched < limits::PREFETCHED;
-        prefetched += usize::from(prefetch);
+        let prefetch = prefetched.next_if_eq(&id).is_some();
         let keep = wanted.contains(id) || prefetch;
         if slot.held.is_some() && must_drop(now, slot, keep) {
             drops.push(Action::Drop(id.clone()));
@@ -188,6 +187,9 @@ mod tests {
         assert_eq!(bench.at(0, &[]).len(), limits::PREFETCHED);
         let last = format!("e{:05}", limits::PREFETCHED + 4);
         assert_eq!(bench.at(0, &[&last])[0], format!("Awaited {last}"));
+        // An administrator who asks is told which are which.
+        let on_demand = |n: usize| bench.state.svid_of(&entry_id(&format!("e{n:05}"))).on_demand;
+        assert!(!on_demand(limits::PREFETCHED - 1) && on_demand(limits::PREFETCHED));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use crate::selector::{Selector, Selectors};
 use crate::spiffe_id::SpiffeId;
 
 /// What can stand in the way of an identity, or limit it. In the order of how much it tells: what makes the question
-/// itself moot comes before what is wrong with the node, that before what is wrong with the entry, and that before a bare
-/// "nothing matches".
+/// itself moot comes before what is wrong with server and node, that before what is wrong with the entry, and that before a
+/// bare "nothing matches". What may follow from something else comes after it: a node's SVID expires where no authority signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Code {
     /// No such process runs.
@@ -27,10 +27,6 @@ pub enum Code {
     NodeBanned,
     /// The server does not know the agent.
     NodeUnknown,
-    /// The agent has no SVID of its own.
-    NodeNotAttested,
-    /// The agent's own SVID has expired.
-    NodeSvidExpired,
     /// The server's store takes no changes.
     StoreStopped,
     /// The decision record takes nothing, so that nothing is signed.
@@ -39,6 +35,10 @@ pub enum Code {
     NoActiveAuthority,
     /// The authority that signs has ended.
     AuthorityEnded,
+    /// The agent has no SVID of its own.
+    NodeNotAttested,
+    /// The agent's own SVID has expired.
+    NodeSvidExpired,
     /// The agent has learned nothing from its server yet.
     NeverSynced,
     /// The agent has not heard of its server for too long to say that nothing matches.
@@ -155,12 +155,12 @@ impl Code {
         Self::ReservedId,
         Self::NodeBanned,
         Self::NodeUnknown,
-        Self::NodeNotAttested,
-        Self::NodeSvidExpired,
         Self::StoreStopped,
         Self::RecordStopped,
         Self::NoActiveAuthority,
         Self::AuthorityEnded,
+        Self::NodeNotAttested,
+        Self::NodeSvidExpired,
         Self::NeverSynced,
         Self::SyncFailing,
         Self::AttestationFailed,
@@ -198,12 +198,12 @@ impl Code {
             Self::ReservedId => "reserved_id",
             Self::NodeBanned => "node_banned",
             Self::NodeUnknown => "node_unknown",
-            Self::NodeNotAttested => "node_not_attested",
-            Self::NodeSvidExpired => "node_svid_expired",
             Self::StoreStopped => "store_stopped",
             Self::RecordStopped => "record_stopped",
             Self::NoActiveAuthority => "no_active_authority",
             Self::AuthorityEnded => "authority_ended",
+            Self::NodeNotAttested => "node_not_attested",
+            Self::NodeSvidExpired => "node_svid_expired",
             Self::NeverSynced => "never_synced",
             Self::SyncFailing => "sync_failing",
             Self::AttestationFailed => "attestation_failed",

@@ -121,12 +121,6 @@ impl<'a> Case<'a> {
 
 /// What keeps the server from issuing anything at all.
 fn signs(scene: &Scene<'_>, told: &mut Explanation) {
-    if let Some(why) = &scene.store_fault {
-        told.causes.push(Code::StoreStopped.limits(
-            format!("the server's store takes no changes: {why}"),
-            "mend what the server's log names; the server goes on by itself once the store works again",
-        ));
-    }
     if let Some(why) = &scene.record_fault {
         told.causes.push(Code::RecordStopped.blocks(
             format!("nothing is signed, since the decision record cannot be written: {why}"),
@@ -157,6 +151,18 @@ fn signs(scene: &Scene<'_>, told: &mut Explanation) {
         };
         // Without JWT-SVIDs a workload still has its X509-SVID.
         told.causes.push(Cause { blocks: kind == AuthorityKind::X509, ..cause });
+    }
+    if let Some(why) = &scene.store_fault {
+        let cause = Code::StoreStopped.limits(
+            format!("the server's store takes no changes: {why}"),
+            "mend what the server's log names; the server goes on by itself once the store works again",
+        );
+        // What is issued needs no change of the state, but an authority that is to follow one that ended does.
+        let needs_authority = |cause: &Cause| {
+            cause.blocks && matches!(cause.code, Code::NoActiveAuthority | Code::AuthorityEnded)
+        };
+        let blocks = told.causes.iter().any(needs_authority);
+        told.causes.push(Cause { blocks, ..cause });
     }
 }
 

@@ -111,6 +111,8 @@ pub(crate) struct SvidLook {
     pub(crate) not_after: Option<UnixTime>,
     /// How the last attempts to mint failed.
     pub(crate) failed: Option<Failed>,
+    /// Whether it is minted only for a workload that asks, so that it is none that is missing.
+    pub(crate) on_demand: bool,
 }
 
 /// How much is held.
@@ -296,12 +298,20 @@ impl State {
     }
 
     /// How it stands with the SVID of one entry.
-    pub(super) fn svid_of(&self, id: &EntryId) -> SvidLook {
+    pub(crate) fn svid_of(&self, id: &EntryId) -> SvidLook {
         let Some(slot) = self.slots.get(id) else { return SvidLook::default() };
+        let prefetched = self.prefetched().any(|prefetched| prefetched == id);
         SvidLook {
             not_after: slot.held.as_ref().map(|held| held.svid.not_after()),
             failed: slot.failed.clone(),
+            on_demand: !prefetched,
         }
+    }
+
+    /// The entries whose SVIDs are minted before anybody asks for them.
+    pub(crate) fn prefetched(&self) -> impl Iterator<Item = &EntryId> {
+        let may = self.slots.iter().filter(|(_, slot)| !slot.entry.disable_x509_svid_prefetch);
+        may.map(|(id, _)| id).take(limits::PREFETCHED)
     }
 
     /// Why no SVID can be had at present.

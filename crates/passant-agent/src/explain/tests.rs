@@ -63,7 +63,7 @@ impl World {
                 federated: BTreeMap::new(),
             },
             entries: web(|_| {}),
-            svid: SvidLook { not_after: Some(at(NOW + 60)), failed: None },
+            svid: SvidLook { not_after: Some(at(NOW + 60)), ..SvidLook::default() },
             process: found(&["unix:uid:1", "unix:gid:1"]),
             wanted: None,
         }
@@ -103,7 +103,7 @@ fn refused() -> SvidLook {
         wait: secs(1),
         why: "the entry ended".to_owned(),
     };
-    SvidLook { not_after: None, failed: Some(failed) }
+    SvidLook { failed: Some(failed), ..SvidLook::default() }
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn the_planted_cause_is_named_first() {
         Planted(
             Code::SvidExpired,
             "was not replaced",
-            Box::new(|it| it.svid = SvidLook { not_after: Some(at(NOW)), failed: None }),
+            Box::new(|it| it.svid = SvidLook { not_after: Some(at(NOW)), ..SvidLook::default() }),
         ),
     ];
     for Planted(code, words, plant) in planted {
@@ -291,13 +291,16 @@ fn who_is_served_from_what_is_held_is_served_on() {
 }
 
 #[test]
+fn an_agent_that_seldom_asks_its_server_is_none_whose_syncs_fail() {
+    let told = World::with(|it| it.confirmed = Some((at(NOW - 59), false))).told();
+    assert_eq!(told.causes, []);
+}
+
+#[test]
 fn an_svid_that_is_minted_on_demand_is_nothing_that_is_missing() {
     let none = |it: &mut World| it.svid = SvidLook::default();
     assert_eq!(World::with(none).told().causes[0].code, Code::BeingMinted);
-    let on_demand = World::with(|it| {
-        none(it);
-        it.entries = web(|web| web.disable_x509_svid_prefetch = true);
-    });
+    let on_demand = World::with(|it| it.svid = SvidLook { on_demand: true, ..SvidLook::default() });
     assert_eq!(on_demand.told().causes, []);
 }
 

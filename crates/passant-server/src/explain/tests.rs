@@ -192,6 +192,13 @@ fn a_fault_of_the_server_is_named_first() {
     let absent = Question { spiffe_id: Some(id("/else")), ..about_web() };
     let both = told_in(&state, &absent, |scene| scene.store_fault = Some(Arc::new("gone".to_owned())));
     check(&both, Code::NoEntry, "/else");
+    // An authority that has ended gets no successor without the store.
+    let mut ended = authority("x1", AuthorityKind::X509, Phase::Active);
+    ended.not_after = at(NOW);
+    let state = with(vec![Change::PutAuthority(ended)]);
+    let stuck =
+        told_in(&state, &about_web(), |scene| scene.store_fault = Some(Arc::new("disk full".to_owned())));
+    check(&stuck, Code::StoreStopped, "disk full");
 }
 
 #[test]
