@@ -8,6 +8,7 @@
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
 //! | `entries` | the command line with a hundred thousand entries: quick, small, and `lint` finds what is planted |
+//! | `explain` | every cause of a missing identity, planted; `passant explain` names it first (root, for processes hidden in /proc) |
 //! | `kills` | the server is killed at random moments, hundreds of times; what it acknowledged is compared each time |
 //! | `power-loss` | the power fails under a server again and again, and its disk fails for a while (needs root and /dev/fuse) |
 //! | `storm` | thousands of short-lived processes; the agent stays small and quick |
@@ -16,13 +17,14 @@
 //! | `sim` | thousands of seeds of the simulation, and the bugs planted for it |
 //!
 //! Each starts real daemons in a folder of its own, prints one line for each fact (`ok` or `FAIL`) and closes with
-//! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Only `power-loss` needs root.
+//! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Only `power-loss` and `explain` need root.
 
 mod caller;
 mod decisions;
 mod dev;
 mod entries;
 mod entry_end;
+mod explain;
 mod fuzz;
 mod interop;
 mod judge;
@@ -70,6 +72,8 @@ enum Show {
     EntryEnd,
     /// Move a hundred thousand entries, and lint them.
     Entries(EntriesArgs),
+    /// Plant causes of "no identity issued", and ask for them.
+    Explain,
     /// Start short-lived workloads without end.
     Storm(StormArgs),
     /// Judge what `passant dev` prints.
@@ -200,6 +204,7 @@ async fn main() -> ExitCode {
             outage::run(&report, Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60))).await
         }
         Show::Entries(args) => entries::run(&report, args.entries).await,
+        Show::Explain => Box::pin(explain::run(&report)).await,
         Show::EntryEnd => entry_end::run(&report).await,
         Show::Storm(args) => {
             let length = Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60));
