@@ -1,20 +1,26 @@
 //! Does the command line stay quick and small with entries by the hundred thousand, and does `lint` find what is planted
 //! among them?
 
+mod clean;
+mod sarif;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use passant_tests::binaries::binaries;
+use passant_tests::node_ca::NodeCa;
 use passant_tests::site::{ServerOptions, Site, TRUST_DOMAIN};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::report::{Report, say};
 
+/// So many entries, at the least, are held against the times that they may take; and only in a release build.
+const TIMED_FROM: usize = 100_000;
 /// How long the creation of all entries may take.
 const IMPORT_WITHIN: Duration = Duration::from_secs(60);
 /// How long one reading of all entries may take: a list, an export, a run of the linter.
@@ -25,9 +31,31 @@ const MEMORY: u64 = 200 * 1024;
 const DONE: i32 = 0;
 /// How a command ends that found something.
 const DIFFERENCES: i32 = 3;
+/// How a command ends that failed.
+const FAILED: i32 = 1;
 /// How often a running command is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// A trust domain whose bundle nobody needs.
+const UNUSED: &str = "unused.test";
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// How long something may take.
+#[derive(Clone, Copy)]
+struct Bounds {
+    import: Duration,
+    read: Duration,
+}
+
+impl Bounds {
+    /// For so many entries. Of fewer than the full number, or not optimised, times are only told.
+    fn of(count: usize) -> Self {
+        if count >= TIMED_FROM && !cfg!(debug_assertions) {
+            Self { import: IMPORT_WITHIN, read: READ_WITHIN }
+        } else {
+            Self { import: Duration::MAX, read: Duration::MAX }
+        }
+    }
+}
 
 /// One run of the command line.
 struct Run {
@@ -35,7 +63,7 @@ struct Run {
     took: Duration,
     /// The most it held in memory, in KiB, as of the last look.
     peak: u64,
-    stdout: PathBuf,
+    printed: Vec<u8>,
     said: String,
 }
 
@@ -44,6 +72,7 @@ struct Run {
 /// # Errors
 /// What kept it from running to its end.
 pub(crate) async fn run(report: &Report, count: usize) -> anyhow::Result<()> {
+    let bounds = Bounds::of(count);
     let site = Site::new(&ServerOptions::default())?;
     let server = site.start_server().await?;
     let good = site.path("good.json");
@@ -52,14 +81,14 @@ pub(crate) async fn run(report: &Report, count: usize) -> anyhow::Result<()> {
 
     let everything = ["-o", "json", "entry", "apply", "--dry-run", "--prune", text(&good)?];
     let planned = passant(&site, &everything).await?;
-    report.fact("a plan to create all is made in time", quick(&planned, DIFFERENCES, READ_WITHIN, MEMORY));
+    report.fact("a plan to create all is made in time", quick(&planned, DIFFERENCES, bounds.read, MEMORY));
     report.fact("the plan names each of them", plans(&planned, count));
     let imported = passant(&site, &["entry", "import", text(&good)?]).await?;
-    report.fact("all entries are created in time", quick(&imported, DONE, IMPORT_WITHIN, MEMORY));
+    report.fact("all entries are created in time", quick(&imported, DONE, bounds.import, MEMORY));
     let exported = passant(&site, &["entry", "export"]).await?;
-    report.fact("they are exported in time", quick(&exported, DONE, READ_WITHIN, MEMORY));
+    report.fact("they are exported in time", quick(&exported, DONE, bounds.read, MEMORY));
     let held = |run: &Run| -> anyhow::Result<String> {
-        let lines = fs::read_to_string(&run.stdout)?.lines().count();
+        let lines = String::from_utf8_lossy(&run.printed).lines().count();
         // One more line for the node alias, and the first and the last.
         ensure!(lines == count + 3, "{lines} lines");
         Ok(String::new())
@@ -67,28 +96,30 @@ pub(crate) async fn run(report: &Report, count: usize) -> anyhow::Result<()> {
     report.fact("the export holds each of them", held(&exported));
     for (name, format) in [("a table", "table"), ("JSON", "json")] {
         let listed = passant(&site, &["-o", format, "entry", "list"]).await?;
-        report.fact(&format!("they are listed in time as {name}"), quick(&listed, DONE, READ_WITHIN, MEMORY));
+        report.fact(&format!("they are listed in time as {name}"), quick(&listed, DONE, bounds.read, MEMORY));
     }
     let applied = passant(&site, &["entry", "apply", "--dry-run", "--prune", text(&good)?]).await?;
     report.fact("the server has what the file says", same(&applied));
-    report.fact("that is seen in time", quick(&applied, DONE, READ_WITHIN, MEMORY));
+    report.fact("that is seen in time", quick(&applied, DONE, bounds.read, MEMORY));
 
     let linted = passant(&site, &["-o", "json", "lint", "--fail-on", "note"]).await?;
-    report.fact("the linter reads the server in time", quick(&linted, DONE, READ_WITHIN, u64::MAX));
-    report.none("nothing is found in good entries", &rules(&linted)?, "");
+    report.fact("the linter reads the server in time", quick(&linted, DONE, bounds.read, u64::MAX));
+    report.none("nothing is found in good entries", &beyond(&linted, &[])?, "");
     server.stop().await?;
     planted(report, &site, count).await?;
+    clean_and_not(report).await?;
     applied_to_nothing(report, &good, count).await
 }
 
 /// Has a server without entries made to have those of a file.
 async fn applied_to_nothing(report: &Report, file: &Path, count: usize) -> anyhow::Result<()> {
+    let bounds = Bounds::of(count);
     let site = Site::new(&ServerOptions::default())?;
     let server = site.start_server().await?;
     let applied = passant(&site, &["-o", "json", "entry", "apply", "--yes", text(file)?]).await?;
-    report.fact("all entries of a file are applied in time", quick(&applied, DONE, IMPORT_WITHIN, MEMORY));
+    report.fact("all entries of a file are applied in time", quick(&applied, DONE, bounds.import, MEMORY));
     let created = || -> anyhow::Result<String> {
-        let done: Value = serde_json::from_slice(&fs::read(&applied.stdout)?)?;
+        let done = json_of(&applied)?;
         ensure!(done["created"] == count + 1, "{done}");
         Ok(String::new())
     };
@@ -99,7 +130,7 @@ async fn applied_to_nothing(report: &Report, file: &Path, count: usize) -> anyho
 
 /// Whether `entry apply --dry-run` is to create all entries and the node alias.
 fn plans(run: &Run, count: usize) -> anyhow::Result<String> {
-    let plan: Value = serde_json::from_slice(&fs::read(&run.stdout)?)?;
+    let plan = json_of(run)?;
     let creates = plan["create"].as_array().context("no creations in the plan")?.len();
     ensure!(creates == count + 1, "{creates} creations");
     Ok(String::new())
@@ -107,31 +138,104 @@ fn plans(run: &Run, count: usize) -> anyhow::Result<String> {
 
 /// Has the linter look for one fault of each kind among good entries in a file.
 async fn planted(report: &Report, site: &Site, count: usize) -> anyhow::Result<()> {
-    let (file, agents, bundles) =
-        (site.path("bad.json"), site.path("agents.json"), site.path("bundles.json"));
+    let file = site.path("bad.json");
     let faults = faults();
     let entries: Vec<Value> = faults.iter().flat_map(|(_, entries)| entries.clone()).collect();
     write_entries(&file, count, &entries)?;
-    fs::write(&agents, json!({ "agents": [] }).to_string())?;
-    fs::write(&bundles, json!({ "bundles": [{ "trust_domain": "unused.test" }] }).to_string())?;
-    let arguments =
-        ["-o", "json", "lint", text(&file)?, "--agents", text(&agents)?, "--bundles", text(&bundles)?];
-    let linted = passant(site, &arguments).await?;
-    let found = rules(&linted)?;
-    for (rule, _) in faults {
-        let outcome = ensure_found(&found, rule);
-        report.fact(&format!("the linter finds {rule}"), outcome);
+    let linted = lint(site, &file, UNUSED, &[]).await?;
+    for (rule, entries) in &faults {
+        report.fact(&format!("the linter finds {rule}"), ensure_found(&linted, rule, entries));
     }
+    report.none("it finds nothing in what is good", &beyond(&linted, &entries)?, "");
     report.fact(
         "it reads a file in time, and says that it found something",
-        quick(&linted, DIFFERENCES, READ_WITHIN, u64::MAX),
+        quick(&linted, DIFFERENCES, Bounds::of(count).read, u64::MAX),
     );
     Ok(())
 }
 
-fn ensure_found(found: &[String], rule: &str) -> anyhow::Result<String> {
-    ensure!(found.iter().any(|name| name == rule), "it found {found:?}");
+/// A thousand entries as a company may have them, and the same with one fault of each kind; in SPIRE's form.
+async fn clean_and_not(report: &Report) -> anyhow::Result<()> {
+    let site = Site::new(&ServerOptions::default())?;
+    let server = site.start_server().await?;
+    let (clean, data) = (clean::entries(), site.path("clean-data.json"));
+    ensure!(clean.len() == clean::COUNT, "{} clean entries", clean.len());
+    fs::write(&data, json!({ "entries": clean }).to_string())?;
+    let bundle = NodeCa::new(site.dir())?.file;
+    let partner = ["--url", "https://127.0.0.1:1/", "--web", "--bundle", text(&bundle)?];
+    site.passant_json(&[&["federation", "create", clean::PARTNER], &partner[..]].concat())?;
+    let imported = passant(&site, &["-o", "json", "entry", "import", text(&data)?]).await?;
+    report.fact("a thousand clean entries are taken by the server", ended(&imported, DONE));
+    let strict = ["-o", "json", "lint", "--fail-on", "note"];
+    let linted = passant(&site, &strict).await?;
+    report.none("nothing is found in the thousand clean entries of a server", &beyond(&linted, &[])?, "");
+    report.fact("that is no failure", ended(&linted, DONE));
+    server.stop().await?;
+
+    let (faults, shown) = (faults(), site.path("clean.json"));
+    fs::write(&shown, as_spire_shows(&clean).to_string())?;
+    let linted = lint(&site, &shown, clean::PARTNER, &strict[3..]).await?;
+    report.none("nor in what SPIRE shows of them", &beyond(&linted, &[])?, "");
+    report.fact("that is no failure either", ended(&linted, DONE));
+    let log = lint(&site, &shown, clean::PARTNER, &["--sarif"]).await?;
+    report.fact("their SARIF log is valid and empty", json_of(&log).and_then(|log| sarif::check(&log, 0)));
+
+    let bad: Vec<Value> = faults.iter().flat_map(|(_, entries)| entries.clone()).collect();
+    let file = site.path("faulty.json");
+    fs::write(&file, as_spire_shows(&[clean, bad.clone()].concat()).to_string())?;
+    let linted = lint(&site, &file, UNUSED, &[]).await?;
+    let found = faults.iter().try_for_each(|(rule, entries)| ensure_found(&linted, rule, entries).map(drop));
+    report.fact("all faults are found among them", found.map(|()| format!("{} rules", faults.len())));
+    // The bundle of the partner is among those that the arguments leave out.
+    let others = beyond(&linted, &bad)?.into_iter().filter(|found| !found.starts_with("missing-bundle"));
+    report.none("and nothing else", &others.collect::<Vec<_>>(), "");
+    let results = findings(&linted)?.len();
+    let log = lint(&site, &file, UNUSED, &["--sarif"]).await?;
+    report.fact("their SARIF log is valid", json_of(&log).and_then(|log| sarif::check(&log, results)));
+    for (name, more, code) in [
+        ("findings end it with 3", &[][..], DIFFERENCES),
+        ("errors alone do, if it is told so", &["--fail-on", "error"], DIFFERENCES),
+        ("none does, if it is told so", &["--fail-on", "never"], DONE),
+        ("a log of SARIF ends it as well", &["--sarif"], DIFFERENCES),
+    ] {
+        report.fact(name, ended(&lint(&site, &file, UNUSED, more).await?, code));
+    }
+    fs::write(&file, "{\"entries\": [{\"id\"")?;
+    report.fact("half a file is an error", ended(&lint(&site, &file, UNUSED, &[]).await?, FAILED));
+    Ok(())
+}
+
+/// Has the linter look at `file`, where there are no agents, and a bundle of the trust domain `bundle`.
+async fn lint(site: &Site, file: &Path, bundle: &str, more: &[&str]) -> anyhow::Result<Run> {
+    let (agents, bundles) = (site.path("agents.json"), site.path("bundles.json"));
+    fs::write(&agents, json!({ "agents": [] }).to_string())?;
+    fs::write(&bundles, json!({ "bundles": [{ "trust_domain": bundle }] }).to_string())?;
+    let arguments =
+        ["-o", "json", "lint", text(file)?, "--agents", text(&agents)?, "--bundles", text(&bundles)?];
+    passant(site, &[&arguments[..], more].concat()).await
+}
+
+/// Whether `rule` was found of one of `entries`, or of something that is no entry.
+fn ensure_found(linted: &Run, rule: &str, entries: &[Value]) -> anyhow::Result<String> {
+    let names = |finding: &Value| match finding["entries"].as_array().map_or(&[][..], Vec::as_slice) {
+        [] => entries.is_empty(),
+        about => about.iter().any(|about| entries.iter().any(|entry| entry["entry_id"] == about["id"])),
+    };
+    let findings = findings(linted)?;
+    ensure!(findings.iter().any(|found| found["rule"] == rule && names(found)), "it found {findings:?}");
     Ok(String::new())
+}
+
+/// What was found of others than `entries`.
+fn beyond(linted: &Run, entries: &[Value]) -> anyhow::Result<Vec<String>> {
+    let is_planted = |about: &Value| entries.iter().any(|entry| entry["entry_id"] == about["id"]);
+    let is_beyond = |finding: &Value| match finding["entries"].as_array().map_or(&[][..], Vec::as_slice) {
+        [] => entries.is_empty(),
+        about => !about.iter().any(is_planted),
+    };
+    let told =
+        |finding: Value| format!("{}: {}", finding["rule"].as_str().unwrap_or_default(), finding["evidence"]);
+    Ok(findings(linted)?.into_iter().filter(is_beyond).map(told).collect())
 }
 
 /// Faults by the rule that is to find them: the entries that have it.
@@ -247,7 +351,7 @@ async fn passant(site: &Site, arguments: &[&str]) -> anyhow::Result<Run> {
     let took = began.elapsed();
     let said = fs::read_to_string(&stderr)?;
     say(&format!("passant {}: {} ms, {} MiB", arguments.join(" "), took.as_millis(), peak / 1024));
-    Ok(Run { code: status.code(), took, peak, stdout, said })
+    Ok(Run { code: status.code(), took, peak, printed: fs::read(&stdout)?, said })
 }
 
 /// The most that a process has held in memory so far, in KiB.
@@ -258,7 +362,7 @@ fn peak_of(pid: u32) -> Option<u64> {
 }
 
 fn quick(run: &Run, code: i32, within: Duration, memory: u64) -> anyhow::Result<String> {
-    ensure!(run.code == Some(code), "it ended with {:?}: {}", run.code, run.said);
+    ended(run, code)?;
     ensure!(run.took <= within, "it took {} ms", run.took.as_millis());
     ensure!(run.peak <= memory, "it took {} KiB of memory", run.peak);
     Ok(format!("{} ms, {} MiB", run.took.as_millis(), run.peak / 1024))
@@ -266,14 +370,57 @@ fn quick(run: &Run, code: i32, within: Duration, memory: u64) -> anyhow::Result<
 
 /// Whether `entry apply --dry-run` saw no difference.
 fn same(run: &Run) -> anyhow::Result<String> {
-    ensure!(run.code == Some(0), "it ended with {:?}: {}", run.code, run.said);
-    Ok(fs::read_to_string(&run.stdout)?.trim().to_owned())
+    ended(run, DONE)?;
+    Ok(String::from_utf8_lossy(&run.printed).trim().to_owned())
 }
 
-/// The rules of the findings.
-fn rules(run: &Run) -> anyhow::Result<Vec<String>> {
-    let json: Value = serde_json::from_slice(&fs::read(&run.stdout)?)
-        .with_context(|| format!("the linter printed no JSON: {}", run.said))?;
-    let findings = json["findings"].as_array().context("no findings in what the linter printed")?;
-    Ok(findings.iter().filter_map(|finding| finding["rule"].as_str()).map(str::to_owned).collect())
+/// What the linter found.
+fn findings(run: &Run) -> anyhow::Result<Vec<Value>> {
+    let mut told = json_of(run)?;
+    let found = told["findings"].as_array_mut().context("no findings in what the linter printed")?;
+    Ok(std::mem::take(found))
+}
+
+/// What a command printed as JSON.
+fn json_of(run: &Run) -> anyhow::Result<Value> {
+    serde_json::from_slice(&run.printed).with_context(|| format!("it printed no JSON: {}", run.said))
+}
+
+fn ended(run: &Run, code: i32) -> anyhow::Result<String> {
+    ensure!(run.code == Some(code), "it ended with {:?}: {}", run.code, run.said);
+    Ok(String::new())
+}
+
+/// The same entries as `spire-server entry show -output json` prints them.
+fn as_spire_shows(entries: &[Value]) -> Value {
+    let id = |text: &Value| {
+        let text = text.as_str().unwrap_or_default();
+        let id = text.strip_prefix("spiffe://").unwrap_or(text);
+        let (trust_domain, path) = id.split_at(id.find('/').unwrap_or(id.len()));
+        json!({ "trust_domain": trust_domain, "path": path })
+    };
+    let name = |text: &Value| id(text)["trust_domain"].clone();
+    let or = |value: &Value, default: Value| if value.is_null() { default } else { value.clone() };
+    let shown = entries.iter().map(|entry| {
+        let federates_with: Vec<Value> =
+            entry["federates_with"].as_array().into_iter().flatten().map(name).collect();
+        json!({
+            "id": entry["entry_id"],
+            "spiffe_id": id(&entry["spiffe_id"]),
+            "parent_id": id(&entry["parent_id"]),
+            "selectors": entry["selectors"],
+            "x509_svid_ttl": or(&entry["x509_svid_ttl"], json!(0)),
+            "federates_with": federates_with,
+            "admin": or(&entry["admin"], json!(false)),
+            "downstream": or(&entry["downstream"], json!(false)),
+            "expires_at": or(&entry["entryExpiry"], json!(0)).to_string(),
+            "dns_names": or(&entry["dns_names"], json!([])),
+            "revision_number": "0",
+            "store_svid": false,
+            "jwt_svid_ttl": or(&entry["jwt_svid_ttl"], json!(0)),
+            "hint": or(&entry["hint"], json!("")),
+            "created_at": "1700000000",
+        })
+    });
+    json!({ "entries": shown.collect::<Value>(), "next_page_token": "" })
 }
