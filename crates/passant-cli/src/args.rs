@@ -77,16 +77,16 @@ pub(crate) enum Command {
     /// Run a server and an agent here, and show a workload getting its identity
     Dev(Dev),
     /// Registration entries: which workload gets which SPIFFE ID
-    #[command(subcommand)]
+    #[command(subcommand, alias = "entries")]
     Entry(Entry),
     /// Join tokens, with which a node attests once
-    #[command(subcommand)]
+    #[command(subcommand, alias = "tokens")]
     Token(Token),
     /// Agents of attested nodes
-    #[command(subcommand)]
+    #[command(subcommand, alias = "agents")]
     Agent(Agent),
     /// Bundles: the trust domain's own, and those of foreign ones
-    #[command(subcommand)]
+    #[command(subcommand, alias = "bundles")]
     Bundle(Bundle),
     /// Move here from SPIRE, and back
     #[command(subcommand)]
@@ -121,6 +121,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Logger(Logger),
     /// Ask the server, or the agent, whether it can be relied on: exits with 0 if so, else with 1
+    #[command(visible_alias = "health")]
     Healthcheck(Healthcheck),
     /// Look for entries that are too broad, in each other's way, or for nobody: exits with 3 if there are findings
     Lint(Lint),

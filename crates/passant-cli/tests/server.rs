@@ -202,7 +202,12 @@ async fn what_was_done_does_not_hang_on_who_reads_of_it() -> anyhow::Result<()> 
 
         let (code, said) = rig.unread(&["entry", "delete", "e001", "none"])?;
         assert_eq!(code, Some(1));
-        assert!(said.contains("failed to delete 1 of 2 entries"), "{said}");
+        assert!(said.contains("failed to delete 1 of 2 entries; passant entry list shows"), "{said}");
+        for change in [["--hint", "x"], ["--downstream=true", "--hint=x"]] {
+            let (code, said) = rig.unread(&[&["entries", "update", "none"], &change[..]].concat())?;
+            assert_eq!(code, Some(1));
+            assert!(said.contains("passant entry list shows which there are"), "{said}");
+        }
         let refused = data("b", "/b", "uid:2")
             .replace("\"selectors\"", "\"federates_with\": [\"none.test\"], \"selectors\"");
         let refused = rig.file("refused.json", &format!("[{refused}]"))?;

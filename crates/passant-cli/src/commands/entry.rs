@@ -15,6 +15,7 @@ use passant_proto::entry::{
 };
 use passant_proto::types;
 use serde_json::json;
+use tonic::Code;
 
 pub(crate) use self::list::{pages, selector_match};
 use crate::args::{Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, ServerSocket, wrong};
@@ -89,8 +90,10 @@ async fn update(args: EntryUpdate, server: &Server, out: &mut Output) -> anyhow:
     if sets_attributes(&args.fields) {
         // The two flags travel in one message, so the one that is not named must be read first.
         let request = GetEntryRequest { id: String::from(args.id), output_mask: None };
-        entry.additional_attributes =
-            server.entries().get_entry(request).await.map_err(refused)?.into_inner().additional_attributes;
+        let present = server.entries().get_entry(request).await.map_err(refused);
+        let present =
+            present.context("failed to change the entry; passant entry list shows which there are")?;
+        entry.additional_attributes = present.into_inner().additional_attributes;
     }
     take_fields(args.fields, &mut entry, &mut mask);
     let request = BatchUpdateEntryRequest { entries: vec![entry], input_mask: Some(mask), output_mask: None };
@@ -112,7 +115,7 @@ fn one_entry(
     let entry = entry.unwrap_or_default();
     if status.code != 0 {
         let there = if entry.id.is_empty() { String::new() } else { format!("; its id is {}", entry.id) };
-        bail!("failed to {what}: {}{there}", status.message);
+        bail!("failed to {what}{}: {}{there}", which_there_are(&status), status.message);
     }
     out.print(
         || json!({ "results": [{ "status": json::status(&status), "entry": json::entry(&entry) }] }),
@@ -125,9 +128,11 @@ async fn delete(ids: &[EntryId], server: &Server, out: &mut Output) -> anyhow::R
     let results = server.entries().batch_delete_entry(request).await.map_err(refused)?.into_inner().results;
     let statuses: Vec<(String, types::Status)> =
         results.into_iter().map(|result| (result.id, result.status.unwrap_or_default())).collect();
-    let failed = statuses.iter().filter(|(_, status)| status.code != 0).count();
-    if failed > 0 {
-        out.fail(anyhow!("failed to delete {failed} of {} entries", statuses.len()));
+    let failed: Vec<&types::Status> =
+        statuses.iter().map(|(_, status)| status).filter(|status| status.code != 0).collect();
+    if !failed.is_empty() {
+        let hint = failed.iter().map(|status| which_there_are(status)).max().unwrap_or_default();
+        out.fail(anyhow!("failed to delete {} of {} entries{hint}", failed.len(), statuses.len()));
     }
     out.print(
         || {
@@ -143,6 +148,15 @@ async fn delete(ids: &[EntryId], server: &Server, out: &mut Output) -> anyhow::R
             Ok(())
         },
     )
+}
+
+/// What helps where there is no such entry.
+fn which_there_are(status: &types::Status) -> &'static str {
+    if Code::from_i32(status.code) == Code::NotFound {
+        "; passant entry list shows which there are"
+    } else {
+        ""
+    }
 }
 
 async fn show(id: &EntryId, server: &Server, out: &mut Output) -> anyhow::Result<()> {
