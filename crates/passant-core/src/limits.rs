@@ -59,3 +59,5 @@ pub const JWT_CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The text of a gRPC status. With its copy in the details (base64) it stays below the 8 KiB of headers that every peer
 /// takes.
 pub const STATUS_MESSAGE_BYTES: usize = 3072;
+/// The longest time to ask again that is said or believed: whoever errs, or means ill, keeps nobody away for longer.
+pub const RETRY_HINT: Duration = Duration::from_secs(60 * 60);

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
 /// The one error that crosses an API.
 ///
@@ -16,6 +17,8 @@ pub struct Refusal {
     pub source: Option<Box<dyn Error + Send + Sync>>,
     /// Set when an agent's own standing is the reason, so that it knows what to do next.
     pub agent_fault: Option<AgentFault>,
+    /// After how long the same request may do, if that is known. Means nothing where [`Refusal::retry`] says no.
+    pub retry_after: Option<Duration>,
 }
 
 /// The closed list of reasons; each has one gRPC code, in `passant-proto/src/status.rs`.
@@ -70,7 +73,7 @@ pub enum AgentFault {
 impl Refusal {
     /// A refusal for `reason` that tells the caller `public`.
     pub fn new(reason: Reason, public: impl Into<String>) -> Self {
-        Self { reason, public: public.into(), source: None, agent_fault: None }
+        Self { reason, public: public.into(), source: None, agent_fault: None, retry_after: None }
     }
 
     /// The request is wrong.
@@ -134,6 +137,13 @@ impl Refusal {
     #[must_use]
     pub fn with_agent_fault(mut self, fault: AgentFault) -> Self {
         self.agent_fault = Some(fault);
+        self
+    }
+
+    /// The same refusal, with when to ask again.
+    #[must_use]
+    pub const fn retry_in(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
         self
     }
 
