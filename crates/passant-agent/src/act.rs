@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::backoff::Backoff;
+use crate::backoff::{self, Backoff};
 use crate::cache::{Cache, MintFailure, Minted};
 use crate::connect::{CallError, Link, told_to_workloads};
 use crate::health::{Health, Part};
@@ -127,7 +127,9 @@ impl Minter {
                 Err(error) => {
                     metrics.mint_failures.of(error.refusal.reason).inc();
                     self.batch = (self.batch / 2).max(1);
-                    self.paused_until = Some(Instant::now() + self.backoff.failed(&self.host));
+                    let guess = self.backoff.failed(&self.host);
+                    let wait = backoff::as_told(error.refusal.retry_after, guess, &self.host);
+                    self.paused_until = Some(Instant::now() + wait);
                     self.health.bad(Part::Mint, &error.to_string());
                     self.cache.mint_trouble(Some(&told_to_workloads(&error.refusal)));
                     return;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use passant_core::Host;
 
+use crate::limits;
+
 /// Waits that grow by half from `first` to `last`, each spread by a tenth either way so that a fleet does not march in
 /// step.
 #[derive(Debug)]
@@ -32,6 +34,16 @@ impl Backoff {
     }
 }
 
+/// How long to wait before the next attempt: as the server said, if it did, and else `guess`.
+///
+/// Never less than it said, and up to a fifth more, so that those it has told the same do not come together; never more than
+/// [`HINT_LAST`](limits::HINT_LAST), whatever it said.
+pub(crate) fn as_told(said: Option<Duration>, guess: Duration, host: &Host) -> Duration {
+    let Some(said) = said else { return guess };
+    let least = said.min(limits::HINT_LAST);
+    host.jitter().between(least, least.mul_f64(1.2))
+}
+
 /// `first` grown by half `failures` times, at most `last`.
 pub(crate) fn grown(first: Duration, last: Duration, failures: u32) -> Duration {
     (0..failures.min(64)).fold(first, |wait, _| (wait + wait / 2).min(last)).min(last)
@@ -52,6 +64,19 @@ mod tests {
         let waits: Vec<u64> = (0..5).map(|n| grown(first, last, n).as_secs()).collect();
         assert_eq!(waits, [4, 6, 9, 12, 12]);
         assert_eq!(grown(first, last, u32::MAX), last);
+    }
+
+    #[test]
+    fn what_the_server_says_counts_for_more_than_a_guess() {
+        let host = Host::system();
+        let (guess, said) = (Duration::from_secs(15), Duration::from_secs(2));
+        assert_eq!(as_told(None, guess, &host), guess);
+        for _ in 0..100 {
+            assert!((said..=said.mul_f64(1.2)).contains(&as_told(Some(said), guess, &host)));
+        }
+        let last = limits::HINT_LAST;
+        let whatever = as_told(Some(Duration::from_secs(86_400)), guess, &host);
+        assert!((last..=last.mul_f64(1.2)).contains(&whatever), "{whatever:?}");
     }
 
     #[test]

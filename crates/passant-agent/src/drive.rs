@@ -129,6 +129,8 @@ struct Pace {
     refused: Backoff,
     /// The last sync failed for a reason that only an operator can lift.
     is_refused: bool,
+    /// The server said not to come before.
+    not_before: Option<Instant>,
 }
 
 impl Pace {
@@ -140,6 +142,7 @@ impl Pace {
             unreachable: Backoff::new(interval, limits::BACKOFF_LAST),
             refused: Backoff::new(limits::REFUSED_FIRST, limits::REFUSED_LAST),
             is_refused: false,
+            not_before: None,
         }
     }
 
@@ -148,6 +151,7 @@ impl Pace {
         self.due = Instant::now();
         self.refused.succeeded();
         self.is_refused = false;
+        self.not_before = None;
     }
 
     /// A workload waits for what only the server can give: the wait after an outage is cut to that after a first failure.
@@ -155,19 +159,24 @@ impl Pace {
         if !self.is_refused
             && let Some(last) = self.last
         {
-            self.due = self.due.min(last + self.interval);
+            self.bring_forward(last + self.interval);
         }
     }
 
     /// Somebody has reason to believe that the view is old.
     fn soon(&mut self) {
         let floor = self.last.map_or_else(Instant::now, |last| last + SYNC_FLOOR);
-        self.due = self.due.min(floor);
+        self.bring_forward(floor);
+    }
+
+    fn bring_forward(&mut self, to: Instant) {
+        self.due = self.due.min(self.not_before.map_or(to, |least| to.max(least)));
     }
 
     /// Slower after failures, but not while a workload waits; slow when only an operator can help.
     fn after(&mut self, outcome: Result<(), CallError>, cache: &Cache, host: &Host) {
         let usual = backoff::spread(self.interval, host);
+        let said = outcome.as_ref().err().and_then(|error| error.refusal.retry_after);
         self.is_refused = outcome.as_ref().is_err_and(|error| error.refusal.agent_fault.is_some());
         let wait = match outcome {
             Ok(()) => {
@@ -184,6 +193,7 @@ impl Pace {
         };
         let now = Instant::now();
         self.last = Some(now);
-        self.due = now + wait;
+        self.due = now + backoff::as_told(said, wait, host);
+        self.not_before = said.map(|_| self.due);
     }
 }

@@ -201,10 +201,11 @@ impl Inner {
                     ));
                 }
             };
-            if !may_help_to_ask_again(refusal.reason) || tokio::time::Instant::now() + wait >= end {
+            let pause = refusal.retry_after.map_or(wait, |said| said.max(wait));
+            if !may_help_to_ask_again(refusal.reason) || tokio::time::Instant::now() + pause >= end {
                 return Err(refusal);
             }
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep(pause).await;
             wait *= 2;
         }
     }
@@ -337,6 +338,7 @@ mod tests {
         host: Host,
         asked: AtomicU32,
         fails_with: Mutex<Option<Reason>>,
+        says_when: Mutex<Option<Duration>>,
         takes: Mutex<Duration>,
         behind: Mutex<Duration>,
     }
@@ -353,7 +355,8 @@ mod tests {
                 let takes = *server.takes.lock().unwrap();
                 tokio::time::sleep(takes).await;
                 if let Some(reason) = *server.fails_with.lock().unwrap() {
-                    return Err(Refusal::new(reason, "the server fails"));
+                    let retry_after = *server.says_when.lock().unwrap();
+                    return Err(Refusal { retry_after, ..Refusal::new(reason, "the server fails") });
                 }
                 let now = server.host.now().minus(*server.behind.lock().unwrap());
                 let token = server.ca.jwt(&entry.spiffe_id, audience, now, now.plus(secs(300)));
@@ -369,6 +372,7 @@ mod tests {
             host: host.clone(),
             asked: AtomicU32::new(0),
             fails_with: Mutex::new(None),
+            says_when: Mutex::new(None),
             takes: Mutex::new(Duration::ZERO),
             behind: Mutex::new(Duration::ZERO),
         });
@@ -390,6 +394,20 @@ mod tests {
         let audience = audience.iter().map(|one| (*one).to_owned()).collect();
         let mut fetched = cache.fetch_all(vec![Arc::new(entry.clone())], audience).await?;
         Ok(fetched.remove(0).1)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_overloaded_server_is_asked_again_when_it_said_so_if_there_is_time() {
+        let (server, cache) = start();
+        server.fail(Some(Reason::Exhausted));
+        *server.says_when.lock().unwrap() = Some(secs(6));
+        let began = tokio::time::Instant::now();
+        assert_eq!(fetch(&cache, &entry("a", 1), &["x"]).await.unwrap_err().reason, Reason::Exhausted);
+        // At once, after 6 s and after 12 s; after 18 s nobody waits any more.
+        assert_eq!((server.asked(), began.elapsed()), (3, secs(12)));
+        *server.says_when.lock().unwrap() = Some(secs(60));
+        assert!(fetch(&cache, &entry("b", 1), &["x"]).await.is_err());
+        assert_eq!((server.asked(), began.elapsed()), (4, secs(12)), "it is told at once");
     }
 
     #[tokio::test(start_paused = true)]

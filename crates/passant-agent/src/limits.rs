@@ -72,6 +72,9 @@ pub const BACKOFF_FIRST: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts to reach the server, as SPIRE's agent has it.
 pub const BACKOFF_LAST: Duration = Duration::from_secs(4 * 60);
 
+/// The longest wait that the server may ask for before it is asked again: about as long as without its saying so.
+pub const HINT_LAST: Duration = BACKOFF_LAST;
+
 /// The first wait after a refusal that only an operator can lift: banned, evicted without means, token spent.
 pub const REFUSED_FIRST: Duration = Duration::from_secs(60);
 

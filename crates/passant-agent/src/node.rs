@@ -24,7 +24,7 @@ use passant_proto::agent::{AgentX509svidParams, PostStatusRequest, RenewAgentReq
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::backoff::Backoff;
+use crate::backoff::{self, Backoff};
 use crate::cache::Cache;
 use crate::config::{self, Bootstrap, FileError, NodeAttestor, TokenSource};
 use crate::connect::{CallError, Link, NodeIdentity};
@@ -261,8 +261,10 @@ impl Node {
         }
         match error.refusal.reason {
             Reason::Unavailable | Reason::Exhausted | Reason::Internal => {
-                self.unreachable_at = Some(Instant::now());
-                self.unreachable.failed(&self.host)
+                // Whoever was told when to come again does not come before, even if a workload waits.
+                self.unreachable_at = error.refusal.retry_after.is_none().then(Instant::now);
+                let guess = self.unreachable.failed(&self.host);
+                backoff::as_told(error.refusal.retry_after, guess, &self.host)
             }
             Reason::Invalid
             | Reason::Unauthenticated

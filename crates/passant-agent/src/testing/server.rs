@@ -7,6 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use passant_core::csr::Csr;
 use passant_core::x509_svid::X509Svid;
@@ -58,6 +59,8 @@ pub(crate) struct World {
     pub(crate) loses_answers: bool,
     pub(crate) refused_entries: BTreeSet<String>,
     pub(crate) largest_batch: usize,
+    /// Refuses these calls, by name, and says when to come again.
+    pub(crate) overloaded: BTreeMap<&'static str, Duration>,
     pub(crate) calls: BTreeMap<&'static str, u32>,
     pub(crate) asked_ids: Vec<Vec<String>>,
     pub(crate) batches: Vec<usize>,
@@ -106,6 +109,7 @@ impl Fake {
             loses_answers: false,
             refused_entries: BTreeSet::new(),
             largest_batch: 500,
+            overloaded: BTreeMap::new(),
             calls: BTreeMap::new(),
             asked_ids: Vec::new(),
             batches: Vec::new(),
@@ -141,6 +145,9 @@ impl Fake {
     fn called(&self, name: &'static str) -> Result<MutexGuard<'_, World>, Status> {
         let mut world = self.world();
         *world.calls.entry(name).or_default() += 1;
+        if let Some(wait) = world.overloaded.get(name) {
+            return Err(status::to_status(&Refusal::exhausted("too many").retry_in(*wait)));
+        }
         if world.up { Ok(world) } else { Err(Status::unavailable("the fake is down")) }
     }
 

@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
+use passant_core::Refusal;
 use passant_daemon::buckets::Buckets;
+use passant_proto::status;
 use tonic::Status;
-use tonic::metadata::MetadataValue;
 
 use super::caller::Caller;
 use super::limits::{NEW_JWTS, NEW_JWTS_PER_USER};
-
-/// What gRPC clients that retry by themselves wait for, in milliseconds.
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Counts the JWT-SVIDs that the server is asked for, by process and by user.
 #[derive(Debug)]
@@ -41,15 +39,12 @@ impl Pace {
 }
 
 fn refused(whose: &str, rate: u32, wait: Duration) -> Status {
-    let mut status = Status::resource_exhausted(format!(
+    let refusal = Refusal::exhausted(format!(
         "too many new JWT-SVIDs for this {whose}: {rate} a second are fetched; keep those that are valid, or ask again in \
          {} s",
-        wait.as_secs() + 1
+        wait.as_millis().div_ceil(1000)
     ));
-    if let Ok(pushback) = MetadataValue::try_from((wait.as_millis() + 1).to_string()) {
-        status.metadata_mut().insert(PUSHBACK, pushback);
-    }
-    status
+    status::to_status(&refusal.retry_in(wait))
 }
 
 #[cfg(test)]
@@ -72,8 +67,10 @@ mod tests {
         let refused = pace.take(&caller, 1).unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted);
         assert!(refused.message().contains("for this process"), "{refused}");
-        let wait: u64 = refused.metadata().get(PUSHBACK).unwrap().to_str().unwrap().parse().unwrap();
-        tokio::time::advance(Duration::from_millis(wait)).await;
+        let pushback = refused.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap();
+        let wait = status::from_status(&refused).retry_after.unwrap();
+        assert!(Duration::from_millis(pushback.parse().unwrap()) >= wait);
+        tokio::time::advance(wait).await;
         pace.take(&caller, 1).unwrap();
     }
 }
