@@ -24,7 +24,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use passant_core::{Host, Refusal, TrustDomain};
-use passant_daemon::buckets::Buckets;
 use passant_daemon::grpc::{Health, ReflectionError, add_reflection};
 use passant_daemon::log_rate::LogRate;
 use passant_proto::access::access_server::AccessServer;
@@ -56,6 +55,7 @@ use crate::issue::Issuer;
 use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
 use crate::metrics::Metrics;
+use crate::quota::Quotas;
 use crate::record::{Act, DecisionLog};
 use crate::serve::Guests;
 use crate::tls::ServerIdentity;
@@ -85,8 +85,8 @@ pub(crate) struct Api {
     pub(crate) started: Instant,
     pub(crate) host: Host,
     pub(crate) metrics: Arc<Metrics>,
-    /// How fast one address may attest nodes.
-    pub(crate) attempts: Arc<Buckets<IpAddr>>,
+    /// How much callers may ask for.
+    pub(crate) quotas: Arc<Quotas>,
     /// What the log is told of attestations that were refused, by address.
     pub(crate) attest_refusals: Arc<LogRate<Option<IpAddr>>>,
 }

@@ -4,6 +4,7 @@
 //! every fault of the file is reported at once, each with the key and what would mend it. `config/server.toml` in the
 //! repository shows every key with its default.
 
+mod limits;
 mod raw;
 mod roles;
 mod suggest;
@@ -22,6 +23,7 @@ use passant_daemon::log::LevelError;
 use serde::Deserialize;
 
 use crate::access::Role;
+pub use limits::{Limits, Rate};
 pub use passant_daemon::config::{ConfigError, Fault};
 pub use passant_daemon::log::{Log, LogFormat};
 use raw::{Field, Raw, RawDecisionLog, RawFederation, RawLog, RawNodeAttestor, RawProbe, RawSocket};
@@ -71,6 +73,8 @@ pub struct Config {
     pub decision_log: DecisionLogRetention,
     /// A PEM file with the authorities of the Web PKI that bundle endpoints are verified by; `None`: those of the machine.
     pub web_roots: Option<PathBuf>,
+    /// How much callers may ask for.
+    pub limits: Limits,
     /// What is allowed but probably not meant, for the log at start.
     pub warnings: Vec<String>,
 }
@@ -233,6 +237,7 @@ impl Check {
         let log = self.log(raw.log);
         let decision_log = self.decision_log(raw.decision_log);
         let web_roots = self.web_roots(raw.federation);
+        let limits = self.limits(raw.limits);
         let node_attestors = self.node_attestors(raw.node_attestor);
         Some(Config {
             trust_domain: trust_domain?,
@@ -256,6 +261,7 @@ impl Check {
             log: log?,
             decision_log: decision_log?,
             web_roots: web_roots?,
+            limits: limits?,
             warnings,
         })
     }
@@ -618,7 +624,7 @@ impl Check {
 #[cfg(test)]
 mod tests {
     use super::{Config, KeysMethod, NodeAttestor, StoreMethod};
-    use crate::config::raw::{Raw, RawHolders, RawNodeAttestor, RawRole};
+    use crate::config::raw::{Raw, RawHolders, RawLimits, RawNodeAttestor, RawRole};
     use std::time::Duration;
 
     const LEAST: &str = "trust_domain = \"example.org\"\ndata_dir = \"/var/lib/passant/server\"\n";
@@ -663,6 +669,7 @@ mod tests {
             .chain(RawNodeAttestor::X509POP.iter().copied())
             .chain(RawRole::KEYS.iter().copied())
             .chain(RawHolders::KEYS.iter().copied())
+            .chain(RawLimits::KEYS.iter().copied())
         {
             let named = text.lines().any(|line| {
                 let line = line.trim_start_matches(['#', ' ', '[']).trim_start_matches("role.");

@@ -11,6 +11,7 @@
 //! | who is calling, and may they? | [`caller`], `api/authorize.rs` |
 //! | what do roles allow, and why? | [`access`] |
 //! | why has a workload no identity? | `explain` |
+//! | how much may each caller ask for? | `quota`, `serve/under_way.rs`, [`limits`] |
 //! | how is an SVID issued? | [`issue`] |
 //! | how does a node become an attested agent? | [`attest_node`] |
 //! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
@@ -37,6 +38,7 @@ pub mod keystore;
 pub mod limits;
 pub mod metrics;
 mod query;
+mod quota;
 pub mod record;
 pub mod restore;
 #[cfg(test)]

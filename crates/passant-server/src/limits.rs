@@ -66,14 +66,22 @@ pub const STREAMS: u32 = 128;
 /// HTTP/2 windows of an agent's connection, in bytes. What calls hold that wait for their turn is bounded by this and the
 /// number of connections; a megabyte takes a few round trips.
 pub const AGENTS_WINDOW: u32 = 256 * 1024;
-/// Calls of agents that are worked on, of all together: each holds a request and an answer in memory.
+/// Calls of agents that are worked on, of all together: each holds a request and an answer in memory. The configuration may
+/// say otherwise of this and of all other bounds on calls and rates.
 pub const CALLS: usize = 2_048;
 /// Those of one agent, over all its connections; its others wait. One call takes milliseconds, so that this is no brake; it
 /// is what an agent can make the server hold that asks for lists and does not read them.
 pub const CALLS_PER_AGENT: usize = 16;
+/// The part of these calls, and of the signatures and lists of all together, that stays free for what attested agents renew,
+/// in percent; a fifth of it is for the agents' own X509-SVIDs alone.
+pub const RESERVED_FOR_RENEWALS: u32 = 25;
 /// Bytes of requests that the calls of one agent hold together: a batch of a thousand CSRs with RSA keys takes two million,
 /// and one agent has one batch under way.
 pub const BYTES_PER_AGENT: usize = 16 * 1024 * 1024;
+/// The part of them for batches of X509-SVIDs.
+pub const BYTES_PER_AGENT_TO_MINT: usize = BYTES_PER_AGENT / 2;
+/// The part of them for renewals of the agent's own X509-SVID: a few of the largest requests.
+pub const BYTES_PER_AGENT_TO_RENEW: usize = 4 * STRANGERS_MESSAGE;
 /// Calls of all others over the network that are worked on.
 pub const STRANGERS_CALLS: usize = 256;
 /// Those from one address, or of one other X509-SVID. Attestations are such calls: of a fleet behind one address the others
@@ -81,7 +89,9 @@ pub const STRANGERS_CALLS: usize = 256;
 pub const CALLS_PER_ADDRESS: usize = 16;
 /// Bytes of requests that these hold together: the largest evidence for each.
 pub const BYTES_PER_ADDRESS: usize = 4 * 1024 * 1024;
-/// Calls of one user of the operator socket that are worked on.
+/// Calls of all users of the operator socket that are worked on.
+pub const OPERATORS_CALLS: usize = 256;
+/// Those of one user.
 pub const CALLS_PER_OPERATOR: usize = 128;
 /// Bytes of requests that these hold together: sixteen of the largest batches.
 pub const BYTES_PER_OPERATOR: usize = 64 * 1024 * 1024;
@@ -121,9 +131,26 @@ pub const SYNC_PAGE: usize = 500;
 pub const SYNC_WITHIN: Duration = Duration::from_secs(120);
 /// Attestations that one address may begin at once, and in each second after: a fleet behind one address comes in within
 /// minutes, and who guesses join tokens is slowed down.
-pub const ATTESTATIONS_AT_ONCE: u32 = 500;
-/// See [`ATTESTATIONS_AT_ONCE`].
-pub const ATTESTATIONS_PER_SECOND: u32 = 50;
+pub const ATTESTATIONS_PER_ADDRESS: (u32, u32) = (500, 50);
+/// Those that may begin in all: the largest fleet at once, and then as many as a few cores can verify.
+pub const ATTESTATIONS: (u32, u32) = (20_000, 1_000);
+/// Signatures for one agent, X509-SVIDs and JWT-SVIDs together: a node with many thousands of entries has them all at once,
+/// and a quarter of a million, renewed at half of an hour, needs 140 a second.
+pub const SIGNATURES_PER_AGENT: (u32, u32) = (20_000, 1_000);
+/// Signatures for all: ten for each of ten thousand agents at once, and then about what a few cores can sign.
+pub const SIGNATURES: (u32, u32) = (100_000, 10_000);
+/// SVIDs that one administrator, user or holder of a role may mint. Agents mint what is wanted in masses.
+pub const MINTS_PER_CALLER: (u32, u32) = (1_000, 100);
+/// Lists, counts, synchronizations and explanations of one caller: a hundred thousand entries in small pages at once. An
+/// agent synchronizes every few seconds.
+pub const LISTS_PER_CALLER: (u32, u32) = (2_000, 200);
+/// Those of all: twenty thousand agents that synchronize every five seconds.
+pub const LISTS: (u32, u32) = (50_000, 5_000);
+/// Callers whose recent use is remembered in one table; what is new beyond counts as one caller. Whoever has used nothing
+/// for a while is not in it, so that these are far more than there are; each takes some hundred bytes.
+pub const CALLERS: usize = 32_768;
+/// When to ask again for what becomes free at nobody knows what time, as a place among calls does.
+pub const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// From the beginning of AttestAgent to its first message. Evidence is at hand before the call is made.
 pub const EVIDENCE_WITHIN: Duration = Duration::from_secs(10);
 /// A whole AttestAgent, from the first message to the last. Stays below the lease of a stranger's connection.

@@ -77,6 +77,36 @@ labels! {
 }
 
 labels! {
+    /// Which limit of the configuration kept a call out. The values are the keys of its section `limits`.
+    pub enum Limit: "limit" {
+        /// Attestations from one address.
+        AttestationsPerAddress = "attestations_per_address",
+        /// Attestations in all.
+        Attestations = "attestations",
+        /// Signatures for one agent.
+        SignaturesPerAgent = "signatures_per_agent",
+        /// Signatures in all.
+        Signatures = "signatures",
+        /// SVIDs minted for one administrator or holder of a role.
+        MintsPerCaller = "mints_per_caller",
+        /// Lists for one caller.
+        ListsPerCaller = "lists_per_caller",
+        /// Lists in all.
+        Lists = "lists",
+        /// Calls of one agent under way, or of all.
+        CallsPerAgent = "calls_per_agent",
+        /// Calls from one address or of one other X509-SVID under way, or of all such.
+        CallsPerAddress = "calls_per_address",
+        /// Calls of one user of the operator socket under way, or of all.
+        CallsPerOperator = "calls_per_operator",
+        /// Explanations under way.
+        Explanations = "explanations",
+        /// Backups under way.
+        Backups = "backups",
+    }
+}
+
+labels! {
     /// How a connection over TLS began.
     pub enum Handshake: "result" {
         /// It was taken.
@@ -167,6 +197,8 @@ pub struct Metrics {
     pub calls: Family<Service, Counter>,
     /// Calls that ended with another status than OK.
     pub refusals: Family<(Service, passant_core::Reason), Counter>,
+    /// Calls that a limit of the configuration kept out.
+    pub limited: Family<Limit, Counter>,
     /// Connections over TCP that ended or passed the handshake.
     pub handshakes: Family<Handshake, Counter>,
     /// How long the handshakes took that passed.
@@ -261,6 +293,11 @@ impl Metrics {
         to.register("node_attestations", "Attestations of nodes", &self.attestations);
         to.register("calls", "Calls of the gRPC API", &self.calls);
         to.register("refusals", "Calls that ended with another status than OK", &self.refusals);
+        to.register(
+            "limit_refusals",
+            "Calls refused by a limit of the configuration, by its key",
+            &self.limited,
+        );
         to.register("handshakes", "TCP connections by how their TLS handshake ended", &self.handshakes);
         to.register("handshake_seconds", "Time of the TLS handshakes that passed", &self.handshake);
         to.register("connections", "Open connections", &self.connections);

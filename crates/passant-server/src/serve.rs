@@ -26,6 +26,7 @@ use tonic::transport::Server;
 
 use crate::api::authorize::Authorize;
 use crate::metrics::{Calls, Metrics};
+use crate::quota::Quotas;
 use crate::{config, limits, tls};
 pub use arrivals::{Arrival, Shown};
 use bounds::Bounds;
@@ -94,17 +95,17 @@ impl Ports {
         &self.path
     }
 
-    /// Starts answering with `routes`; every RPC passes `authorize` first.
+    /// Starts answering with `routes`; every RPC passes both gates first: who may, and how much.
     pub(crate) fn open(
         self,
         tls: rustls::ServerConfig,
         routes: Routes,
-        authorize: Authorize,
+        gates: (Authorize, Arc<Quotas>),
         metrics: &Arc<Metrics>,
     ) -> Serving {
         let bounds = Bounds::of_process();
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let (serving, to) = Serving::begin(routes, authorize, metrics);
+        let (serving, to) = Serving::begin(routes, gates, metrics);
         let doors = tcp::Doors { agents: to.agents, others: to.others };
         serving.tasks.spawn(tcp::accept(
             self.tcp,
@@ -138,16 +139,20 @@ impl Serving {
         arrivals: mpsc::Receiver<Arrival>,
         door: tls::Door,
         routes: Routes,
-        authorize: Authorize,
+        gates: (Authorize, Arc<Quotas>),
         metrics: &Arc<Metrics>,
     ) -> Self {
-        let (serving, to) = Self::begin(routes, authorize, metrics);
+        let (serving, to) = Self::begin(routes, gates, metrics);
         serving.tasks.spawn(arrivals::accept(arrivals, door, to, serving.ends.clone()));
         serving.tasks.close();
         serving
     }
 
-    fn begin(routes: Routes, authorize: Authorize, metrics: &Arc<Metrics>) -> (Self, To) {
+    fn begin(
+        routes: Routes,
+        (authorize, quotas): (Authorize, Arc<Quotas>),
+        metrics: &Arc<Metrics>,
+    ) -> (Self, To) {
         let (ends, tasks) = (Ends::default(), TaskTracker::new());
         let ((to_agents, agents), (to_others, others), (to_operators, operators)) = (
             mpsc::channel(limits::ACCEPTED),
@@ -159,7 +164,8 @@ impl Serving {
         {
             let (routes, authorize) = (routes.clone(), authorize.clone());
             let count = Count(Calls(Arc::clone(metrics)));
-            tasks.spawn(answer(arriving, guests, routes, (count, authorize), ends.stop.clone()));
+            let under_way = UnderWay::new(guests, Arc::clone(&quotas));
+            tasks.spawn(answer(arriving, guests, routes, (count, authorize, under_way), ends.stop.clone()));
         }
         (Self { ends, tasks }, To { agents: to_agents, others: to_others, operators: to_operators })
     }
@@ -182,7 +188,7 @@ impl Serving {
 }
 
 /// Whose connections are answered.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Arriving {
     /// Attested nodes.
     Agents,
@@ -197,7 +203,7 @@ async fn answer(
     arriving: mpsc::Receiver<Conn>,
     from: Arriving,
     routes: Routes,
-    (count, authorize): (Count<Calls>, Authorize),
+    (count, authorize, under_way): (Count<Calls>, Authorize, UnderWay),
     stop: CancellationToken,
 ) {
     let mut server = Server::builder()
@@ -206,11 +212,6 @@ async fn answer(
         .http2_max_header_list_size(limits::HEADER_LIST)
         .http2_max_pending_accept_reset_streams(Some(limits::RESET_BEFORE_ACCEPT))
         .http2_max_local_error_reset_streams(Some(limits::RESET_FOR_ERRORS));
-    let under_way = UnderWay::new(match from {
-        Arriving::Agents => under_way::AGENTS,
-        Arriving::Others => under_way::OTHERS,
-        Arriving::Operators => under_way::OPERATORS,
-    });
     server = match from {
         Arriving::Agents => server
             .max_concurrent_streams(limits::STREAMS)

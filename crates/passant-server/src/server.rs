@@ -10,7 +10,6 @@ use arc_swap::ArcSwapOption;
 use passant_attest::node::x509pop::X509PopVerifier;
 use passant_core::bundle::Bundle;
 use passant_core::{Host, TrustDomain};
-use passant_daemon::buckets::Buckets;
 use passant_daemon::exit;
 use passant_daemon::grpc::Health;
 use passant_daemon::probe::Probing;
@@ -34,8 +33,8 @@ use crate::federation::fetch::{Fetch, Https, NoNetwork};
 use crate::issue::{IssueConfig, Issuer, SigningPool};
 use crate::journal::Journal;
 use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
-use crate::limits;
 use crate::metrics::Metrics;
+use crate::quota::Quotas;
 use crate::record::segments::{FileSegments, MemorySegments, Segments};
 use crate::record::{self, DecisionLog, RecordError, Retention};
 use crate::rotate::Rotation;
@@ -255,6 +254,7 @@ async fn assemble(
         NodeAttestation::new(journal.clone(), issuer.clone(), methods, host.clone()).with_rights(rights);
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let (federation, refresher) = Federation::new(journal.clone(), fetch, host.clone(), Arc::clone(&metrics));
+    let quotas = Arc::new(Quotas::new(&config.limits, Arc::clone(&metrics)));
     let api = Api {
         journal: journal.clone(),
         issuer,
@@ -265,13 +265,13 @@ async fn assemble(
         guests,
         record: record.clone(),
         federation,
-        backups: Arc::new(Semaphore::new(limits::BACKUPS)),
-        explanations: Arc::new(Semaphore::new(limits::EXPLANATIONS)),
+        backups: Arc::new(Semaphore::new(config.limits.backups)),
+        explanations: Arc::new(Semaphore::new(config.limits.explanations)),
         identity: shown,
         started: tokio::time::Instant::now(),
         host: host.clone(),
         metrics: Arc::clone(&metrics),
-        attempts: Arc::new(Buckets::new(limits::ATTESTATIONS_AT_ONCE, limits::ATTESTATIONS_PER_SECOND)),
+        quotas: Arc::clone(&quotas),
         attest_refusals: Arc::default(),
     };
     let vitals = Arc::new(ServerVitals {
@@ -298,11 +298,14 @@ async fn assemble(
     tasks.spawn(part("health").during(said));
     tasks.close();
     let (address, socket, serving) = match way {
-        Opening::Ports(ports, tls) => {
-            (ports.address(), ports.path().to_owned(), ports.open(*tls, routes, authorize, &metrics))
-        }
+        Opening::Ports(ports, tls) => (
+            ports.address(),
+            ports.path().to_owned(),
+            ports.open(*tls, routes, (authorize, quotas), &metrics),
+        ),
         Opening::Arrivals(arrivals, door) => {
-            (config.listen, config.socket.path, Serving::over(arrivals, door, routes, authorize, &metrics))
+            let serving = Serving::over(arrivals, door, routes, (authorize, quotas), &metrics);
+            (config.listen, config.socket.path, serving)
         }
     };
     tracing::info!(trust_domain = %config.trust_domain, %address, socket = %socket.display(), "the server is ready");

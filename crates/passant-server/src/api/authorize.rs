@@ -322,9 +322,10 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use super::{METHODS, admit, small};
+    use super::{GET_BUNDLE, METHODS, admit, small};
     use crate::caller::{ConnPeer, LocalPeer};
     use crate::limits::ANYBODYS_MESSAGE;
+    use crate::quota::Work;
     use crate::rig::Rig;
     use http_body_util::{BodyExt, Full};
     use passant_core::Reason;
@@ -346,6 +347,30 @@ mod tests {
         include_str!("../../../../proto/passant/import/v1/import.proto"),
         include_str!("../../../../proto/passant/store/v1/store.proto"),
     ];
+
+    /// A method that lists or signs, under whatever name it comes, is not to be left out of the limits.
+    #[test]
+    fn methods_that_sign_attest_or_list_are_counted() {
+        let counted =
+            ["List", "Count", "Sync", "GetAuthorized", "Mint", "New", "Renew", "Attest", "Explain", "Backup"];
+        // They are not offered, and cost nothing.
+        let refused = ["MintWITSVID", "NewDownstreamX509CA"];
+        for (path, _) in METHODS {
+            let (_, method) = path.rsplit_once('/').unwrap();
+            if counted.iter().any(|begin| method.starts_with(begin)) && !refused.contains(&method) {
+                assert!(Work::of(path).is_some(), "{path} is not counted");
+            }
+        }
+        for (path, work) in [
+            ("/spire.api.server.svid.v1.SVID/BatchNewX509SVID", Some(Work::X509)),
+            (GET_BUNDLE, Some(Work::Bundle)),
+            ("/spire.api.server.entry.v1.Entry/GetEntry", None),
+            ("/spire.api.server.entry.v1.Entry/BatchCreateEntry", None),
+            ("", None),
+        ] {
+            assert_eq!(Work::of(path), work, "{path}");
+        }
+    }
 
     #[test]
     fn every_method_of_the_protos_has_exactly_one_row() {

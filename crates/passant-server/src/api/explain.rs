@@ -7,12 +7,13 @@ use passant_proto::convert::{explanation, selector};
 use passant_proto::explain::explain_server::Explain;
 use passant_proto::explain::{ExplainRequest, Explanation};
 use prost::Message;
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Api, refuse};
 use crate::access::{Target, Verb};
 use crate::explain::{Question, Scene, explain};
+use crate::metrics::Limit;
 use crate::limits::RESPONSE;
 
 #[async_trait]
@@ -24,19 +25,21 @@ impl Explain for Api {
         actor.may(Verb::IdentityExplain, &Target::Whole, &state).map_err(refuse)?;
         let question = question(&request).map_err(refuse)?;
         let (api, is_operator) = (self.clone(), actor.is_operator());
-        // One at a time: it may read all entries, and nobody is in that much of a hurry.
-        let told = in_turn(&self.explanations, move || api.explained(&question, is_operator)).await;
+        // One at a time, unless the configuration says otherwise: it may read all entries, and nobody is in that much of a hurry.
+        let turn = Arc::clone(&self.explanations).acquire_owned();
+        let turn = tokio::time::timeout(self.quotas.waits(), turn).await;
+        let turn = turn.map_err(|_| refuse(self.quotas.crowded(Limit::Explanations)))?;
+        let turn = turn.map_err(|error| refuse(Refusal::internal(error)))?;
+        let told = in_turn(turn, move || api.explained(&question, is_operator)).await;
         Ok(Response::new(told.map_err(refuse)?))
     }
 }
 
-/// What `work` gives, once one of `turns` is free. Work that has begun cannot be stopped, so it keeps its turn to its end,
-/// though whoever asked has left.
+/// What `work` gives. Work that has begun cannot be stopped, so it keeps its turn to its end, though whoever asked has left.
 async fn in_turn<T: Send + 'static>(
-    turns: &Arc<Semaphore>,
+    turn: OwnedSemaphorePermit,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refusal> {
-    let turn = Arc::clone(turns).acquire_owned().await.map_err(Refusal::internal)?;
     let done = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         work()
@@ -93,6 +96,7 @@ mod tests {
     use std::sync::mpsc;
 
     use passant_proto::explain::{Candidate, Cause};
+    use tokio::sync::Semaphore;
 
     use super::*;
 
@@ -101,9 +105,10 @@ mod tests {
         let turns = Arc::new(Semaphore::new(1));
         let (began, has_begun) = mpsc::channel();
         let (end, may_end) = mpsc::channel::<()>();
-        let asked = Arc::clone(&turns);
+        let turn = || Arc::clone(&turns).acquire_owned();
+        let asked = turn().await.unwrap();
         let first = tokio::spawn(async move {
-            in_turn(&asked, move || {
+            in_turn(asked, move || {
                 began.send(()).unwrap();
                 may_end.recv().unwrap();
             })
@@ -114,7 +119,7 @@ mod tests {
         assert!(first.await.unwrap_err().is_cancelled());
         assert!(turns.try_acquire().is_err(), "it still works");
         end.send(()).unwrap();
-        assert_eq!(in_turn(&turns, || 7).await.unwrap(), 7);
+        assert_eq!(in_turn(turn().await.unwrap(), || 7).await.unwrap(), 7);
     }
 
     #[test]

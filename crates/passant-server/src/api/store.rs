@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use passant_core::Refusal;
 use passant_proto::store::store_server::Store;
 use passant_proto::store::{BackupRequest, BackupResponse};
 use tokio::sync::mpsc;
@@ -14,6 +13,7 @@ use tonic::{Request, Response, Status, async_trait};
 use super::{Api, refuse};
 use crate::backup::{self, Holds};
 use crate::limits::{BACKUP_PIECE_WITHIN, STREAM_WAITING};
+use crate::metrics::Limit;
 
 #[async_trait]
 impl Store for Api {
@@ -22,11 +22,8 @@ impl Store for Api {
     /// Sends the state of this moment. Whoever does not read it is left, so that the state does not stay in memory.
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let caller = self.local(request.extensions())?;
-        let turn = Arc::clone(&self.backups).try_acquire_owned().map_err(|_| {
-            refuse(Refusal::exhausted(
-                "as many backups as may be are being made; wait until one of them is done",
-            ))
-        })?;
+        let turn = Arc::clone(&self.backups).try_acquire_owned();
+        let turn = turn.map_err(|_| refuse(self.quotas.crowded(Limit::Backups)))?;
         // The time first: whatever is not in the backup came later.
         let made_at = self.host.now();
         let state = self.journal.state();

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{Api, Room, bounded, refuse, refuse_item};
 use crate::limits::SVID_BATCH;
+use crate::quota::{Caller, Work};
 
 #[async_trait]
 impl Svid for Api {
@@ -54,6 +55,8 @@ impl Svid for Api {
             return Err(Status::invalid_argument("missing parameters"));
         }
         bounded(params.len(), SVID_BATCH)?;
+        let count = u32::try_from(params.len()).unwrap_or(u32::MAX);
+        self.quotas.admit(Work::X509, &Caller::Svid(agent.id().clone()), count).await.map_err(refuse)?;
         let orders = params.into_iter().map(|param| (param.entry_id, param.csr)).collect();
         let outcomes = self.issuer.x509_batch(&agent, orders).await;
         let mut room = Room::of(outcomes.len());

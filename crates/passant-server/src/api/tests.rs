@@ -6,6 +6,7 @@ mod entries;
 mod explain;
 mod federation;
 mod import;
+mod limits;
 mod local_authority;
 mod rig;
 mod store;

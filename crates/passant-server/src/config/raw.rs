@@ -49,6 +49,7 @@ pub(super) struct Raw {
     pub(super) log: Field<RawLog>,
     pub(super) decision_log: Field<RawDecisionLog>,
     pub(super) federation: Field<RawFederation>,
+    pub(super) limits: Field<RawLimits>,
     pub(super) node_attestor: Field<Vec<RawNodeAttestor>>,
     #[serde(flatten)]
     pub(super) unknown: BTreeMap<String, toml::Value>,
@@ -76,6 +77,7 @@ impl Raw {
         "log",
         "decision_log",
         "federation",
+        "limits",
         "node_attestor",
     ];
 }
@@ -143,6 +145,65 @@ pub(super) struct RawFederation {
 
 impl RawFederation {
     pub(super) const KEYS: &[&str] = &["web_roots"];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawLimits {
+    pub(super) attestations_per_address: Field<RawRate>,
+    pub(super) attestations: Field<RawRate>,
+    pub(super) signatures_per_agent: Field<RawRate>,
+    pub(super) signatures: Field<RawRate>,
+    pub(super) mints_per_caller: Field<RawRate>,
+    pub(super) lists_per_caller: Field<RawRate>,
+    pub(super) lists: Field<RawRate>,
+    pub(super) reserved_for_renewals: Field<u64>,
+    pub(super) calls: Field<u64>,
+    pub(super) calls_per_agent: Field<u64>,
+    pub(super) strangers_calls: Field<u64>,
+    pub(super) calls_per_address: Field<u64>,
+    pub(super) operators_calls: Field<u64>,
+    pub(super) calls_per_operator: Field<u64>,
+    pub(super) call_waits: Field<String>,
+    pub(super) explanations: Field<u64>,
+    pub(super) backups: Field<u64>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawLimits {
+    pub(super) const KEYS: &[&str] = &[
+        "attestations_per_address",
+        "attestations",
+        "signatures_per_agent",
+        "signatures",
+        "mints_per_caller",
+        "lists_per_caller",
+        "lists",
+        "reserved_for_renewals",
+        "calls",
+        "calls_per_agent",
+        "strangers_calls",
+        "calls_per_address",
+        "operators_calls",
+        "calls_per_operator",
+        "call_waits",
+        "explanations",
+        "backups",
+    ];
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawRate {
+    pub(super) at_once: Field<u64>,
+    pub(super) per_second: Field<u64>,
+    #[serde(flatten)]
+    pub(super) unknown: BTreeMap<String, toml::Value>,
+}
+
+impl RawRate {
+    pub(super) const KEYS: &[&str] = &["at_once", "per_second"];
 }
 
 #[derive(Debug, Default, Deserialize)]

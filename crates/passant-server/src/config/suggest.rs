@@ -12,6 +12,7 @@ const FROM_SPIRE: &[(&str, &str)] = &[
     ("nodeattestor", "[[node_attestor]]"),
     ("keymanager", "keys"),
     ("datastore", "store"),
+    ("ratelimit", "[limits]"),
 ];
 
 /// What to say after "unknown key": what SPIRE's key is called here, or else the nearest of `known`, or all of them.

@@ -1,51 +1,78 @@
-//! How much may each caller have under way?
+//! How much may each caller have under way, and begin?
 //!
-//! A layer behind the one that admits: it knows who calls, and no request was read yet. Each caller has so many calls worked
-//! on at a time, over all its connections; its others wait in line, in which callers take turns.
+//! A layer behind the one that admits: it knows who calls, and no request was read yet. What is counted by [`Quotas`] is
+//! counted here, before it has a place, unless only the request tells how much it is. Then each caller has so many calls
+//! worked on at a time, over all its connections; its others wait in line, in which callers take turns. Agents' calls are
+//! apart by rank, so that renewals never wait for a place behind anything else.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use passant_core::SpiffeId;
-use passant_daemon::under_way::{Call, Calls, Received, Sent};
+use passant_daemon::under_way::{Bounds, Call, Calls, Received, Sent};
+use passant_proto::status;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use super::Arriving;
 use super::bounds::origin;
 use crate::api::authorize::Admitted;
 use crate::caller::ConnPeer;
+use crate::config::Limits;
 use crate::limits;
-
-/// For whom calls are counted.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Caller {
-    /// Whoever holds an X509-SVID with this ID.
-    Svid(SpiffeId),
-    /// Whoever calls from this address, without an X509-SVID.
-    Address(IpAddr),
-    /// A user on this machine.
-    User(u32),
-}
+use crate::metrics::Limit;
+use crate::quota::{Caller, Quotas, Rank, Work};
 
 /// The layer, for one kind of callers: agents, the rest of the network, operators. Its clones count together.
 #[derive(Clone)]
 pub(super) struct UnderWay {
-    calls: Calls<Caller>,
+    /// The places, by rank of what is done in them.
+    places: [Calls<Caller>; Rank::COUNT],
+    /// Which limit it is that there are no more of them.
+    limit: Limit,
+    quotas: Arc<Quotas>,
 }
 
 /// A service that a caller's calls reach a few at a time.
 #[derive(Clone)]
 pub(super) struct Bounded<S> {
     inner: S,
-    calls: Calls<Caller>,
+    under_way: UnderWay,
 }
 
 impl UnderWay {
-    pub(super) fn new(bounds: passant_daemon::under_way::Bounds) -> Self {
-        Self { calls: Calls::new(bounds) }
+    pub(super) fn new(from: Arriving, quotas: Arc<Quotas>) -> Self {
+        let all = quotas.limits();
+        let one = |bounds| {
+            let calls = Calls::new(bounds);
+            [calls.clone(), calls.clone(), calls]
+        };
+        let (limit, places) = match from {
+            Arriving::Agents => (Limit::CallsPerAgent, of_agents(all).map(Calls::new)),
+            Arriving::Others => (Limit::CallsPerAddress, one(of_others(all))),
+            Arriving::Operators => (Limit::CallsPerOperator, one(of_operators(all))),
+        };
+        Self { places, limit, quotas }
+    }
+
+    /// The place of a call of `method`, once it may begin.
+    async fn enter(&self, method: &str, call: &http::Extensions) -> Result<Call<Caller>, Status> {
+        let work = Work::of(method);
+        let peer = call.get::<ConnPeer>();
+        let peer = peer.ok_or_else(|| Status::internal("a connection without a peer reached the API"))?;
+        let caller = caller(peer, call.get());
+        if let Some(work) = work.filter(|work| is_counted_here(*work, call.get())) {
+            // Whoever attests is a stranger, whatever it shows.
+            let address = peer.address().filter(|_| work == Work::Attest);
+            let counted = address.map_or_else(|| caller.clone(), |address| Caller::Address(origin(address)));
+            let admitted = self.quotas.admit(work, &counted, 1).await;
+            admitted.map_err(|refusal| status::to_status(&refusal))?;
+        }
+        let rank = work.map_or(Rank::Other, Work::rank_of_call);
+        let entered = self.places[rank as usize].enter(caller).await;
+        entered.map_err(|_| status::to_status(&self.quotas.crowded(self.limit)))
     }
 }
 
@@ -53,7 +80,7 @@ impl<S> Layer<S> for UnderWay {
     type Service = Bounded<S>;
 
     fn layer(&self, inner: S) -> Bounded<S> {
-        Bounded { inner, calls: self.calls.clone() }
+        Bounded { inner, under_way: self.clone() }
     }
 }
 
@@ -77,13 +104,10 @@ where
         // The clone is not ready; the one that was polled is.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
-        let calls = self.calls.clone();
+        let under_way = self.under_way.clone();
         Box::pin(async move {
-            let call = match caller(request.extensions()) {
-                Some(caller) => calls.enter(caller).await,
-                None => Err(Status::internal("a connection without a peer reached the API")),
-            };
-            let call: Call<Caller> = match call {
+            let entered = under_way.enter(request.uri().path(), request.extensions()).await;
+            let call = match entered {
                 Ok(call) => call,
                 Err(refused) => return Ok(refused.into_http()),
             };
@@ -94,39 +118,72 @@ where
     }
 }
 
-fn caller(call: &http::Extensions) -> Option<Caller> {
-    if let Some(Admitted::Agent(agent)) = call.get() {
-        return Some(Caller::Svid(agent.id().clone()));
+/// By identity, if it has one.
+fn caller(peer: &ConnPeer, admitted: Option<&Admitted>) -> Caller {
+    if let Some(Admitted::Agent(agent)) = admitted {
+        return Caller::Svid(agent.id().clone());
     }
-    Some(match call.get::<ConnPeer>()? {
+    match peer {
         ConnPeer::Remote { svid: Some(svid), .. } => Caller::Svid(svid.id().clone()),
         ConnPeer::Remote { address, svid: None } => Caller::Address(origin(*address)),
         ConnPeer::Local(local) | ConnPeer::Guest(local, _) | ConnPeer::Uninvited(local) => {
             Caller::User(local.uid)
         }
+    }
+}
+
+/// Of agents the bundle is not counted: they read it with each synchronization, which is.
+fn is_counted_here(work: Work, admitted: Option<&Admitted>) -> bool {
+    match work {
+        Work::X509 => false,
+        Work::Bundle => !matches!(admitted, Some(Admitted::Agent(_))),
+        Work::Attest | Work::Renew | Work::Jwt | Work::Mint | Work::Sync | Work::List => true,
+    }
+}
+
+/// Places for agents, by rank.
+fn of_agents(all: &Limits) -> [Bounds; Rank::COUNT] {
+    let reserved = usize::try_from(all.reserved_for_renewals).unwrap_or(0);
+    let own = (all.calls * reserved / 500).max(1);
+    let renewals = (all.calls * reserved / 100).saturating_sub(own).max(1);
+    let others = all.calls.saturating_sub(own + renewals).max(1);
+    let (to_renew, to_mint) = (limits::BYTES_PER_AGENT_TO_RENEW, limits::BYTES_PER_AGENT_TO_MINT);
+    let rest = limits::BYTES_PER_AGENT - to_renew - to_mint;
+    [(own, to_renew), (renewals, to_mint), (others, rest)].map(|(places, bytes)| Bounds {
+        all: places,
+        each: all.calls_per_agent.min(places),
+        wait: all.call_waits,
+        bytes,
     })
 }
 
-/// Agents.
-pub(super) const AGENTS: passant_daemon::under_way::Bounds = passant_daemon::under_way::Bounds {
-    all: limits::CALLS,
-    each: limits::CALLS_PER_AGENT,
-    wait: limits::CALL_WAITS,
-    bytes: limits::BYTES_PER_AGENT,
-};
+/// Places for whoever else comes over the network.
+fn of_others(all: &Limits) -> Bounds {
+    let (each, bytes) = (all.calls_per_address, limits::BYTES_PER_ADDRESS);
+    Bounds { all: all.strangers_calls, each, wait: all.call_waits, bytes }
+}
 
-/// Whoever else comes over the network.
-pub(super) const OTHERS: passant_daemon::under_way::Bounds = passant_daemon::under_way::Bounds {
-    all: limits::STRANGERS_CALLS,
-    each: limits::CALLS_PER_ADDRESS,
-    wait: limits::CALL_WAITS,
-    bytes: limits::BYTES_PER_ADDRESS,
-};
+/// Places for users of the operator socket, who are trusted: the bounds only keep a slip of one from hurting the others.
+fn of_operators(all: &Limits) -> Bounds {
+    let (each, bytes) = (all.calls_per_operator, limits::BYTES_PER_OPERATOR);
+    Bounds { all: all.operators_calls, each, wait: all.call_waits, bytes }
+}
 
-/// Users of the operator socket, who are trusted: the bounds only keep a slip of one from hurting the others.
-pub(super) const OPERATORS: passant_daemon::under_way::Bounds = passant_daemon::under_way::Bounds {
-    all: 2 * limits::CALLS_PER_OPERATOR,
-    each: limits::CALLS_PER_OPERATOR,
-    wait: limits::CALL_WAITS,
-    bytes: limits::BYTES_PER_OPERATOR,
-};
+#[cfg(test)]
+mod tests {
+    use super::{Limits, of_agents};
+    use crate::limits;
+
+    #[test]
+    fn agents_have_no_more_places_and_bytes_by_rank_than_together() {
+        for (calls, reserved) in [(16, 10), (16, 90), (2_048, 25), (65_536, 50)] {
+            let all = Limits { calls, reserved_for_renewals: reserved, ..Limits::default() };
+            let bounds = of_agents(&all);
+            assert_eq!(bounds.iter().map(|bounds| bounds.all).sum::<usize>(), calls, "{bounds:?}");
+            assert_eq!(bounds.iter().map(|bounds| bounds.bytes).sum::<usize>(), limits::BYTES_PER_AGENT);
+            assert!(bounds.iter().all(|bounds| (1..=bounds.all).contains(&bounds.each)), "{bounds:?}");
+            // What each rank may receive at all, it may hold.
+            assert!(bounds[0].bytes >= limits::STRANGERS_MESSAGE && bounds[2].bytes >= limits::MESSAGE);
+        }
+    }
+}

@@ -38,14 +38,6 @@ pub(super) fn answer(
         None => return Err(Status::internal("no peer")),
     };
     let address = request.extensions().get().and_then(ConnPeer::address);
-    if let Some(address) = address {
-        api.attempts.take(origin(address), 1).map_err(|wait| {
-            Status::resource_exhausted(format!(
-                "too many attestations from this address; try again in {} s",
-                wait.as_secs() + 1
-            ))
-        })?;
-    }
     let (out, stream) = mpsc::channel(STREAM_WAITING);
     tokio::spawn(async move {
         let attested = tokio::select! {
