@@ -13,8 +13,8 @@ use tonic::{Request, Response, Status, async_trait};
 use super::{Api, refuse};
 use crate::access::{Target, Verb};
 use crate::explain::{Question, Scene, explain};
-use crate::metrics::Limit;
 use crate::limits::RESPONSE;
+use crate::metrics::Limit;
 
 #[async_trait]
 impl Explain for Api {
