@@ -16,6 +16,23 @@ fn revision(entry: &serde_json::Value) -> Option<u64> {
 }
 
 #[tokio::test]
+async fn what_operators_do_to_the_log_is_on_record_too() -> anyhow::Result<()> {
+    let site = Site::new(&ServerOptions::default())?;
+    let _server = site.start_server().await?;
+    site.passant(["logger", "set", "debug"])?;
+    site.passant(["logger", "reset"])?;
+    for (method, act) in [("SetLogLevel", "set_log_level"), ("ResetLogLevel", "reset_log_level")] {
+        let found = site.passant_json(&["audit", "search", "--kind", "act", "--method", method])?;
+        let who = found["caller"].as_str().unwrap_or_default();
+        assert!(found["act"].get(act).is_some() && who.starts_with("local uid="), "{found}");
+        assert_eq!((&found["from"], &found["right"]), (&"operators' socket".into(), &"operator".into()));
+    }
+    let verified = site.passant_json(&["audit", "verify"])?;
+    assert!(verified["fault"].is_null(), "{verified}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn entries_are_managed_from_the_shell() -> anyhow::Result<()> {
     let site = Site::new(&ServerOptions::default())?;
     let _server = site.start_server().await?;

@@ -205,7 +205,7 @@ pub(crate) struct Calls(pub(crate) Arc<Metrics>);
 impl Tally for Calls {
     type Call = Held;
 
-    fn began(&self, path: &str) -> Held {
+    fn began(&self, path: &str, _: &http::Extensions) -> Held {
         let method = Method::of(path);
         self.0.calls.of(method).inc();
         self.0.open_calls.of(method).hold()

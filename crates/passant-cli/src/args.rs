@@ -1,5 +1,6 @@
 //! Which commands and flags are there?
 
+mod audit;
 mod entry;
 mod explain;
 mod import;
@@ -15,6 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
+pub(crate) use self::audit::{Audit, AuditSearch};
 pub(crate) use self::entry::{
     Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Export, Import as EntryImport, Match,
     Shape,
@@ -115,6 +117,9 @@ pub(crate) enum Command {
     /// Why a workload has an identity or none, and what would change that: exits with 3 if something stands in the way
     #[command(subcommand)]
     Explain(Explain),
+    /// The decision record: what was signed, done and refused, with who, what, from where and why
+    #[command(subcommand)]
+    Audit(Audit),
     /// What the server holds, in a few numbers
     Debug,
     /// How much the server logs

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub(crate) mod agent;
+pub(crate) mod audit;
 pub(crate) mod authority;
 pub(crate) mod bundle;
 pub(crate) mod debug;

@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use passant_core::TrustDomain;
 use passant_proto::access::access_client::AccessClient;
 use passant_proto::agent::agent_client::AgentClient;
+use passant_proto::audit::audit_client::AuditClient;
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::debug::debug_client::DebugClient;
 use passant_proto::entry::entry_client::EntryClient;
@@ -96,6 +97,10 @@ impl Server {
 
     pub(crate) fn agents(&self) -> AgentClient<Channel> {
         AgentClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub(crate) fn audit(&self) -> AuditClient<Channel> {
+        AuditClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
     pub(crate) fn authorities(&self) -> LocalAuthorityClient<Channel> {

@@ -36,6 +36,7 @@ async fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         Command::Access(command) => commands::access::run(command, &server, out).await,
         Command::Federation(command) => commands::federation::run(command, &server, out).await,
         Command::Import(command) => commands::import::run(command, &server, out).await,
+        Command::Audit(command) => commands::audit::run(command, &server, out).await,
         Command::Authority(command) => commands::authority::run(command, &server, out).await,
         Command::Bundle(command) => commands::bundle::run(command, &server, out).await,
         Command::X509(command) => commands::x509::run(command, &server, out).await,

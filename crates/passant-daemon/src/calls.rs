@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use http::HeaderMap;
+use http::{Extensions, HeaderMap};
 use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -17,10 +17,11 @@ pub trait Tally: Clone + Send + Sync + 'static {
     /// What is remembered of a call until it has ended; dropped then.
     type Call: Send + Unpin + 'static;
 
-    /// The method `path` is called, as in `/package.Service/Method`.
-    fn began(&self, path: &str) -> Self::Call;
+    /// The method `path` is called, as in `/package.Service/Method`, on what `about` tells of.
+    fn began(&self, path: &str, about: &Extensions) -> Self::Call;
 
-    /// The call has ended with a status that is not OK. Not told of a call whose client left before its end.
+    /// The call has ended with a status that is not OK, with its cause if it ended at once. Not told of a call whose client
+    /// left before its end.
     fn refused(&self, call: &Self::Call, status: &Status);
 }
 
@@ -58,12 +59,16 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let call = self.tally.began(request.uri().path());
+        let call = self.tally.began(request.uri().path(), request.extensions());
         let end = End { call, tally: self.tally.clone() };
         let answer = self.inner.call(request);
         Box::pin(async move {
             let Ok(response) = answer.await;
-            end.look(response.headers());
+            match response.extensions().get::<Status>().filter(|status| status.code() != Code::Ok) {
+                // Whole, as it was made.
+                Some(status) => end.tally.refused(&end.call, status),
+                None => end.look(response.headers()),
+            }
             Ok(response.map(|messages| Body::new(Messages { messages, end })))
         })
     }
@@ -120,7 +125,7 @@ impl<T: Tally + Unpin> http_body::Body for Messages<T> {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use http::{HeaderMap, Request, Response};
+    use http::{Request, Response};
     use http_body_util::{BodyExt, Full, StreamBody};
 
     use super::*;
@@ -132,13 +137,15 @@ mod tests {
     impl Tally for Book {
         type Call = String;
 
-        fn began(&self, path: &str) -> String {
+        fn began(&self, path: &str, _: &Extensions) -> String {
             self.0.lock().unwrap().push(path.to_owned());
             path.to_owned()
         }
 
         fn refused(&self, call: &String, status: &Status) {
-            self.0.lock().unwrap().push(format!("{call} {:?}", status.code()));
+            let cause = std::error::Error::source(status).map(ToString::to_string).unwrap_or_default();
+            let told = format!("{call} {:?} {cause}", status.code());
+            self.0.lock().unwrap().push(told.trim_end().to_owned());
         }
     }
 
@@ -165,6 +172,16 @@ mod tests {
     async fn a_refusal_counts_wherever_its_status_stands() {
         assert_eq!(told(|| Status::not_found("x").into_http()).await, ["/s/M", "/s/M NotFound"]);
         assert_eq!(told(|| with_trailers("14")).await, ["/s/M", "/s/M Unavailable"]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_once_and_with_its_cause() {
+        let caused = || {
+            let mut status = Status::permission_denied("x");
+            status.set_source(Arc::new(std::io::Error::other("banned")));
+            status.into_http()
+        };
+        assert_eq!(told(caused).await, ["/s/M", "/s/M PermissionDenied banned"]);
     }
 
     #[tokio::test]

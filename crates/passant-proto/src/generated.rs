@@ -13,6 +13,9 @@ pub mod access;
 #[path = "gen/agent.rs"]
 #[rustfmt::skip]
 pub mod agent;
+#[path = "gen/audit.rs"]
+#[rustfmt::skip]
+pub mod audit;
 #[path = "gen/bundle.rs"]
 #[rustfmt::skip]
 pub mod bundle;

@@ -6,6 +6,7 @@
 //! | [`types`] | `spire.api.types`: messages that the services below share |
 //! | [`agent`], [`entry`], [`svid`], [`bundle`], [`trustdomain`], [`localauthority`], [`logger`], [`debug`] | `spire.api.server.*.v1`: messages, client and server |
 //! | [`access`] | `passant.access.v1`: why a server lets a caller do something, or not |
+//! | [`audit`] | `passant.audit.v1`: what is on a server's decision record, and whether it holds together |
 //! | [`explain`] | `passant.explain.v1`: why a workload has an identity or none, as a server sees it |
 //! | [`node`] | `passant.node.v1`: the same as an agent sees it |
 //! | [`store`] | `passant.store.v1`: how operators back up a server |
@@ -25,6 +26,6 @@ mod generated;
 pub mod status;
 
 pub use generated::{
-    access, agent, bundle, debug, entry, explain, federation, import, localauthority, logger, node, rpc,
-    store, svid, trustdomain, types, workload,
+    access, agent, audit, bundle, debug, entry, explain, federation, import, localauthority, logger, node,
+    rpc, store, svid, trustdomain, types, workload,
 };

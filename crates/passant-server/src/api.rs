@@ -5,6 +5,7 @@
 
 mod access;
 mod agent;
+mod audit;
 pub(crate) mod authorize;
 mod bundle;
 mod debug;
@@ -23,11 +24,12 @@ mod trustdomain;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use passant_core::{Host, Refusal, TrustDomain};
+use passant_core::{Host, Reason, Refusal, SpiffeId, TrustDomain};
 use passant_daemon::grpc::{Health, ReflectionError, add_reflection};
 use passant_daemon::log_rate::LogRate;
 use passant_proto::access::access_server::AccessServer;
 use passant_proto::agent::agent_server::AgentServer;
+use passant_proto::audit::audit_server::AuditServer;
 use passant_proto::bundle::bundle_server::BundleServer;
 use passant_proto::debug::debug_server::DebugServer;
 use passant_proto::descriptors;
@@ -49,17 +51,20 @@ use tonic::{Extensions, Status};
 
 use crate::attest_node::NodeAttestation;
 use crate::authority::Authorities;
-use crate::caller::{Actor, AgentCaller, Callers, ConnPeer, DownstreamCaller, LocalCaller, OperatorCaller};
+use crate::caller::{
+    Actor, AgentCaller, Callers, ConnPeer, DownstreamCaller, LocalCaller, OperatorCaller, Rightful,
+};
 use crate::federation::Federation;
 use crate::issue::Issuer;
 use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
 use crate::metrics::Metrics;
 use crate::quota::Quotas;
-use crate::record::{Act, DecisionLog};
+use crate::record::refusals::{Refusals, matters, place_of};
+use crate::record::{Act, By, DecisionLog, Done};
 use crate::serve::Guests;
 use crate::tls::ServerIdentity;
-use authorize::Admitted;
+use authorize::{Admitted, Called};
 
 /// What the methods work with. Clones share it.
 #[derive(Clone)]
@@ -74,6 +79,9 @@ pub(crate) struct Api {
     /// Who is let in at the operator socket.
     pub(crate) guests: Arc<Guests>,
     pub(crate) record: DecisionLog,
+    pub(crate) refusals: Refusals,
+    /// For each reading of the record that may go on now.
+    pub(crate) audits: Arc<Semaphore>,
     /// For each backup that may be sent now.
     pub(crate) backups: Arc<Semaphore>,
     /// For each explanation that may be found now.
@@ -104,12 +112,15 @@ impl Api {
         let (logger, authority) = (LoggerServer::new(self.clone()), LocalAuthorityServer::new(self.clone()));
         let (access, import) = (AccessServer::new(self.clone()), ImportServer::new(self.clone()));
         let (debug, explain) = (DebugServer::new(self.clone()), ExplainServer::new(self.clone()));
-        let store = StoreServer::new(self);
+        let (store, audit) = (StoreServer::new(self.clone()), AuditServer::new(self));
         let routes = health.add_to(Routes::default());
         let routes = add_reflection(routes, descriptors::SERVER)?;
         Ok(routes
             .add_service(
                 access.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
+            )
+            .add_service(
+                audit.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
             .add_service(
                 agent.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
@@ -150,7 +161,12 @@ fn refuse(refusal: Refusal) -> Status {
             passant_core::refusal::Retry::No => tracing::debug!(error, "call refused: {refusal}"),
         }
     }
-    status::to_status(&refusal)
+    let mut status = status::to_status(&refusal);
+    if refusal.source.is_some() && matters(refusal.reason) {
+        // For the record; it is not sent.
+        status.set_source(Arc::new(refusal));
+    }
+    status
 }
 
 /// Does `act` whole and puts it on record, even if the caller goes away meanwhile.
@@ -213,19 +229,39 @@ impl Api {
         }
     }
 
-    /// Puts on record what was done for `caller`. It is done, and lasts: a record that fails does not undo it.
-    async fn note(&self, act: Act, caller: &(impl std::fmt::Display + Sync)) {
-        if let Err(error) = self.record.note(act, caller.to_string()).await {
+    /// Puts on record what was done. It is done, and lasts: a record that fails does not undo it.
+    async fn note(&self, done: impl Into<Done>, by: &By) {
+        self.note_all(vec![done.into()], by).await;
+    }
+
+    /// The same for what was done together.
+    async fn note_all(&self, done: Vec<Done>, by: &By) {
+        if let Err(error) = self.record.note_all(done, by.clone()).await {
             let error: &dyn std::error::Error = &error;
-            tracing::error!(error, %caller, "what was done is not on record: a restored backup would not know of it");
+            let caller = &by.caller;
+            tracing::error!(
+                error,
+                caller,
+                "what was done is not on record yet: a backup restored now would not know of it"
+            );
         }
     }
 
-    /// Puts on record which foreign bundles were set for `caller`.
-    async fn note_bundles(&self, set: Vec<TrustDomain>, caller: &(impl std::fmt::Display + Sync)) {
-        if !set.is_empty() {
-            self.note(Act::SetBundles(set), caller).await;
-        }
+    /// Puts on record which foreign bundles were set.
+    async fn note_bundles(&self, set: Vec<TrustDomain>, by: &By) {
+        self.note_all(Done::to_each(&set, Act::SetBundles), by).await;
+    }
+
+    /// Puts on record what was refused to the caller among the items of a batch, all of it as one refusal.
+    fn note_refused<'a>(&self, call: &Extensions, refusals: impl Iterator<Item = &'a Refusal>) {
+        let mut refusals = refusals.filter_map(deniedness);
+        let (Some(first), Some(peer)) = (refusals.next(), call.get::<ConnPeer>()) else { return };
+        let why = match refusals.count() {
+            0 => first.public.clone(),
+            more => format!("{} (and {more} more items of the batch)", first.public),
+        };
+        let method = call.get::<Called>().map_or("", |called| called.0);
+        self.refusals.refused(peer, method, first.reason, &why);
     }
 
     /// The local process that [`authorize`] let in.
@@ -235,6 +271,36 @@ impl Api {
             _ => Err(misrouted()),
         }
     }
+}
+
+/// Who has something done in `call`, how, from where and by which right, as the record shows it.
+fn by(call: &Extensions, caller: &impl Rightful) -> By {
+    By {
+        caller: caller.to_string(),
+        method: call.get::<Called>().map(|called| called.0.to_owned()),
+        from: call.get::<ConnPeer>().map(place_of),
+        right: Some(caller.right()),
+    }
+}
+
+/// The refusal, or the one behind it, that is about who asks: whoever does not get to see something is told that it is not
+/// there.
+fn deniedness(refusal: &Refusal) -> Option<&Refusal> {
+    if refusal.reason == Reason::Denied {
+        return Some(refusal);
+    }
+    let behind = refusal.source.as_ref()?.downcast_ref::<Refusal>()?;
+    (behind.reason == Reason::Denied).then_some(behind)
+}
+
+/// The refusals among outcomes.
+fn refusals<T>(outcomes: &[Result<T, Refusal>]) -> impl Iterator<Item = &Refusal> {
+    outcomes.iter().filter_map(|outcome| outcome.as_ref().err())
+}
+
+/// The SPIFFE ID of what was done to one agent, entry or alias.
+fn about(act: Act, subject: SpiffeId) -> Done {
+    Done { act, subjects: vec![subject] }
 }
 
 /// What an answer to a batch has left for details, besides the short answer that every item is sure of. A client that

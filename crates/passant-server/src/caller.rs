@@ -113,6 +113,12 @@ pub struct DownstreamCaller {
     entry: EntryId,
 }
 
+/// Somebody who was let in by a right.
+pub(crate) trait Rightful: fmt::Display + Sync {
+    /// The right, as the record shows it.
+    fn right(&self) -> String;
+}
+
 /// Decides who callers are, by the state of the moment.
 #[derive(Clone)]
 pub struct Callers {
@@ -387,6 +393,11 @@ pub(crate) fn at_fault(id: &SpiffeId, fault: AgentFault) -> Refusal {
 }
 
 impl LocalCaller {
+    /// How the record shows a process, whether it may use the socket or not.
+    pub(crate) fn shown(peer: LocalPeer) -> String {
+        Self(peer).to_string()
+    }
+
     /// The process, as the kernel named it.
     pub const fn peer(&self) -> LocalPeer {
         self.0
@@ -476,6 +487,39 @@ impl DownstreamCaller {
     /// The entry that makes it one.
     pub fn entry(&self) -> &EntryId {
         &self.entry
+    }
+}
+
+impl Rightful for LocalCaller {
+    fn right(&self) -> String {
+        "operator".to_owned()
+    }
+}
+
+impl Rightful for OperatorCaller {
+    fn right(&self) -> String {
+        match &self.0 {
+            Operator::Local(local) => local.right(),
+            Operator::Admin(_) => "administrator".to_owned(),
+        }
+    }
+}
+
+impl Rightful for Actor {
+    fn right(&self) -> String {
+        match &self.0 {
+            Acting::Operator(operator) => operator.right(),
+            Acting::Holder(HolderCaller { roles, .. }) => {
+                let names: Vec<&str> = roles.iter().map(|role| role.name.as_str()).collect();
+                format!("role {}", names.join(","))
+            }
+        }
+    }
+}
+
+impl Rightful for DownstreamCaller {
+    fn right(&self) -> String {
+        format!("downstream entry {}", self.entry)
     }
 }
 

@@ -23,6 +23,38 @@ pub const HEAL_MOST: Duration = Duration::from_secs(10);
 pub const RECORD_QUEUE: usize = 1024;
 /// Messages written to the decision record with one sync.
 pub const RECORD_BATCH: usize = 256;
+/// Entries, bundles or relationships that one line of the decision record names; more make more lines. With the longest
+/// SPIFFE IDs such a line has a megabyte.
+pub const RECORD_ITEMS: usize = 500;
+/// Refusals that are kept while the decision record does not work.
+pub const RECORD_REFUSALS_KEPT: usize = 1_000;
+/// Refusals of one caller that go on record at once; then one in each [`REFUSALS_EVERY`]. The others are counted.
+pub const REFUSALS_AT_ONCE: u32 = 20;
+/// See [`REFUSALS_AT_ONCE`].
+pub const REFUSALS_EVERY: Duration = Duration::from_secs(60);
+/// Refusals of all callers together that go on record at once; then one in each [`ALL_REFUSALS_EVERY`]: some 25 MB a day
+/// at most, so that who is refused on purpose does not push out what else is on record.
+pub const ALL_REFUSALS_AT_ONCE: u32 = 500;
+/// See [`ALL_REFUSALS_AT_ONCE`].
+pub const ALL_REFUSALS_EVERY: Duration = Duration::from_secs(2);
+/// Refusals of strangers, all together, that go on record at once; then one in each [`STRANGERS_REFUSALS_EVERY`].
+pub const STRANGERS_REFUSALS_AT_ONCE: u32 = 10;
+/// See [`STRANGERS_REFUSALS_AT_ONCE`].
+pub const STRANGERS_REFUSALS_EVERY: Duration = Duration::from_secs(20);
+/// Callers whose refusals are counted apart; beyond, all others share one count.
+pub const REFUSED_CALLERS: usize = 4_096;
+/// What the record says of why a call was refused, in bytes.
+pub const REFUSAL_WHY: usize = 512;
+/// What it says of the method, in bytes; the longest there is has half of it.
+pub const REFUSAL_METHOD: usize = 160;
+/// Readings of the decision record at once: each holds a segment in memory, and a thread.
+pub const AUDITS: usize = 2;
+/// One message of lines of the record, in bytes, unless one line alone is larger.
+pub const AUDIT_PIECE: usize = 256 * 1024;
+/// How long a reader of the record may take for one message.
+pub const AUDIT_PIECE_WITHIN: Duration = Duration::from_secs(60);
+/// The newest lines that may be asked for by their number; who wants more asks for all.
+pub const AUDIT_NEWEST: usize = 100_000;
 /// Descriptors for everything but connections that are accepted: the store, the decision record, keys, the runtime, fetches of
 /// foreign bundles.
 pub const FILES: u64 = 128;

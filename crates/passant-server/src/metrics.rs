@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use http::Extensions;
 use passant_core::{Host, Refusal};
 use passant_daemon::calls::Tally;
 use passant_daemon::label::Outcome;
@@ -16,8 +17,10 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::authority::Authorities;
+use crate::caller::ConnPeer;
 use crate::journal::Journal;
 use crate::record::DecisionLog;
+use crate::record::refusals::Refusals;
 use crate::state::authority::{AuthorityKind, Phase};
 
 labels! {
@@ -199,6 +202,12 @@ pub struct Metrics {
     pub refusals: Family<(Service, passant_core::Reason), Counter>,
     /// Calls that a limit of the configuration kept out.
     pub limited: Family<Limit, Counter>,
+    /// Calls that were refused for who called or how often, by whose they were.
+    pub refused_callers: Family<(Peer, passant_core::Reason), Counter>,
+    /// Those of them that are not on record, since there were too many.
+    pub refusals_left_out: Counter,
+    /// Users that came to the operators' socket, which is not for them.
+    pub uninvited: Counter,
     /// Connections over TCP that ended or passed the handshake.
     pub handshakes: Family<Handshake, Counter>,
     /// How long the handshakes took that passed.
@@ -298,6 +307,21 @@ impl Metrics {
             "Calls refused by a limit of the configuration, by its key",
             &self.limited,
         );
+        to.register(
+            "refused_callers",
+            "Calls that were refused for who called or how often, by whose they were",
+            &self.refused_callers,
+        );
+        to.register(
+            "refusals_left_out",
+            "Refusals of callers that are not on record, since there were too many",
+            &self.refusals_left_out,
+        );
+        to.register(
+            "uninvited",
+            "Connections to the operators' socket of users it is not for",
+            &self.uninvited,
+        );
         to.register("handshakes", "TCP connections by how their TLS handshake ended", &self.handshakes);
         to.register("handshake_seconds", "Time of the TLS handshakes that passed", &self.handshake);
         to.register("connections", "Open connections", &self.connections);
@@ -305,22 +329,51 @@ impl Metrics {
     }
 }
 
-/// Counts calls and how they are refused.
+/// Counts calls and how they are refused, and puts on record whom.
 #[derive(Clone, Debug)]
-pub(crate) struct Calls(pub(crate) Arc<Metrics>);
+pub(crate) struct Calls {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) refusals: Refusals,
+}
+
+/// A call that is under way.
+pub(crate) struct Call {
+    service: Service,
+    method: String,
+    peer: Option<ConnPeer>,
+}
 
 impl Tally for Calls {
-    type Call = Service;
+    type Call = Call;
 
-    fn began(&self, path: &str) -> Service {
+    fn began(&self, path: &str, about: &Extensions) -> Call {
         let service = Service::of(path);
-        self.0.calls.of(service).inc();
-        service
+        self.metrics.calls.of(service).inc();
+        Call { service, method: path.to_owned(), peer: about.get().cloned() }
     }
 
-    fn refused(&self, service: &Service, status: &Status) {
-        self.0.refusals.of((*service, status::from_status(status).reason)).inc();
+    fn refused(&self, call: &Call, status: &Status) {
+        let reason = status::from_status(status).reason;
+        self.metrics.refusals.of((call.service, reason)).inc();
+        if let Some(peer) = &call.peer {
+            self.refusals.refused(peer, &call.method, reason, &why(status));
+        }
     }
+}
+
+/// What the caller was told, and behind it what it was not told.
+fn why(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let says = error.to_string();
+        // Some causes repeat what they are the cause of.
+        if !text.contains(&says) {
+            text = format!("{text}: {says}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 fn watch_state(registry: &mut Registry, journal: &Journal, record: &DecisionLog) {

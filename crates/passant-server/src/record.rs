@@ -8,17 +8,20 @@
 //! A write that fails stops all signing. The newest segment is then opened again, first at once and later after growing
 //! pauses: what was not acknowledged is cut off, and the chain goes on with what became of the intents meanwhile.
 //!
+//! Beside intents the record holds what administrators did ([`Act`]) and whom the server refused ([`Refused`]).
+//!
 //! The chain shows whether lines between two known ones were changed or taken out. It does not show that the newest
 //! lines were cut off: for that, keep the head that [`verify_chain`] reports somewhere else.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
-use crate::limits::{RECORD_BATCH, RECORD_QUEUE};
+use crate::limits::{RECORD_BATCH, RECORD_ITEMS, RECORD_QUEUE};
 use passant_core::{EntryId, Host, SpiffeId, TrustDomain, UnixTime};
 use passant_daemon::exit::with_causes;
 use serde::{Deserialize, Serialize};
@@ -30,17 +33,20 @@ use crate::state::authority::{AuthorityId, AuthorityKind};
 use crate::state::change::{Lineage, Revision};
 use crate::writer::{self, Next, Pauses, Place};
 
+pub mod audit;
 pub mod chain;
 #[cfg(test)]
 mod contract;
 pub(crate) mod history;
 pub(crate) mod metered;
+pub(crate) mod refusals;
 pub mod segments;
 
 use chain::{Body, Chain};
+pub use chain::{Head, HeadError};
 use segments::{FileSegments, Segments};
 
-/// What was done that only state remembers, so that a state restored from before can be told of it.
+/// What was done by hand. Of some of it only state remembers, so that a state restored from before can be told of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
@@ -78,6 +84,40 @@ pub enum Act {
     TaintAuthority(AuthorityKind, AuthorityId),
     /// An authority was taken out of the bundle: nothing that it signed verifies any more.
     RevokeAuthority(AuthorityKind, AuthorityId),
+    /// Registration entries were created.
+    CreateEntries(Vec<EntryId>),
+    /// Registration entries were changed.
+    UpdateEntries(Vec<EntryId>),
+    /// A join token was made. Nothing of the token itself is on record: it may be one that can be guessed.
+    CreateJoinToken {
+        /// The SPIFFE ID that the node will stand for beside its own, if any.
+        alias: Option<SpiffeId>,
+        /// Until when it can be spent.
+        expires_at: UnixTime,
+    },
+    /// Authorities of somebody else went into the own bundle: X.509 ones by the IDs that their keys make, JWT ones by their
+    /// key IDs.
+    AppendAuthorities {
+        /// X.509 authorities.
+        x509: Vec<AuthorityId>,
+        /// JWT authorities.
+        jwt: Vec<String>,
+    },
+    /// Federation with trust domains was begun.
+    CreateFederation(Vec<Federated>),
+    /// From where the bundles of trust domains are fetched was changed.
+    UpdateFederation(Vec<Federated>),
+    /// The bundle of a foreign trust domain was fetched at once.
+    RefreshBundle(TrustDomain),
+    /// The server logs as much as this until it is told otherwise.
+    SetLogLevel(String),
+    /// The server logs again what its configuration says.
+    ResetLogLevel(String),
+    /// A backup of the state was asked for, and begun.
+    SendBackup {
+        /// The revision at which the state stood.
+        revision: Revision,
+    },
     /// State was restored from a backup: what was done before it and after the backup is in the state only as far as
     /// this record tells of it.
     Restore {
@@ -88,6 +128,91 @@ pub enum Act {
         /// Its lineage.
         lineage: Lineage,
     },
+}
+
+/// From where the bundle of a trust domain is fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Federated {
+    /// Whose bundle it is.
+    pub trust_domain: TrustDomain,
+    /// Its endpoint.
+    pub url: String,
+    /// How the endpoint proves to be the right one.
+    pub profile: String,
+}
+
+/// An act with the SPIFFE IDs of what it names, as far as they are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What was done.
+    pub act: Act,
+    /// SPIFFE IDs that it concerns; of entries in the order in which the act names them.
+    pub subjects: Vec<SpiffeId>,
+}
+
+impl Done {
+    /// What was done to `entries`, in as many acts as it takes so that no line is too long.
+    pub fn to_entries(entries: &[(EntryId, SpiffeId)], act: impl Fn(Vec<EntryId>) -> Act) -> Vec<Self> {
+        let part = |part: &[(EntryId, SpiffeId)]| Self {
+            act: act(part.iter().map(|(id, _)| id.clone()).collect()),
+            subjects: part.iter().map(|(_, subject)| subject.clone()).collect(),
+        };
+        entries.chunks(RECORD_ITEMS).map(part).collect()
+    }
+
+    /// What was done to `things`, in as many acts as it takes so that no line is too long.
+    pub fn to_each<T: Clone>(things: &[T], act: impl Fn(Vec<T>) -> Act) -> Vec<Self> {
+        things.chunks(RECORD_ITEMS).map(|part| act(part.to_vec()).into()).collect()
+    }
+}
+
+impl From<Act> for Done {
+    fn from(act: Act) -> Self {
+        Self { act, subjects: Vec::new() }
+    }
+}
+
+/// Who had something done, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct By {
+    /// Who, as far as it was verified.
+    pub caller: String,
+    /// The gRPC method that was called, as in `/package.Service/Method`; `None` if it was done without one.
+    pub method: Option<String>,
+    /// From where: an address and port, or the operators' socket.
+    pub from: Option<String>,
+    /// By which right.
+    pub right: Option<String>,
+}
+
+impl From<String> for By {
+    fn from(caller: String) -> Self {
+        Self { caller, ..Self::default() }
+    }
+}
+
+/// A call that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The gRPC method, as in `/package.Service/Method`, cut if it is too long to be one.
+    pub method: String,
+    /// Who called, as far as it was verified; `None` for strangers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+    /// From where: an address and port, or the operators' socket.
+    pub from: String,
+    /// The kind of refusal: `denied`, `unauthenticated` or `exhausted`.
+    pub reason: String,
+    /// What the caller was told, and behind a colon what it was not told; cut if it is long.
+    pub why: String,
+    /// Refusals of the same caller (of all strangers, for a stranger) since the line before that are not on record.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One thing that is about to be signed.
@@ -254,6 +379,29 @@ pub enum RecordError {
         /// The newest format that this version reads.
         known: u32,
     },
+    /// A head that was kept elsewhere is no longer in the chain: newest lines were cut off.
+    #[error(
+        "decision record is cut off: line {} is missing, the newest line is {}",
+        .kept.seq,
+        .newest.map_or_else(|| "none".to_owned(), |newest| newest.to_string())
+    )]
+    CutOff {
+        /// The head.
+        kept: Head,
+        /// The number of the newest line.
+        newest: Option<u64>,
+    },
+    /// The line of a head that was kept elsewhere is another one now: the chain was written anew.
+    #[error("decision record is another one: line {} does not have the hash that was kept", .0.seq)]
+    OtherChain(Head),
+    /// The line of a head that was kept elsewhere has gone with the oldest lines, so that nothing can be said of it.
+    #[error("line {} is no longer kept: the oldest line is {first}; keep a newer head", .kept.seq)]
+    NotKept {
+        /// The head.
+        kept: Head,
+        /// The number of the oldest line.
+        first: u64,
+    },
     /// The operating system refused.
     #[error("failed to {doing} decision record {place}")]
     Io {
@@ -274,6 +422,18 @@ pub struct DecisionLog {
     room: Arc<Semaphore>,
     /// Set while the record does not work.
     fault: Arc<ArcSwapOption<String>>,
+    /// For those who read the record while it is written.
+    reader: Option<Reader>,
+}
+
+/// Segments to read, from which others are made for each who reads.
+#[derive(Clone)]
+struct Reader(Arc<Mutex<Box<dyn Segments>>>);
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reader")
+    }
 }
 
 #[derive(Debug)]
@@ -288,11 +448,12 @@ enum Message {
         /// `None` when the intent was dropped.
         outcome: Option<Outcome>,
     },
-    Act {
-        act: Act,
-        caller: String,
+    Acts {
+        done: Vec<Done>,
+        by: By,
         reply: oneshot::Sender<Result<(), RecordError>>,
     },
+    Refusal(Refused),
     Close(oneshot::Sender<()>),
 }
 
@@ -324,6 +485,7 @@ impl DecisionLog {
     pub fn over(segments: Box<dyn Segments>, retention: Retention, host: Host) -> Result<Self, RecordError> {
         let place = if segments.is_instant() { Place::Task } else { Place::Thread };
         let fault = Arc::new(ArcSwapOption::empty());
+        let reader = segments.reader().map(|segments| Reader(Arc::new(Mutex::new(segments))));
         let chain = Chain::open(segments, retention, host.clone())?;
         let (queue, messages) = mpsc::unbounded_channel();
         let mut writer = Some(Writer {
@@ -346,7 +508,7 @@ impl DecisionLog {
         writer::start("decision-record", place, messages, RECORD_BATCH, work).map_err(|source| {
             RecordError::Io { doing: "start the thread of", place: String::new(), source }
         })?;
-        Ok(Self { queue, room: Arc::new(Semaphore::new(RECORD_QUEUE)), fault })
+        Ok(Self { queue, room: Arc::new(Semaphore::new(RECORD_QUEUE)), fault, reader })
     }
 
     /// Puts `decisions` on record together, and returns the permissions to sign them, in the same order, once they
@@ -390,9 +552,32 @@ impl DecisionLog {
     /// # Errors
     /// [`RecordError::Stopped`] when the record cannot be written at present; [`RecordError::Closed`].
     pub async fn note(&self, act: Act, caller: String) -> Result<(), RecordError> {
+        self.note_all(vec![act.into()], caller.into()).await
+    }
+
+    /// Puts on record what was done together, a line for each, as [`DecisionLog::note`] does.
+    ///
+    /// # Errors
+    /// As [`DecisionLog::note`].
+    pub async fn note_all(&self, done: Vec<Done>, by: By) -> Result<(), RecordError> {
+        if done.is_empty() {
+            return Ok(());
+        }
         let (reply, answer) = oneshot::channel();
-        self.queue.send(Message::Act { act, caller, reply }).map_err(|_| RecordError::Closed)?;
+        self.queue.send(Message::Acts { done, by, reply }).map_err(|_| RecordError::Closed)?;
         answer.await.map_err(|_| RecordError::Closed)?
+    }
+
+    /// Puts on record that a call was refused: soon, with whatever is written next; not waited for. How often is for the
+    /// caller to bound. While the record does not work, the first of them are kept.
+    pub(crate) fn refused(&self, refused: Refused) {
+        // Fails only when the record is closed, with the server.
+        drop(self.queue.send(Message::Refusal(refused)));
+    }
+
+    /// The record as it lies there, to be read while it is written to. `None` where it lies in nothing that can be read so.
+    pub(crate) fn reader(&self) -> Option<Box<dyn Segments>> {
+        self.reader.as_ref()?.0.lock().unwrap_or_else(PoisonError::into_inner).reader()
     }
 
     /// Why nothing can be put on record at present; `None` in health.
@@ -442,10 +627,11 @@ impl Writer {
                 }
                 Message::Outcome { of, outcome: Some(outcome) } => bodies.push(Body::Outcome { of, outcome }),
                 Message::Outcome { of, outcome: None } => bodies.extend(self.chain.unknown(of)),
-                Message::Act { act, caller, reply } => {
-                    bodies.push(Body::Act { act, caller });
+                Message::Acts { done, by, reply } => {
+                    bodies.extend(done.into_iter().map(|done| Body::of_act(done, by.clone())));
                     acts.push(reply);
                 }
+                Message::Refusal(refused) => bodies.push(Body::Refusal(refused)),
                 Message::Close(done) => closer = Some(done),
             }
         }
@@ -532,6 +718,8 @@ pub struct ChainReport {
     pub first_seq: u64,
     /// SHA-256 of the newest line, in hex. Whoever kept an earlier one can find it as `prev` of some line.
     pub head: String,
+    /// The number of the newest line; `None` while there is none.
+    pub head_seq: Option<u64>,
     /// Intents that have neither outcome nor `unknown` yet: number and serial.
     pub open: BTreeMap<u64, String>,
     /// Bytes of an unfinished line at the end.
@@ -551,5 +739,5 @@ pub fn verify_chain(dir: &Path) -> Result<ChainReport, RecordError> {
 /// # Errors
 /// As [`verify_chain`].
 pub fn verify_segments(segments: &mut dyn Segments) -> Result<ChainReport, RecordError> {
-    chain::verify_all(segments)
+    chain::verify_all(segments, None)
 }

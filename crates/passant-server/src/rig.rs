@@ -272,7 +272,7 @@ impl Rig {
                     Body::Outcome { of, outcome } => {
                         by_line.get_mut(&of).unwrap().1 = Some(outcome);
                     }
-                    Body::Start { .. } | Body::Unknown { .. } | Body::Act { .. } => {}
+                    Body::Start { .. } | Body::Unknown { .. } | Body::Act { .. } | Body::Refusal(_) => {}
                 }
             }
         }
@@ -399,5 +399,9 @@ impl Segments for Fragile {
 
     fn is_instant(&self) -> bool {
         true
+    }
+
+    fn reader(&self) -> Option<Box<dyn Segments>> {
+        self.segments.reader()
     }
 }

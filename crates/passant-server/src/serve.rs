@@ -38,6 +38,17 @@ pub use local::SocketError;
 pub(crate) use local::{Guests, groups_of};
 use under_way::UnderWay;
 
+/// What every call passes before it reaches a method.
+#[derive(Clone)]
+pub(crate) struct Front {
+    /// Who counts it, and hears how it ends.
+    pub(crate) calls: Calls,
+    /// Who decides whether it may go on.
+    pub(crate) authorize: Authorize,
+    /// How much is worked on at a time.
+    pub(crate) quotas: Arc<Quotas>,
+}
+
 /// Both ports, bound and not yet answering.
 #[derive(Debug)]
 pub(crate) struct Ports {
@@ -95,17 +106,17 @@ impl Ports {
         &self.path
     }
 
-    /// Starts answering with `routes`; every RPC passes both gates first: who may, and how much.
+    /// Starts answering with `routes`; every RPC passes `front` first: who may, and how much.
     pub(crate) fn open(
         self,
         tls: rustls::ServerConfig,
         routes: Routes,
-        gates: (Authorize, Arc<Quotas>),
+        front: Front,
         metrics: &Arc<Metrics>,
     ) -> Serving {
         let bounds = Bounds::of_process();
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let (serving, to) = Serving::begin(routes, gates, metrics);
+        let (serving, to) = Serving::begin(routes, front);
         let doors = tcp::Doors { agents: to.agents, others: to.others };
         serving.tasks.spawn(tcp::accept(
             self.tcp,
@@ -139,20 +150,15 @@ impl Serving {
         arrivals: mpsc::Receiver<Arrival>,
         door: tls::Door,
         routes: Routes,
-        gates: (Authorize, Arc<Quotas>),
-        metrics: &Arc<Metrics>,
+        front: Front,
     ) -> Self {
-        let (serving, to) = Self::begin(routes, gates, metrics);
+        let (serving, to) = Self::begin(routes, front);
         serving.tasks.spawn(arrivals::accept(arrivals, door, to, serving.ends.clone()));
         serving.tasks.close();
         serving
     }
 
-    fn begin(
-        routes: Routes,
-        (authorize, quotas): (Authorize, Arc<Quotas>),
-        metrics: &Arc<Metrics>,
-    ) -> (Self, To) {
+    fn begin(routes: Routes, front: Front) -> (Self, To) {
         let (ends, tasks) = (Ends::default(), TaskTracker::new());
         let ((to_agents, agents), (to_others, others), (to_operators, operators)) = (
             mpsc::channel(limits::ACCEPTED),
@@ -162,10 +168,9 @@ impl Serving {
         for (arriving, guests) in
             [(agents, Arriving::Agents), (others, Arriving::Others), (operators, Arriving::Operators)]
         {
-            let (routes, authorize) = (routes.clone(), authorize.clone());
-            let count = Count(Calls(Arc::clone(metrics)));
-            let under_way = UnderWay::new(guests, Arc::clone(&quotas));
-            tasks.spawn(answer(arriving, guests, routes, (count, authorize, under_way), ends.stop.clone()));
+            let under_way = UnderWay::new(guests, Arc::clone(&front.quotas));
+            let passed = (front.clone(), under_way);
+            tasks.spawn(answer(arriving, guests, routes.clone(), passed, ends.stop.clone()));
         }
         (Self { ends, tasks }, To { agents: to_agents, others: to_others, operators: to_operators })
     }
@@ -203,7 +208,7 @@ async fn answer(
     arriving: mpsc::Receiver<Conn>,
     from: Arriving,
     routes: Routes,
-    (count, authorize, under_way): (Count<Calls>, Authorize, UnderWay),
+    (Front { calls, authorize, .. }, under_way): (Front, UnderWay),
     stop: CancellationToken,
 ) {
     let mut server = Server::builder()
@@ -230,7 +235,7 @@ async fn answer(
     };
     let incoming = ReceiverStream::new(arriving).map(Ok::<_, Infallible>);
     let served = server
-        .layer(count)
+        .layer(Count(calls))
         .layer(authorize)
         .layer(under_way)
         .add_routes(routes)

@@ -33,12 +33,14 @@ use crate::federation::fetch::{Fetch, Https, NoNetwork};
 use crate::issue::{IssueConfig, Issuer, SigningPool};
 use crate::journal::Journal;
 use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
-use crate::metrics::Metrics;
+use crate::limits;
+use crate::metrics::{Calls, Metrics};
 use crate::quota::Quotas;
+use crate::record::refusals::Refusals;
 use crate::record::segments::{FileSegments, MemorySegments, Segments};
 use crate::record::{self, DecisionLog, RecordError, Retention};
 use crate::rotate::Rotation;
-use crate::serve::{Arrival, BindError, Guests, Ports, Serving, SocketError};
+use crate::serve::{Arrival, BindError, Front, Guests, Ports, Serving, SocketError};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::SledStore;
 use crate::store::{self, Store, StoreError};
@@ -255,6 +257,7 @@ async fn assemble(
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let (federation, refresher) = Federation::new(journal.clone(), fetch, host.clone(), Arc::clone(&metrics));
     let quotas = Arc::new(Quotas::new(&config.limits, Arc::clone(&metrics)));
+    let refusals = Refusals::new(record.clone(), Arc::clone(&metrics));
     let api = Api {
         journal: journal.clone(),
         issuer,
@@ -265,6 +268,8 @@ async fn assemble(
         guests,
         record: record.clone(),
         federation,
+        refusals: refusals.clone(),
+        audits: Arc::new(Semaphore::new(limits::AUDITS)),
         backups: Arc::new(Semaphore::new(config.limits.backups)),
         explanations: Arc::new(Semaphore::new(config.limits.explanations)),
         identity: shown,
@@ -287,7 +292,9 @@ async fn assemble(
         not_kept: Arc::default(),
     });
     let (health, leaving) = (Health::of(&[]).await, CancellationToken::new());
-    let (routes, authorize) = (api.routes(&health).map_err(internal)?, Authorize::new(callers));
+    let routes = api.routes(&health).map_err(internal)?;
+    let calls = Calls { metrics: Arc::clone(&metrics), refusals };
+    let front = Front { calls, authorize: Authorize::new(callers), quotas };
     let part = |name| vitals.parts.begin(name);
     tasks.spawn(part("rotation").during(rotation.run(journal.watch(), stop.clone())));
     let kept = keep_authorities(authorities, Arc::clone(&vitals.not_kept), stop.clone());
@@ -298,14 +305,11 @@ async fn assemble(
     tasks.spawn(part("health").during(said));
     tasks.close();
     let (address, socket, serving) = match way {
-        Opening::Ports(ports, tls) => (
-            ports.address(),
-            ports.path().to_owned(),
-            ports.open(*tls, routes, (authorize, quotas), &metrics),
-        ),
+        Opening::Ports(ports, tls) => {
+            (ports.address(), ports.path().to_owned(), ports.open(*tls, routes, front, &metrics))
+        }
         Opening::Arrivals(arrivals, door) => {
-            let serving = Serving::over(arrivals, door, routes, (authorize, quotas), &metrics);
-            (config.listen, config.socket.path, serving)
+            (config.listen, config.socket.path, Serving::over(arrivals, door, routes, front))
         }
     };
     tracing::info!(trust_domain = %config.trust_domain, %address, socket = %socket.display(), "the server is ready");

@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 17] = [
+const MODULES: [Module; 18] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -44,6 +44,7 @@ const MODULES: [Module; 17] = [
     },
     Module { name: "federation", package: "passant.federation.v1", source: "passant/federation/v1" },
     Module { name: "access", package: "passant.access.v1", source: "passant/access/v1" },
+    Module { name: "audit", package: "passant.audit.v1", source: "passant/audit/v1" },
     Module { name: "import", package: "passant.import.v1", source: "passant/import/v1" },
     Module { name: "store", package: "passant.store.v1", source: "passant/store/v1" },
     Module { name: "explain", package: "passant.explain.v1", source: "passant/explain/v1" },
@@ -58,6 +59,7 @@ const DESCRIPTIONS: [(&str, &[&str]); 3] = [
         "server.bin",
         &[
             "passant/access/v1",
+            "passant/audit/v1",
             "passant/explain/v1",
             "passant/federation/v1",
             "passant/import/v1",

@@ -37,6 +37,8 @@ pub enum Verb {
     AuthorityRotate,
     /// Taint and revoke authorities.
     AuthorityRevoke,
+    /// Search and verify the decision record: what was issued, done and refused, for all and by all.
+    AuditRead,
     /// Have it explained why a workload has an identity, or none; of any entry and any agent.
     IdentityExplain,
 }
@@ -54,7 +56,7 @@ pub struct Divided {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::EntryRead,
         Self::EntryCreate,
         Self::EntryUpdate,
@@ -71,6 +73,7 @@ impl Verb {
         Self::AuthorityRead,
         Self::AuthorityRotate,
         Self::AuthorityRevoke,
+        Self::AuditRead,
         Self::IdentityExplain,
     ];
 
@@ -93,6 +96,7 @@ impl Verb {
             Self::AuthorityRead => "authority.read",
             Self::AuthorityRotate => "authority.rotate",
             Self::AuthorityRevoke => "authority.revoke",
+            Self::AuditRead => "audit.read",
             Self::IdentityExplain => "identity.explain",
         }
     }
@@ -116,6 +120,7 @@ impl Verb {
             | Self::AuthorityRead
             | Self::AuthorityRotate
             | Self::AuthorityRevoke
+            | Self::AuditRead
             | Self::IdentityExplain => (false, false, false),
         };
         Divided { by_spiffe_id, by_parent_id, by_selector_type }

@@ -178,6 +178,7 @@ impl Question {
             | Verb::AuthorityRead
             | Verb::AuthorityRotate
             | Verb::AuthorityRevoke
+            | Verb::AuditRead
             | Verb::IdentityExplain => Ok(self),
         }
     }

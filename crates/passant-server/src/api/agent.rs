@@ -20,7 +20,7 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, refuse, to_the_end};
+use super::{Api, about, by, refuse, to_the_end};
 use crate::access::{Target, Verb};
 use crate::command;
 use crate::limits::{AGENT_VERSION, HOLDERS_TOKEN, RESPONSE};
@@ -74,16 +74,17 @@ impl Agent for Api {
 
     async fn delete_agent(&self, request: Request<DeleteAgentRequest>) -> Result<Response<()>, Status> {
         let (api, actor) = (self.clone(), self.actor(request.extensions())?);
+        let by = by(request.extensions(), &actor);
         let id = self.agent_id(request.get_ref().id.as_ref())?;
-        let (by, evicted) = (actor.clone(), id.clone());
+        let (may, evicted) = (actor.clone(), id.clone());
         let evict = move |state: &State| {
-            by.may(Verb::AgentEvict, &Target::Agent(&evicted), state)?;
+            may.may(Verb::AgentEvict, &Target::Agent(&evicted), state)?;
             command::node::evict(state, &evicted)
         };
         to_the_end(async move {
             api.journal.submit(evict).await?;
             tracing::info!(agent = %id, caller = %actor, "agent evicted");
-            api.note(Act::EvictAgent(id), &actor).await;
+            api.note(Act::EvictAgent(id), &by).await;
             Ok(Response::new(()))
         })
         .await
@@ -91,16 +92,17 @@ impl Agent for Api {
 
     async fn ban_agent(&self, request: Request<BanAgentRequest>) -> Result<Response<()>, Status> {
         let (api, actor) = (self.clone(), self.actor(request.extensions())?);
+        let by = by(request.extensions(), &actor);
         let id = self.agent_id(request.get_ref().id.as_ref())?;
-        let (by, banned) = (actor.clone(), id.clone());
+        let (may, banned) = (actor.clone(), id.clone());
         let ban = move |state: &State| {
-            by.may(Verb::AgentBan, &Target::Agent(&banned), state)?;
+            may.may(Verb::AgentBan, &Target::Agent(&banned), state)?;
             command::node::ban(state, &banned)
         };
         to_the_end(async move {
             api.journal.submit(ban).await?;
             tracing::info!(agent = %id, caller = %actor, "agent banned");
-            api.note(Act::BanAgent(id), &actor).await;
+            api.note(Act::BanAgent(id), &by).await;
             Ok(Response::new(()))
         })
         .await
@@ -159,6 +161,7 @@ impl Agent for Api {
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<types::JoinToken>, Status> {
         let actor = self.actor(request.extensions())?;
+        let noted = by(request.extensions(), &actor);
         let CreateJoinTokenRequest { ttl, token, agent_id } = request.into_inner();
         let ttl = u64::try_from(ttl).ok().filter(|ttl| *ttl >= 1);
         let ttl = ttl.ok_or_else(|| Status::invalid_argument("ttl is required: give at least 1 second"))?;
@@ -185,10 +188,17 @@ impl Agent for Api {
             .map_err(|error| refuse(Refusal::invalid(format!("token: {error}"))))?;
         let expires_at = self.host.now().plus(Duration::from_secs(ttl));
         let hash = token.hash();
-        let by = actor.clone();
+        let act = Act::CreateJoinToken { alias: alias.clone(), expires_at };
+        let done = alias.clone().map_or_else(|| act.clone().into(), |alias| about(act.clone(), alias));
+        let (api, by) = (self.clone(), actor.clone());
         let create = move |state: &State| command::token::create(state, hash, &agent, expires_at, alias, &by);
-        self.journal.submit(create).await.map_err(refuse)?;
-        tracing::info!(caller = %actor, until = %expires_at, "join token created");
+        to_the_end(async move {
+            api.journal.submit(create).await?;
+            tracing::info!(caller = %actor, until = %expires_at, "join token created");
+            api.note(done, &noted).await;
+            Ok(())
+        })
+        .await?;
         Ok(Response::new(types::JoinToken { value, expires_at: expires_at.secs() }))
     }
 }

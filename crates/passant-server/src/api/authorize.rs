@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -22,7 +23,7 @@ use crate::limits::ANYBODYS_MESSAGE;
 
 /// Who a method is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     /// Everybody, with or without an X509-SVID.
     Anyone,
     /// Attested nodes.
@@ -46,7 +47,7 @@ use Role::{Agent, Anyone, Downstream, Granted, Holder, Local, Operator};
 const GET_BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/GetBundle";
 
 /// Every method of this server and who it is for: SPIRE's as in its default policy, and our own.
-const METHODS: &[(&str, &[Role])] = &[
+pub(super) const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.agent.v1.Agent/CountAgents", &[Operator, Granted(Verb::AgentRead)]),
     ("/spire.api.server.agent.v1.Agent/ListAgents", &[Operator, Granted(Verb::AgentRead)]),
     ("/spire.api.server.agent.v1.Agent/GetAgent", &[Operator, Granted(Verb::AgentRead)]),
@@ -168,6 +169,8 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/passant.federation.v1.Federation/ListStatus", &[Operator, Granted(Verb::FederationRead)]),
     ("/spire.api.server.debug.v1.Debug/GetInfo", &[Local]),
     ("/passant.explain.v1.Explain/Explain", &[Operator, Granted(Verb::IdentityExplain)]),
+    ("/passant.audit.v1.Audit/Search", &[Operator, Granted(Verb::AuditRead)]),
+    ("/passant.audit.v1.Audit/Verify", &[Operator, Granted(Verb::AuditRead)]),
     ("/passant.access.v1.Access/Check", &[Operator, Holder]),
     ("/passant.import.v1.Import/AdoptAgents", &[Local]),
     ("/passant.import.v1.Import/ReleaseAgents", &[Local]),
@@ -191,6 +194,10 @@ pub(crate) enum Admitted {
     /// Some role of the caller has the verb of the method, but perhaps not on what the call is about.
     Holder,
 }
+
+/// The name of the method that is called, from the table. A request extension of every call that reaches a method.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Called(pub(crate) &'static str);
 
 /// The layer that asks the table.
 #[derive(Clone)]
@@ -242,15 +249,21 @@ where
         let callers = self.callers.clone();
         Box::pin(async move {
             match admit(&callers, request.uri().path(), request.extensions().get::<ConnPeer>()).await {
-                Ok(admitted) => {
+                Ok((admitted, called)) => {
                     let is_open = request.uri().path() == GET_BUNDLE;
                     request.extensions_mut().insert(admitted);
+                    request.extensions_mut().insert(called);
                     if is_open {
                         request = request.map(small);
                     }
                     inner.call(request).await
                 }
-                Err(refusal) => Ok(status::to_status(&refusal).into_http()),
+                Err(refusal) => {
+                    let mut status = status::to_status(&refusal);
+                    // For the record; it is not sent.
+                    status.set_source(Arc::new(refusal));
+                    Ok(status.into_http())
+                }
             }
         })
     }
@@ -267,7 +280,11 @@ fn small(body: Body) -> Body {
     Body::new(Limited::new(body, ANYBODYS_MESSAGE).map_err(failed))
 }
 
-async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Result<Admitted, Refusal> {
+async fn admit(
+    callers: &Callers,
+    method: &str,
+    peer: Option<&ConnPeer>,
+) -> Result<(Admitted, Called), Refusal> {
     let Some(peer) = peer else {
         return Err(Refusal::internal("a connection without a peer reached the API"));
     };
@@ -278,14 +295,17 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
             local.uid
         )));
     }
-    let Some((_, roles)) = METHODS.iter().find(|(name, _)| *name == method) else {
+    let Some((name, roles)) = METHODS.iter().find(|(name, _)| *name == method) else {
         return Err(Refusal::unimplemented(format!("unknown method {method}")));
     };
     let mut denial = Refusal::denied(format!("authorization denied for method {method}"));
     for role in *roles {
         let refused = match (role, peer) {
             // Whoever comes with an SVID is told apart, but nobody is turned away.
-            (Anyone, _) => return Ok(callers.agent(peer).await.map_or(Admitted::Anyone, Admitted::Agent)),
+            (Anyone, _) => {
+                let admitted = callers.agent(peer).await.map_or(Admitted::Anyone, Admitted::Agent);
+                return Ok((admitted, Called(name)));
+            }
             (Agent, ConnPeer::Local(_)) => continue,
             (Agent, _) => callers.agent(peer).await.map(Admitted::Agent),
             (Operator, _) => callers.operator(peer).map(|_| Admitted::Operator),
@@ -304,7 +324,7 @@ async fn admit(callers: &Callers, method: &str, peer: Option<&ConnPeer>) -> Resu
             (Holder, _) => callers.holder(peer).map(|_| Admitted::Holder),
         };
         match refused {
-            Ok(admitted) => return Ok(admitted),
+            Ok(admitted) => return Ok((admitted, Called(name))),
             // Why an agent is refused tells it what to do next.
             Err(refusal) if refusal.reason == Reason::Denied => {
                 denial.agent_fault = refusal.agent_fault.or(denial.agent_fault);
@@ -344,6 +364,7 @@ mod tests {
         include_str!("../../../../proto/spire/api/server/debug/v1/debug.proto"),
         include_str!("../../../../proto/passant/explain/v1/explain.proto"),
         include_str!("../../../../proto/passant/access/v1/access.proto"),
+        include_str!("../../../../proto/passant/audit/v1/audit.proto"),
         include_str!("../../../../proto/passant/import/v1/import.proto"),
         include_str!("../../../../proto/passant/store/v1/store.proto"),
     ];

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use passant_core::bundle::{JwtAuthority, X509Authority};
 use passant_core::{Bundle as CoreBundle, Refusal, TrustDomain};
 use passant_proto::bundle::bundle_server::Bundle;
 use passant_proto::bundle::{
@@ -22,13 +23,13 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::authorize::Admitted;
 use super::entry::{merged, sorted_out};
-use super::{Api, Room, bounded, refuse, refuse_item, to_the_end};
-use crate::caller::Actor;
+use super::{Api, Room, bounded, by, refusals, refuse, refuse_item, to_the_end};
 use crate::command;
 use crate::command::bundle::{DeleteMode, Edit};
-use crate::limits::{BATCH, RESPONSE};
+use crate::limits::{BATCH, RECORD_ITEMS, RESPONSE};
 use crate::query::Paging;
-use crate::record::Act;
+use crate::record::{Act, By, Done};
+use crate::restore::id_of_certificate;
 use crate::state::{Change, State};
 
 #[async_trait]
@@ -110,9 +111,13 @@ impl Bundle for Api {
         x509.iter_mut().for_each(|authority| authority.tainted = false);
         jwt.iter_mut().for_each(|authority| authority.tainted = false);
         let (some_x509, some_jwt) = (x509.len(), jwt.len());
-        let append = move |state: &_| command::bundle::append(state, x509, jwt);
-        let bundle = self.journal.submit(append).await.map_err(refuse)?;
-        tracing::info!(caller = %operator, x509 = some_x509, jwt = some_jwt, "appended authorities to the bundle");
+        let (api, by) = (self.clone(), by(&call, &operator));
+        let bundle = to_the_end(async move {
+            let bundle = api.append(x509, jwt, &by).await?;
+            tracing::info!(caller = %operator, x509 = some_x509, jwt = some_jwt, "appended authorities to the bundle");
+            Ok(bundle)
+        })
+        .await?;
         Ok(Response::new(shown(&bundle, output_mask.as_ref())))
     }
 
@@ -128,9 +133,13 @@ impl Bundle for Api {
             .map_err(|e| refuse(e.during("invalid JWT authority").into()))?;
         authority.tainted = false;
         let key_id = authority.key_id.clone();
-        let append = move |state: &_| command::bundle::append(state, Vec::new(), vec![authority]);
-        let bundle = self.journal.submit(append).await.map_err(refuse)?;
-        tracing::info!(%caller, %key_id, "published the JWT authority of a server below");
+        let (api, by) = (self.clone(), by(&call, &caller));
+        let bundle = to_the_end(async move {
+            let bundle = api.append(Vec::new(), vec![authority], &by).await?;
+            tracing::info!(%caller, %key_id, "published the JWT authority of a server below");
+            Ok(bundle)
+        })
+        .await?;
         Ok(Response::new(PublishJwtAuthorityResponse {
             jwt_authorities: convert::bundle::to_wire(&bundle).jwt_authorities,
         }))
@@ -155,10 +164,11 @@ impl Bundle for Api {
         let created = if bundles.is_empty() {
             Vec::new()
         } else {
-            let by = actor.clone();
-            let create = move |state: &_| Ok(command::bundle::create(state, bundles, &by));
-            self.set(create, actor).await?
+            let by = by(&call, &actor);
+            let create = move |state: &_| Ok(command::bundle::create(state, bundles, &actor));
+            self.set(create, by).await?
         };
+        self.note_refused(&call, refusals(&created));
         let mut room = Room::of(places.len());
         let results = merged(places, created).map(|outcome| {
             let (status, bundle) = item(outcome, output_mask.as_ref());
@@ -190,10 +200,11 @@ impl Bundle for Api {
         let updated = if edits.is_empty() {
             Vec::new()
         } else {
-            let by = actor.clone();
-            let update = move |state: &_| Ok(command::bundle::update(state, edits, &by));
-            self.set(update, actor).await?
+            let by = by(&call, &actor);
+            let update = move |state: &_| Ok(command::bundle::update(state, edits, &actor));
+            self.set(update, by).await?
         };
+        self.note_refused(&call, refusals(&updated));
         let mut room = Room::of(places.len());
         let results = merged(places, updated).map(|outcome| {
             let (status, bundle) = item(outcome, output_mask.as_ref());
@@ -218,10 +229,11 @@ impl Bundle for Api {
         let set = if bundles.is_empty() {
             Vec::new()
         } else {
-            let by = actor.clone();
-            let set = move |state: &_| Ok(command::bundle::set(state, bundles, &by));
-            self.set(set, actor).await?
+            let by = by(&call, &actor);
+            let set = move |state: &_| Ok(command::bundle::set(state, bundles, &actor));
+            self.set(set, by).await?
         };
+        self.note_refused(&call, refusals(&set));
         let mut room = Room::of(places.len());
         let results = merged(places, set).map(|outcome| {
             let (status, bundle) = item(outcome, output_mask.as_ref());
@@ -256,23 +268,27 @@ impl Bundle for Api {
         let deleted = if names.is_empty() {
             Vec::new()
         } else {
-            let (asked, by) = (names.clone(), actor.clone());
-            let delete = move |state: &_| Ok(command::bundle::delete(state, names, mode, &by));
+            let (asked, by) = (names.clone(), by(&call, &actor));
+            let before = self.journal.state();
+            let delete = move |state: &_| Ok(command::bundle::delete(state, names, mode, &actor));
             to_the_end(async move {
                 let deleted = api.journal.submit(delete).await?;
                 let gone = asked.into_iter().zip(&deleted).filter(|(_, outcome)| outcome.is_ok());
                 let gone: Vec<TrustDomain> = gone.map(|(name, _)| name).collect();
-                let entries: Vec<_> = deleted.iter().flatten().flatten().cloned().collect();
-                if !entries.is_empty() {
-                    api.note(Act::DeleteEntries(entries), &actor).await;
+                let mut done = Vec::new();
+                for entries in deleted.iter().flatten().flatten().collect::<Vec<_>>().chunks(RECORD_ITEMS) {
+                    let act = Act::DeleteEntries(entries.iter().copied().cloned().collect());
+                    // One that was made in this moment is missing among them.
+                    let known = entries.iter().filter_map(|id| before.entry(id));
+                    done.push(Done { act, subjects: known.map(|entry| entry.spiffe_id.clone()).collect() });
                 }
-                if !gone.is_empty() {
-                    api.note(Act::DeleteBundles(gone), &actor).await;
-                }
+                done.extend(Done::to_each(&gone, Act::DeleteBundles));
+                api.note_all(done, &by).await;
                 Ok(deleted)
             })
             .await?
         };
+        self.note_refused(&call, refusals(&deleted));
         let results = merged(places, deleted).zip(texts).map(|(outcome, trust_domain)| {
             let status = outcome.map_or_else(refuse_item, |_| status::ok());
             batch_delete_federated_bundle_response::Result { status: Some(status), trust_domain }
@@ -282,19 +298,36 @@ impl Bundle for Api {
 }
 
 impl Api {
-    /// Has foreign bundles set by `actor`, and puts on record which.
+    /// Puts authorities into the own bundle, and on record which.
+    async fn append(
+        &self,
+        x509: Vec<X509Authority>,
+        jwt: Vec<JwtAuthority>,
+        by: &By,
+    ) -> Result<Arc<CoreBundle>, Refusal> {
+        let act = Act::AppendAuthorities {
+            x509: x509.iter().filter_map(|authority| id_of_certificate(&authority.der)).collect(),
+            jwt: jwt.iter().map(|authority| authority.key_id.clone()).collect(),
+        };
+        let append = move |state: &_| command::bundle::append(state, x509, jwt);
+        let bundle = self.journal.submit(append).await?;
+        self.note(act, by).await;
+        Ok(bundle)
+    }
+
+    /// Has foreign bundles set, and puts on record which.
     async fn set(
         &self,
         change: impl FnOnce(&State) -> Result<(Vec<Change>, Vec<Result<Arc<CoreBundle>, Refusal>>), Refusal>
         + Send
         + 'static,
-        actor: Actor,
+        by: By,
     ) -> Result<Vec<Result<Arc<CoreBundle>, Refusal>>, Status> {
         let api = self.clone();
         to_the_end(async move {
             let done = api.journal.submit(change).await?;
             let set = done.iter().flatten().map(|bundle| bundle.trust_domain.clone()).collect();
-            api.note_bundles(set, &actor).await;
+            api.note_bundles(set, &by).await;
             Ok(done)
         })
         .await

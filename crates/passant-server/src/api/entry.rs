@@ -5,7 +5,7 @@ mod sync;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use passant_core::{Entry, EntryDraft, EntryId, Refusal};
+use passant_core::{Entry, EntryDraft, EntryId, Refusal, SpiffeId};
 use passant_proto::convert::filter::EntryFilter;
 use passant_proto::convert::{self, mask};
 use passant_proto::entry::{
@@ -20,12 +20,12 @@ use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Api, Room, bounded, refuse, refuse_item, to_the_end};
+use super::{Api, Room, bounded, by, refusals, refuse, refuse_item, to_the_end};
 use crate::command;
 use crate::command::entry::Edit;
 use crate::limits::{BATCH, RESPONSE};
 use crate::query::{self, Paging};
-use crate::record::Act;
+use crate::record::{Act, Done};
 
 #[async_trait]
 impl entry_server::Entry for Api {
@@ -89,11 +89,18 @@ impl entry_server::Entry for Api {
         let created = if drafts.is_empty() {
             Vec::new()
         } else {
-            self.journal
-                .submit(move |state| Ok(command::entry::create(state, drafts, &actor, now)))
-                .await
-                .map_err(refuse)?
+            let (api, by) = (self.clone(), by(&call, &actor));
+            let create = move |state: &_| Ok(command::entry::create(state, drafts, &actor, now));
+            to_the_end(async move {
+                let created = api.journal.submit(create).await?;
+                let new = created.iter().flatten().filter(|created| !created.existed);
+                let new: Vec<_> = new.map(|created| named(&created.entry)).collect();
+                api.note_all(Done::to_entries(&new, Act::CreateEntries), &by).await;
+                Ok(created)
+            })
+            .await?
         };
+        self.note_refused(&call, refusals(&created));
         let mut room = Room::of(entries.len());
         let results = merged(places, created).map(|outcome| {
             let mut result = match outcome {
@@ -125,11 +132,17 @@ impl entry_server::Entry for Api {
         let updated = if edits.is_empty() {
             Vec::new()
         } else {
-            self.journal
-                .submit(move |state| Ok(command::entry::update(state, edits, &actor)))
-                .await
-                .map_err(refuse)?
+            let (api, by) = (self.clone(), by(&call, &actor));
+            let update = move |state: &_| Ok(command::entry::update(state, edits, &actor));
+            to_the_end(async move {
+                let updated = api.journal.submit(update).await?;
+                let changed: Vec<_> = updated.iter().flatten().map(|entry| named(entry)).collect();
+                api.note_all(Done::to_entries(&changed, Act::UpdateEntries), &by).await;
+                Ok(updated)
+            })
+            .await?
         };
+        self.note_refused(&call, refusals(&updated));
         let mut room = Room::of(places.len());
         let results = merged(places, updated).map(|outcome| {
             let mut result = match outcome {
@@ -164,18 +177,21 @@ impl entry_server::Entry for Api {
         let deleted = if ids.is_empty() {
             Vec::new()
         } else {
-            let (api, asked, by) = (self.clone(), ids.clone(), actor.clone());
-            let delete = move |state: &_| Ok(command::entry::delete(state, ids, &by));
+            let (api, asked, by) = (self.clone(), ids.clone(), by(&call, &actor));
+            let delete = move |state: &_| Ok(command::entry::delete(state, ids, &actor));
             to_the_end(async move {
                 let deleted = api.journal.submit(delete).await?;
-                let gone = asked.into_iter().zip(&deleted).filter(|(_, outcome)| outcome.is_ok());
-                api.note(Act::DeleteEntries(gone.map(|(id, _)| id).collect()), &actor).await;
+                let gone = asked.into_iter().zip(&deleted);
+                let gone: Vec<_> =
+                    gone.filter_map(|(id, outcome)| Some((id, outcome.as_ref().ok()?.clone()))).collect();
+                api.note_all(Done::to_entries(&gone, Act::DeleteEntries), &by).await;
                 Ok(deleted)
             })
             .await?
         };
+        self.note_refused(&call, refusals(&deleted));
         let results = merged(places, deleted).zip(texts).map(|(outcome, id)| {
-            let status = outcome.map_or_else(refuse_item, |()| status::ok());
+            let status = outcome.map_or_else(refuse_item, |_| status::ok());
             batch_delete_entry_response::Result { status: Some(status), id }
         });
         Ok(Response::new(BatchDeleteEntryResponse { results: results.collect() }))
@@ -214,6 +230,11 @@ impl Api {
         let fresh = EntryId::parse(&self.host.uuid()).expect("a UUID is an entry ID");
         Ok((draft, fresh))
     }
+}
+
+/// The entry as the record names it.
+fn named(entry: &Entry) -> (EntryId, SpiffeId) {
+    (entry.id.clone(), entry.spiffe_id.clone())
 }
 
 /// The entry as the caller wants to see it.

@@ -14,11 +14,11 @@ use passant_proto::{convert, status, types};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::entry::{merged, sorted_out};
-use super::{Api, bounded, refuse, refuse_item, to_the_end};
+use super::{Api, bounded, by, refuse, refuse_item, to_the_end};
 use crate::command;
 use crate::command::import::ForeignAgent;
 use crate::limits::{AGENT_VERSION, BATCH};
-use crate::record::Act;
+use crate::record::{Act, Done};
 use crate::restore::id_of_certificate;
 use crate::state::State;
 
@@ -28,7 +28,8 @@ impl Import for Api {
         &self,
         request: Request<AdoptAgentsRequest>,
     ) -> Result<Response<AdoptAgentsResponse>, Status> {
-        let (api, caller) = (self.clone(), self.local(request.extensions())?);
+        let caller = self.local(request.extensions())?;
+        let (api, by) = (self.clone(), by(request.extensions(), &caller));
         let AdoptAgentsRequest { agents, dry_run } = request.into_inner();
         bounded(agents.len(), BATCH)?;
         let now = self.host.now();
@@ -49,16 +50,17 @@ impl Import for Api {
                 let changed = ids.into_iter().zip(&adopted).filter(|(_, outcome)| is_change(outcome));
                 let (banned, taken): (Vec<_>, Vec<_>) =
                     changed.map(|(agent, _)| agent).partition(|(_, is_banned)| *is_banned);
-                let ids = |agents: Vec<(SpiffeId, bool)>| agents.into_iter().map(|(id, _)| id).collect();
+                let ids = |agents: Vec<(SpiffeId, bool)>| -> Vec<SpiffeId> {
+ agents.into_iter().map(|(id, _)| id).collect() };
                 let counts = (taken.len(), banned.len());
                 if counts != (0, 0) {
                     tracing::info!(%caller, agents = counts.0, banned = counts.1, "adopted agents of another server");
                 }
                 if counts.0 > 0 {
-                    api.note(Act::AdoptAgents(ids(taken)), &caller).await;
+                    api.note_all(Done::to_each(&ids(taken), Act::AdoptAgents), &by).await;
                 }
                 if counts.1 > 0 {
-                    api.note(Act::BanAgents(ids(banned)), &caller).await;
+                    api.note_all(Done::to_each(&ids(banned), Act::BanAgents), &by).await;
                 }
                 Ok(adopted)
             })
@@ -81,7 +83,8 @@ impl Import for Api {
         &self,
         request: Request<ReleaseAgentsRequest>,
     ) -> Result<Response<ReleaseAgentsResponse>, Status> {
-        let (api, caller) = (self.clone(), self.local(request.extensions())?);
+        let caller = self.local(request.extensions())?;
+        let (api, by) = (self.clone(), by(request.extensions(), &caller));
         let ReleaseAgentsRequest { ids, dry_run } = request.into_inner();
         bounded(ids.len(), BATCH)?;
         let trust_domain = self.journal.state().trust_domain().clone();
@@ -106,7 +109,7 @@ impl Import for Api {
                     .collect();
                 if !gone.is_empty() {
                     tracing::info!(%caller, agents = gone.len(), "released adopted agents");
-                    api.note(Act::ReleaseAgents(gone), &caller).await;
+                    api.note_all(Done::to_each(&gone, Act::ReleaseAgents), &by).await;
                 }
                 Ok(released)
             })
@@ -126,7 +129,8 @@ impl Import for Api {
         &self,
         request: Request<RemoveAuthoritiesRequest>,
     ) -> Result<Response<RemoveAuthoritiesResponse>, Status> {
-        let (api, caller) = (self.clone(), self.local(request.extensions())?);
+        let caller = self.local(request.extensions())?;
+        let (api, by) = (self.clone(), by(request.extensions(), &caller));
         let RemoveAuthoritiesRequest { x509_authorities, jwt_authorities, dry_run } = request.into_inner();
         bounded(x509_authorities.len().max(jwt_authorities.len()), BATCH)?;
         let x509: BTreeSet<Vec<u8>> = x509_authorities.into_iter().collect();
@@ -141,7 +145,7 @@ impl Import for Api {
                     let x509 = removed.x509.iter().filter_map(|one| id_of_certificate(&one.der)).collect();
                     let jwt = removed.jwt.iter().map(|one| one.key_id.clone()).collect();
                     tracing::info!(%caller, x509 = removed.x509.len(), jwt = removed.jwt.len(), "removed appended authorities");
-                    api.note(Act::RemoveAuthorities { x509, jwt }, &caller).await;
+                    api.note(Act::RemoveAuthorities { x509, jwt }, &by).await;
                 }
                 Ok(removed)
             })

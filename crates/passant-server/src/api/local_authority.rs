@@ -18,7 +18,7 @@ use passant_proto::localauthority::{
 };
 use tonic::{Extensions, Request, Response, Status, async_trait};
 
-use super::{Api, refuse, to_the_end};
+use super::{Api, by, refuse, to_the_end};
 use crate::access::{Target, Verb};
 use crate::authority::Slots;
 use crate::caller::Actor;
@@ -186,10 +186,11 @@ impl Api {
 
     async fn prepare(&self, call: &Extensions, kind: AuthorityKind) -> Result<AuthorityState, Status> {
         let (api, actor) = (self.clone(), self.may(call, Verb::AuthorityRotate)?);
+        let by = by(call, &actor);
         to_the_end(async move {
             let prepared = api.authorities.prepare(kind, &actor.to_string()).await?;
             tracing::info!(authority = %prepared.id, caller = %actor, "authority prepared by an operator");
-            api.note(Act::PrepareAuthority(kind, prepared.id.clone()), &actor).await;
+            api.note(Act::PrepareAuthority(kind, prepared.id.clone()), &by).await;
             Ok(shown(prepared))
         })
         .await
@@ -202,10 +203,11 @@ impl Api {
         id: &str,
     ) -> Result<AuthorityState, Status> {
         let (api, actor, id) = (self.clone(), self.may(call, Verb::AuthorityRotate)?, id.to_owned());
+        let by = by(call, &actor);
         to_the_end(async move {
             let activated = api.authorities.activate(kind, &id).await?;
             tracing::info!(authority = %activated.id, caller = %actor, "authority activated by an operator");
-            api.note(Act::ActivateAuthority(kind, activated.id.clone()), &actor).await;
+            api.note(Act::ActivateAuthority(kind, activated.id.clone()), &by).await;
             Ok(shown(activated))
         })
         .await
@@ -218,19 +220,20 @@ impl Api {
         id: &str,
     ) -> Result<AuthorityState, Status> {
         let (api, actor, id) = (self.clone(), self.may(call, Verb::AuthorityRevoke)?, id.to_owned());
+        let by = by(call, &actor);
         to_the_end(async move {
             let tainted = match api.authorities.taint(kind, &id).await {
                 Ok(tainted) => tainted,
                 Err(refusal) => {
                     // Whoever asks again may do so because the record failed the first time.
                     if let Some(already) = api.authority(kind, &id).filter(|authority| authority.tainted) {
-                        api.note(Act::TaintAuthority(kind, already.id), &actor).await;
+                        api.note(Act::TaintAuthority(kind, already.id), &by).await;
                     }
                     return Err(refusal);
                 }
             };
             tracing::warn!(authority = %tainted.id, caller = %actor, "authority tainted");
-            api.note(Act::TaintAuthority(kind, tainted.id.clone()), &actor).await;
+            api.note(Act::TaintAuthority(kind, tainted.id.clone()), &by).await;
             Ok(shown(tainted))
         })
         .await
@@ -248,10 +251,11 @@ impl Api {
         id: &str,
     ) -> Result<AuthorityState, Status> {
         let (api, actor, id) = (self.clone(), self.may(call, Verb::AuthorityRevoke)?, id.to_owned());
+        let by = by(call, &actor);
         to_the_end(async move {
             let revoked = api.authorities.revoke(kind, &id).await?;
             tracing::warn!(authority = %revoked.id, caller = %actor, "authority revoked");
-            api.note(Act::RevokeAuthority(kind, revoked.id.clone()), &actor).await;
+            api.note(Act::RevokeAuthority(kind, revoked.id.clone()), &by).await;
             Ok(shown(revoked))
         })
         .await

@@ -8,7 +8,8 @@ use passant_proto::types;
 use passant_proto::types::LogLevel;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Api, refuse};
+use super::{Api, by, refuse};
+use crate::record::Act;
 
 #[async_trait]
 impl Logger for Api {
@@ -30,6 +31,7 @@ impl Logger for Api {
         let control = control()?;
         control.set(level).map_err(|error| refuse(Refusal::internal(error)))?;
         tracing::info!(%caller, level = level.name(), "log level set");
+        self.note(Act::SetLogLevel(level.name().to_owned()), &by(request.extensions(), &caller)).await;
         Ok(Response::new(shown(control)))
     }
 
@@ -41,6 +43,8 @@ impl Logger for Api {
         let control = control()?;
         control.reset().map_err(|error| refuse(Refusal::internal(error)))?;
         tracing::info!(%caller, level = control.current().name(), "log level reset");
+        let act = Act::ResetLogLevel(control.current().name().to_owned());
+        self.note(act, &by(request.extensions(), &caller)).await;
         Ok(Response::new(shown(control)))
     }
 }

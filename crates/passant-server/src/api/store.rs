@@ -10,10 +10,11 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Api, refuse};
+use super::{Api, by, refuse};
 use crate::backup::{self, Holds};
 use crate::limits::{BACKUP_PIECE_WITHIN, STREAM_WAITING};
 use crate::metrics::Limit;
+use crate::record::Act;
 
 #[async_trait]
 impl Store for Api {
@@ -29,6 +30,7 @@ impl Store for Api {
         let state = self.journal.state();
         let (entries, revision) = (Holds::of(&state).entries, state.cursor().revision);
         tracing::info!(%caller, %revision, entries, "sending a backup");
+        self.note(Act::SendBackup { revision }, &by(request.extensions(), &caller)).await;
         let (out, stream) = mpsc::channel(STREAM_WAITING);
         tokio::spawn(async move {
             let _turn = turn;

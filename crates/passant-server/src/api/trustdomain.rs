@@ -16,14 +16,14 @@ use prost::Message;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::entry::{merged, sorted_out};
-use super::{Api, Room, bounded, refuse, refuse_item, to_the_end};
+use super::{Api, Room, bounded, by, refusals, refuse, refuse_item, to_the_end};
 use crate::access::{Target, Verb};
 use crate::caller::Actor;
 use crate::command;
 use crate::command::federation::{Edit, Standing};
 use crate::limits::{BATCH, RESPONSE};
 use crate::query::Paging;
-use crate::record::Act;
+use crate::record::{Act, By, Done, Federated};
 use crate::state::{Change, State};
 
 #[async_trait]
@@ -81,10 +81,11 @@ impl trust_domain_server::TrustDomain for Api {
         let created = if given.is_empty() {
             Vec::new()
         } else {
-            let by = actor.clone();
+            let (noted, by) = (by(&call, &actor), actor.clone());
             let create = move |state: &_| Ok(command::federation::create(state, given, &by));
-            self.stood(create, &actor).await?
+            self.stood(create, Act::CreateFederation, noted).await?
         };
+        self.note_refused(&call, refusals(&created));
         let mut room = Room::of(places.len());
         let results = merged(places, created).map(|outcome| {
             let (status, federation_relationship) = item(outcome, output_mask.as_ref(), "created", &actor);
@@ -112,10 +113,11 @@ impl trust_domain_server::TrustDomain for Api {
         let updated = if edits.is_empty() {
             Vec::new()
         } else {
-            let by = actor.clone();
+            let (noted, by) = (by(&call, &actor), actor.clone());
             let update = move |state: &_| Ok(command::federation::update(state, edits, &by));
-            self.stood(update, &actor).await?
+            self.stood(update, Act::UpdateFederation, noted).await?
         };
+        self.note_refused(&call, refusals(&updated));
         let mut room = Room::of(places.len());
         let results = merged(places, updated).map(|outcome| {
             let (status, federation_relationship) = item(outcome, output_mask.as_ref(), "updated", &actor);
@@ -144,7 +146,7 @@ impl trust_domain_server::TrustDomain for Api {
         let ended = if names.is_empty() {
             Vec::new()
         } else {
-            let (asked, by) = (names.clone(), actor.clone());
+            let (asked, noted, by) = (names.clone(), by(&call, &actor), actor.clone());
             let end = move |state: &_| Ok(command::federation::end(state, names, &by));
             to_the_end(async move {
                 let ended = api.journal.submit(end).await?;
@@ -152,12 +154,13 @@ impl trust_domain_server::TrustDomain for Api {
                 let gone: Vec<TrustDomain> = gone.map(|(name, _)| name).collect();
                 if !gone.is_empty() {
                     tracing::info!(caller = %actor, trust_domains = ?gone, "ended federation");
-                    api.note(Act::EndFederation(gone), &actor).await;
+                    api.note_all(Done::to_each(&gone, Act::EndFederation), &noted).await;
                 }
                 Ok(ended)
             })
             .await?
         };
+        self.note_refused(&call, refusals(&ended));
         let results = merged(places, ended).zip(texts).map(|(outcome, trust_domain)| {
             let status = outcome.map_or_else(refuse_item, |()| status::ok());
             batch_delete_federation_relationship_response::Result { status: Some(status), trust_domain }
@@ -172,7 +175,14 @@ impl trust_domain_server::TrustDomain for Api {
         actor
             .may(Verb::FederationWrite, &Target::TrustDomain(&trust_domain), &self.journal.state())
             .map_err(refuse)?;
-        let refreshed = self.federation.refresh(trust_domain).await.map_err(|refusal| {
+        let (api, by) = (self.clone(), by(&call, &actor));
+        let refresh = async move {
+            api.federation.refresh(trust_domain.clone()).await?;
+            api.note(Act::RefreshBundle(trust_domain), &by).await;
+            Ok(())
+        };
+        let refreshed = tokio::spawn(refresh).await.unwrap_or_else(|lost| Err(Refusal::internal(lost)));
+        let refreshed = refreshed.map_err(|refusal| {
             // Whoever may say where to fetch from would see by the details what answers there, in a network that is not theirs.
             if refusal.reason == Reason::Internal && !actor.is_operator() {
                 return Refusal::new(Reason::Internal, "failed to refresh bundle: the server's log says why");
@@ -185,20 +195,23 @@ impl trust_domain_server::TrustDomain for Api {
 }
 
 impl Api {
-    /// Has relationships changed by `actor`, and puts on record which bundles were set with them.
+    /// Has relationships changed, and puts on record which, and which bundles were set with them.
     async fn stood(
         &self,
         change: impl FnOnce(&State) -> Result<(Vec<Change>, Vec<Result<Standing, Refusal>>), Refusal>
         + Send
         + 'static,
-        actor: &Actor,
+        act: fn(Vec<Federated>) -> Act,
+        by: By,
     ) -> Result<Vec<Result<Standing, Refusal>>, Status> {
-        let (api, actor) = (self.clone(), actor.clone());
+        let api = self.clone();
         to_the_end(async move {
             let done = api.journal.submit(change).await?;
+            let stand: Vec<_> = done.iter().flatten().map(named).collect();
+            api.note_all(Done::to_each(&stand, act), &by).await;
             let with_bundle = done.iter().flatten().filter(|standing| standing.sets_bundle);
             let set = with_bundle.map(|standing| standing.relationship.trust_domain.clone()).collect();
-            api.note_bundles(set, &actor).await;
+            api.note_bundles(set, &by).await;
             Ok(done)
         })
         .await
@@ -219,6 +232,12 @@ fn edit(
             .map_err(|malformed| malformed.during("failed to convert federation relationship").into())
     };
     Ok((trust_domain, Box::new(edit)))
+}
+
+/// The relationship as the record shows it.
+fn named(standing: &Standing) -> Federated {
+    let FederationRelationship { trust_domain, url, profile, .. } = &*standing.relationship;
+    Federated { trust_domain: trust_domain.clone(), url: url.to_string(), profile: profile.name().to_owned() }
 }
 
 /// The relationship as the caller wants to see it.

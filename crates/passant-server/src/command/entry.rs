@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use passant_core::{Entry, EntryDraft, EntryId, Refusal, TrustDomain, UnixTime};
+use passant_core::{Entry, EntryDraft, EntryId, Refusal, SpiffeId, TrustDomain, UnixTime};
 
 use crate::access::{Target, Verb};
 use crate::caller::Actor;
@@ -70,24 +70,25 @@ pub(crate) fn update(
     })
 }
 
-/// Removes entries for `actor`. Outcomes are in the order of the IDs; the second of two equal ones is not found.
+/// Removes entries for `actor`. Outcomes are in the order of the IDs, with the SPIFFE IDs that they had; the second of two equal ones is not found.
 pub(crate) fn delete(
     state: &State,
     ids: Vec<EntryId>,
     actor: &Actor,
-) -> (Vec<Change>, Vec<Result<(), Refusal>>) {
+) -> (Vec<Change>, Vec<Result<SpiffeId, Refusal>>) {
     each(state, ids, |so_far, id, _| {
         let entry = so_far.entry(&id).ok_or_else(no_entry)?;
         may_touch(actor, Verb::EntryDelete, entry, so_far)?;
-        Ok((Some(Change::DeleteEntry(id)), ()))
+        let spiffe_id = entry.spiffe_id.clone();
+        Ok((Some(Change::DeleteEntry(id)), spiffe_id))
     })
 }
 
 /// Whether `actor` may do `verb` to an entry as it stands. Of one that they do not get to see they do not learn that it is
-/// there.
+/// there; the record does.
 fn may_touch(actor: &Actor, verb: Verb, entry: &Entry, state: &State) -> Result<(), Refusal> {
     let answer = actor.may(verb, &Target::Entry(entry.into()), state);
-    answer.map_err(|refusal| if actor.sees(entry) { refusal } else { no_entry() })
+    answer.map_err(|refusal| if actor.sees(entry) { refusal } else { no_entry().because(refusal) })
 }
 
 fn no_entry() -> Refusal {

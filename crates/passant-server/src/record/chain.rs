@@ -5,19 +5,24 @@
 //! with a `start` line that repeats the intents still without outcome, so that the newest segment is enough to go on.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::io;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use passant_core::{Host, UnixTime};
+use passant_core::{Host, SpiffeId, UnixTime};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::encoding;
+use crate::limits::RECORD_REFUSALS_KEPT;
 use crate::record::segments::Segments;
-use crate::record::{Act, ChainReport, Decision, Outcome, RecordError, Retention};
+use crate::record::{Act, By, ChainReport, Decision, Done, Outcome, RecordError, Refused, Retention};
 
-/// The format of the lines, in each `start`.
-const FORMAT: u32 = 1;
+/// The format of the lines, in each `start`. The first had no refusals and fewer acts: who reads only that would take such a
+/// line at the end for a torn one, and cut it off.
+const FORMAT: u32 = 2;
 
 /// A number that no record reaches, with room behind it to count on.
 const LAST: u64 = 1 << 62;
@@ -62,13 +67,27 @@ pub enum Body {
         /// What became of it.
         outcome: Outcome,
     },
-    /// Something was done that only state remembers.
+    /// Something was done by hand.
     Act {
         /// What.
         act: Act,
         /// By whom.
         caller: String,
+        /// SPIFFE IDs that it concerns; of entries in the order in which the act names them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        subjects: Vec<SpiffeId>,
+        /// The gRPC method.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        method: Option<String>,
+        /// From where.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        /// By which right.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        right: Option<String>,
     },
+    /// A call was refused.
+    Refusal(Refused),
     /// What became of an intent will never be known: it counts as issued.
     Unknown {
         /// The number of the intent's line.
@@ -87,6 +106,44 @@ pub struct OpenIntent {
     pub serial: String,
 }
 
+impl Body {
+    /// The line that tells of `done`.
+    pub(super) fn of_act(done: Done, by: By) -> Self {
+        let (Done { act, subjects }, By { caller, method, from, right }) = (done, by);
+        Self::Act { act, caller, subjects, method, from, right }
+    }
+}
+
+/// The newest line at some time, as an auditor keeps it elsewhere: written `HASH@SEQ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The number of the line.
+    pub seq: u64,
+    /// Its SHA-256.
+    pub hash: [u8; 32],
+}
+
+/// Why a text is no head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("expected HASH@SEQ: 64 hexadecimal digits, @, and the number of a line")]
+pub struct HeadError;
+
+impl FromStr for Head {
+    type Err = HeadError;
+
+    fn from_str(text: &str) -> Result<Self, HeadError> {
+        let (hash, seq) = text.split_once('@').ok_or(HeadError)?;
+        let hash = encoding::from_hex(&hash.to_ascii_lowercase()).ok_or(HeadError)?;
+        Ok(Self { seq: seq.parse().map_err(|_| HeadError)?, hash })
+    }
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", encoding::to_hex(&self.hash), self.seq)
+    }
+}
+
 /// Where the next line hooks on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Link {
@@ -103,6 +160,10 @@ struct Checked {
     first_seq: Option<u64>,
     next: Option<Link>,
     open: BTreeMap<u64, String>,
+    /// The line whose hash is asked for.
+    watch: Option<u64>,
+    /// Its hash, if it is here or the first line follows from it.
+    watched: Option<[u8; 32]>,
     /// Bytes of good lines; what follows them is torn.
     good_bytes: usize,
     torn_bytes: usize,
@@ -120,11 +181,18 @@ enum Fault {
 /// What stands behind the last good line, and holds no whole line, was being written when the machine stopped: it was
 /// never acknowledged, and is called torn. Anything else that does not follow is broken.
 fn check(bytes: &[u8], from: Option<Link>) -> Result<Checked, Fault> {
+    check_for(None, bytes, from)
+}
+
+/// As [`check`], with an eye on the line `watch`.
+fn check_for(watch: Option<u64>, bytes: &[u8], from: Option<Link>) -> Result<Checked, Fault> {
     let mut checked = Checked {
         lines: 0,
         first_seq: None,
         next: from,
         open: BTreeMap::new(),
+        watch,
+        watched: None,
         good_bytes: 0,
         torn_bytes: 0,
     };
@@ -161,18 +229,32 @@ impl Checked {
             Body::Start { open, .. } => {
                 self.open = open.iter().map(|open| (open.seq, open.serial.clone())).collect();
             }
-            Body::Intent { .. } | Body::Outcome { .. } | Body::Unknown { .. } | Body::Act { .. }
+            Body::Intent { .. }
+            | Body::Outcome { .. }
+            | Body::Unknown { .. }
+            | Body::Act { .. }
+            | Body::Refusal { .. }
                 if self.lines == 0 =>
             {
                 return Err("a segment must begin with a start line");
             }
-            body @ (Body::Intent { .. } | Body::Outcome { .. } | Body::Unknown { .. } | Body::Act { .. }) => {
+            body @ (Body::Intent { .. }
+            | Body::Outcome { .. }
+            | Body::Unknown { .. }
+            | Body::Act { .. }
+            | Body::Refusal { .. }) => {
                 follow(&mut self.open, line.seq, body);
             }
         }
+        let own = hash(text);
+        if self.watch == Some(line.seq) {
+            self.watched = Some(own);
+        } else if self.watch.is_some() && self.watch == line.seq.checked_sub(1) {
+            self.watched = Some(line.prev);
+        }
         self.lines += 1;
         self.first_seq.get_or_insert(line.seq);
-        self.next = Some(Link { seq: line.seq + 1, prev: hash(text) });
+        self.next = Some(Link { seq: line.seq + 1, prev: own });
         self.good_bytes += text.len();
         Ok(())
     }
@@ -187,7 +269,7 @@ fn follow(open: &mut BTreeMap<u64, String>, seq: u64, body: &Body) {
         Body::Outcome { of, .. } | Body::Unknown { of, .. } => {
             open.remove(of);
         }
-        Body::Start { .. } | Body::Act { .. } => {}
+        Body::Start { .. } | Body::Act { .. } | Body::Refusal { .. } => {}
     }
 }
 
@@ -227,6 +309,8 @@ pub(super) struct Chain {
     durable: Durable,
     /// What became of intents, in lines that are not yet known to last.
     unsynced: Vec<Body>,
+    /// How many of them are refusals.
+    unsynced_refusals: usize,
 }
 
 /// The end of what lasts.
@@ -262,6 +346,7 @@ impl Chain {
             ended: VecDeque::new(),
             durable: Durable { segment: 1, bytes: 0, next: GENESIS },
             unsynced: Vec::new(),
+            unsynced_refusals: 0,
         };
         let torn_bytes = match numbers.as_slice() {
             [] => {
@@ -361,9 +446,16 @@ impl Chain {
         Ok(numbers)
     }
 
-    /// Keeps what became of an intent, and what was done, for when the chain can be written to again. All else is dropped.
+    /// Keeps what became of an intent, what was done, and the first refusals, for when the chain can be written to again. All
+    /// else is dropped.
     pub(super) fn hold(&mut self, body: Body) {
         match body {
+            Body::Refusal { .. } => {
+                if self.unsynced_refusals < RECORD_REFUSALS_KEPT {
+                    self.unsynced_refusals += 1;
+                    self.unsynced.push(body);
+                }
+            }
             Body::Outcome { .. } | Body::Unknown { .. } | Body::Act { .. } => self.unsynced.push(body),
             Body::Start { .. } | Body::Intent { .. } => {}
         }
@@ -399,9 +491,10 @@ impl Chain {
         self.open = checked.open;
         let start = self.start_line(len(cut));
         let again = std::mem::take(&mut self.unsynced);
+        self.unsynced_refusals = 0;
         let again = again.into_iter().filter(|body| match body {
             Body::Outcome { of, .. } | Body::Unknown { of, .. } => self.open.contains_key(of),
-            Body::Act { .. } => true,
+            Body::Act { .. } | Body::Refusal { .. } => true,
             Body::Start { .. } | Body::Intent { .. } => false,
         });
         let lines = [start].into_iter().chain(again).collect();
@@ -425,6 +518,7 @@ impl Chain {
                 body @ (Body::Outcome { .. }
                 | Body::Unknown { .. }
                 | Body::Act { .. }
+                | Body::Refusal { .. }
                 | Body::Start { .. }) => self.hold(body),
             }
         }
@@ -441,6 +535,7 @@ impl Chain {
         synced.map_err(self.failed("sync"))?;
         self.durable = Durable { segment: self.current, bytes: self.current_bytes, next: self.next };
         self.unsynced.clear();
+        self.unsynced_refusals = 0;
         Ok(())
     }
 
@@ -494,24 +589,29 @@ impl Fault {
     }
 }
 
-/// Checks every line of every segment.
-pub(super) fn verify_all(segments: &mut dyn Segments) -> Result<ChainReport, RecordError> {
+/// Checks every line of every segment, and that the line `kept` is among them.
+pub(super) fn verify_all(
+    segments: &mut dyn Segments,
+    kept: Option<&Head>,
+) -> Result<ChainReport, RecordError> {
     let numbers = segments.list().map_err(io_error("list segments of", ""))?;
     let mut report = ChainReport {
         segments: numbers.len(),
         lines: 0,
         first_seq: 0,
         head: encoding::to_hex(&GENESIS.prev),
+        head_seq: None,
         open: BTreeMap::new(),
         torn_bytes: 0,
     };
-    let mut next = None;
+    let (mut next, mut watched) = (None, None);
     for (at, number) in numbers.iter().enumerate() {
         let place = segments.name(*number);
         let bytes = segments.read(*number).map_err(io_error("read", &place))?;
         // Segment 1 begins the chain; of a later one that is the first, those before it were removed.
         let from = next.or((*number == 1).then_some(GENESIS));
-        let checked = check(&bytes, from).map_err(|fault| fault.in_segment(place.clone()))?;
+        let checked = check_for(kept.map(|kept| kept.seq), &bytes, from)
+            .map_err(|fault| fault.in_segment(place.clone()))?;
         if checked.torn_bytes > 0 && at + 1 < numbers.len() {
             let line = usize::try_from(checked.lines).unwrap_or(usize::MAX).saturating_add(1);
             return Err(RecordError::Broken { place, line, what: "it is no line of a record".to_owned() });
@@ -524,12 +624,29 @@ pub(super) fn verify_all(segments: &mut dyn Segments) -> Result<ChainReport, Rec
         if checked.lines > 0 {
             report.open = checked.open;
         }
+        watched = checked.watched.or(watched);
         next = checked.next;
     }
     if let Some(next) = next {
         report.head = encoding::to_hex(&next.prev);
+        report.head_seq = next.seq.checked_sub(1);
     }
-    Ok(report)
+    match kept {
+        Some(kept) => has(*kept, watched, &report).map(|()| report),
+        None => Ok(report),
+    }
+}
+
+/// Whether `watched`, the hash of the line that `kept` names, is the one that was kept.
+fn has(kept: Head, watched: Option<[u8; 32]>, report: &ChainReport) -> Result<(), RecordError> {
+    match watched {
+        Some(hash) if hash == kept.hash => Ok(()),
+        Some(_) => Err(RecordError::OtherChain(kept)),
+        None if report.head_seq.is_some_and(|newest| kept.seq <= newest) => {
+            Err(RecordError::NotKept { kept, first: report.first_seq })
+        }
+        None => Err(RecordError::CutOff { kept, newest: report.head_seq }),
+    }
 }
 
 fn len(bytes: usize) -> u64 {
@@ -553,7 +670,7 @@ mod tests {
         let mut segments = MemorySegments::default();
         segments.create(2).unwrap();
         segments.append(2, &[serde_json::to_vec(&line).unwrap(), b"\n".to_vec()].concat()).unwrap();
-        assert_eq!(verify_all(&mut segments).is_ok(), is_taken, "{seq}");
+        assert_eq!(verify_all(&mut segments, None).is_ok(), is_taken, "{seq}");
     }
 
     #[test]

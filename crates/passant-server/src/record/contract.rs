@@ -11,7 +11,7 @@ use passant_core::Host;
 use super::chain::{Body, Line, verify_all};
 use super::segments::{FileSegments, MemorySegments, Segments};
 use super::*;
-use crate::limits::HEAL_MOST;
+use crate::limits::{HEAL_MOST, RECORD_REFUSALS_KEPT};
 use crate::state::samples::{at, entry_id, host_at, id};
 
 /// A directory of segments that survives its log, and can be looked at and damaged.
@@ -141,12 +141,13 @@ fn story(shelf: &dyn Shelf) -> Vec<String> {
         Body::Outcome { of, outcome: Outcome::NotSigned(_) } => format!("not signed {of}"),
         Body::Unknown { serial, .. } => format!("unknown {serial}"),
         Body::Act { act, .. } => format!("act {act:?}"),
+        Body::Refusal(refused) => format!("refusal {}", refused.why),
     };
     lines(shelf).into_iter().map(tell).collect()
 }
 
 fn verify(shelf: &dyn Shelf) -> Result<ChainReport, RecordError> {
-    verify_all(&mut *shelf.segments())
+    verify_all(&mut *shelf.segments(), None)
 }
 
 async fn an_intent_is_on_record_before_it_is_handed_out(shelf: &dyn Shelf) {
@@ -326,10 +327,10 @@ async fn a_segment_that_somebody_took_away_stops_nothing(shelf: &dyn Shelf) {
 async fn a_newer_format_is_refused(shelf: &dyn Shelf) {
     open(shelf).close().await;
     let text = String::from_utf8(take_all(&mut *shelf.segments()).pop().unwrap().1).unwrap();
-    let newer = text.replace("\"format\":1", "\"format\":2").replace("torn_bytes", "something_new");
+    let newer = text.replace("\"format\":2", "\"format\":3").replace("torn_bytes", "something_new");
     put_all(&mut *shelf.segments(), vec![(1, newer.into_bytes())]);
     let refused = try_open(shelf).unwrap_err();
-    assert!(matches!(refused, RecordError::NewerFormat { found: 2, known: 1, .. }), "{refused}");
+    assert!(matches!(refused, RecordError::NewerFormat { found: 3, known: 2, .. }), "{refused}");
 }
 
 async fn a_closed_record_takes_nothing(shelf: &dyn Shelf) {
@@ -502,6 +503,34 @@ async fn a_fault_that_passes_at_once_costs_one_refusal() {
     assert!(!story.contains(&"intent no".to_owned()), "{story:?}");
     let report = verify(&disk).unwrap();
     assert!(report.segments > 2 && report.open.is_empty(), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_done_and_the_first_refusals_are_written_once_the_record_works_again() {
+    let disk = MemorySegments::default();
+    let failing = Failing::over(&disk);
+    let fails = Arc::clone(&failing.fail_append);
+    let log = DecisionLog::over(Box::new(failing), Retention::default(), host_at(5).0).unwrap();
+    fails.store(true, Ordering::SeqCst);
+    let done = Done::to_entries(&[(entry_id("e1"), id("/w"))], Act::CreateEntries);
+    assert!(log.note_all(done, By::from("ops".to_owned())).await.is_err());
+    let refused = |why: String| Refused {
+        method: "/s/M".to_owned(),
+        caller: None,
+        from: "192.0.2.1:7".to_owned(),
+        reason: "denied".to_owned(),
+        why,
+        left_out: 0,
+    };
+    (0..RECORD_REFUSALS_KEPT + 10).for_each(|n| log.refused(refused(n.to_string())));
+    assert!(log.intend(vec![decision("no")]).await.is_err());
+    fails.store(false, Ordering::SeqCst);
+    tokio::time::sleep(HEAL_MOST * 2).await;
+    log.close().await;
+    let story = story(&disk);
+    assert_eq!(story.iter().filter(|line| line.starts_with("act CreateEntries")).count(), 1, "{story:?}");
+    assert_eq!(story.iter().filter(|line| line.starts_with("refusal")).count(), RECORD_REFUSALS_KEPT);
+    assert!(verify(&disk).is_ok());
 }
 
 #[tokio::test(start_paused = true)]

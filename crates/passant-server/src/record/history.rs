@@ -114,7 +114,7 @@ impl History {
         match line.body {
             Body::Intent { decision } => self.take_decision(decision),
             Body::Act { act, .. } => self.take_act(act),
-            Body::Start { .. } | Body::Outcome { .. } | Body::Unknown { .. } => {}
+            Body::Start { .. } | Body::Outcome { .. } | Body::Unknown { .. } | Body::Refusal { .. } => {}
         }
     }
 
@@ -160,7 +160,18 @@ impl History {
             Act::ActivateAuthority(_, id) => {
                 self.signed.insert(id);
             }
-            Act::PrepareAuthority(..) => {}
+            // State as it was is as good: nobody is to be kept from anything by these.
+            Act::PrepareAuthority(..)
+            | Act::CreateEntries(_)
+            | Act::UpdateEntries(_)
+            | Act::CreateJoinToken { .. }
+            | Act::AppendAuthorities { .. }
+            | Act::CreateFederation(_)
+            | Act::UpdateFederation(_)
+            | Act::RefreshBundle(_)
+            | Act::SetLogLevel(_)
+            | Act::ResetLogLevel(_)
+            | Act::SendBackup { .. } => {}
             Act::Restore { revision, .. } => self.revision = self.revision.max(revision),
         }
     }

@@ -73,4 +73,8 @@ impl Segments for Metered {
     fn is_instant(&self) -> bool {
         self.segments.is_instant()
     }
+
+    fn reader(&self) -> Option<Box<dyn Segments>> {
+        self.segments.reader()
+    }
 }

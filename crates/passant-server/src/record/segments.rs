@@ -73,6 +73,11 @@ pub trait Segments: Send {
     fn is_instant(&self) -> bool {
         false
     }
+
+    /// The same segments once more, to be read while these are written to; `None` where that cannot be.
+    fn reader(&self) -> Option<Box<dyn Segments>> {
+        None
+    }
 }
 
 /// Segments as files `NNNNNNNN.log` (mode 0600) in a directory (mode 0700).
@@ -185,6 +190,10 @@ impl Segments for FileSegments {
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
         self.sync_dir()
     }
+
+    fn reader(&self) -> Option<Box<dyn Segments>> {
+        Some(Box::new(Self::read_only(&self.dir)))
+    }
 }
 
 /// Segments in memory, for development, tests and simulation. Clones are the same directory.
@@ -251,5 +260,9 @@ impl Segments for MemorySegments {
 
     fn is_instant(&self) -> bool {
         true
+    }
+
+    fn reader(&self) -> Option<Box<dyn Segments>> {
+        Some(Box::new(self.clone()))
     }
 }

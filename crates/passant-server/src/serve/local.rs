@@ -93,23 +93,24 @@ impl OperatorSocket {
             };
             let slot = (slot, share, metrics.connections.of(Peer::Operator).hold());
             let (guests, to, ends) = (Arc::clone(&self.guests), to.clone(), ends.clone());
-            let refusals = Arc::clone(&refusals);
+            let (refusals, uninvited) = (Arc::clone(&refusals), metrics.uninvited.clone());
             tokio::spawn(async move {
                 // Not on the I/O threads, and nobody waits behind it: the user database may ask the network.
                 let received =
                     tokio::task::spawn_blocking(move || guests.receive(&stream).map(|peer| (stream, peer)));
                 let (stream, peer) = match received.await {
                     Ok(Ok((stream, peer))) => {
-                        if let ConnPeer::Uninvited(LocalPeer { uid, gid, pid }) = peer
-                            && let Some(left_out) = refusals.line(uid)
-                        {
-                            tracing::warn!(
-                                uid,
-                                gid,
-                                pid,
-                                left_out,
-                                "operator socket: refused a user it is not for"
-                            );
+                        if let ConnPeer::Uninvited(LocalPeer { uid, gid, pid }) = peer {
+                            uninvited.inc();
+                            if let Some(left_out) = refusals.line(uid) {
+                                tracing::warn!(
+                                    uid,
+                                    gid,
+                                    pid,
+                                    left_out,
+                                    "operator socket: refused a user it is not for"
+                                );
+                            }
                         }
                         (stream, peer)
                     }

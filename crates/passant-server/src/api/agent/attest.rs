@@ -2,10 +2,10 @@
 //!
 //! The caller is a stranger until the end, so everything is bounded: the time, the evidence, the number of challenges.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 
 use passant_attest::node::{Dialog, DialogError};
+use passant_core::Reason;
 use passant_proto::agent::attest_agent_request::Step as Asked;
 use passant_proto::agent::attest_agent_response::{Result as Attested, Step};
 use passant_proto::agent::{AttestAgentRequest, AttestAgentResponse};
@@ -19,6 +19,9 @@ use crate::api::{Api, refuse};
 use crate::caller::ConnPeer;
 use crate::limits::{ATTEST_STREAM_WITHIN, CHALLENGES, EVIDENCE, EVIDENCE_WITHIN, STREAM_WAITING};
 use crate::serve::origin;
+
+/// As the record names it.
+const ATTEST_AGENT: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
 
 type Out = mpsc::Sender<Result<AttestAgentResponse, Status>>;
 
@@ -37,13 +40,14 @@ pub(super) fn answer(
         }
         None => return Err(Status::internal("no peer")),
     };
-    let address = request.extensions().get().and_then(ConnPeer::address);
+    let peer = request.extensions().get::<ConnPeer>().cloned();
+    let address = peer.as_ref().and_then(ConnPeer::address);
     let (out, stream) = mpsc::channel(STREAM_WAITING);
     tokio::spawn(async move {
         let attested = tokio::select! {
             biased;
             () = out.closed() => return,
-            done = tokio::time::timeout(ATTEST_STREAM_WITHIN, attest(&api, request.into_inner(), &out, caller, address)) => {
+            done = tokio::time::timeout(ATTEST_STREAM_WITHIN, attest(&api, request.into_inner(), &out, caller, peer.as_ref())) => {
                 done.unwrap_or_else(|_| Err(Status::deadline_exceeded("node attestation took too long")))
             }
         };
@@ -59,7 +63,7 @@ async fn attest(
     mut requests: Streaming<AttestAgentRequest>,
     out: &Out,
     caller: String,
-    address: Option<SocketAddr>,
+    peer: Option<&ConnPeer>,
 ) -> Result<AttestAgentResponse, Status> {
     let first = tokio::time::timeout(EVIDENCE_WITHIN, requests.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded("no evidence came in time"))??;
@@ -70,6 +74,11 @@ async fn attest(
         .attest(&data.r#type, &data.payload, &csr, &mut dialog, caller.clone())
         .await
         .map_err(|refusal| {
+            // A wrong token is a wrong request, and a guess.
+            if let Some(peer) = peer.filter(|_| refusal.reason == Reason::Invalid) {
+                api.refusals.refused(peer, ATTEST_AGENT, Reason::Unauthenticated, &refusal.public);
+            }
+            let address = peer.and_then(ConnPeer::address);
             if let Some(left_out) = api.attest_refusals.line(address.map(origin)) {
                 let method = data.r#type.escape_default();
                 tracing::info!(%method, caller, left_out, "node attestation refused: {refusal}");
