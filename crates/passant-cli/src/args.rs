@@ -16,7 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
-pub(crate) use self::audit::{Audit, AuditSearch};
+pub(crate) use self::audit::{Audit, AuditSearch, RecordKind};
 pub(crate) use self::entry::{
     Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Export, Import as EntryImport, Match,
     Shape,

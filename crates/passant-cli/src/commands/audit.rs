@@ -8,10 +8,10 @@ use anyhow::{Context, anyhow};
 use passant_core::UnixTime;
 use passant_proto::audit::{SearchRequest, VerifyRequest, VerifyResponse};
 use passant_server::record::audit::{self, Kind, Query};
-use passant_server::record::{Head, RecordError};
+use passant_server::record::{Head, HeadError, RecordError};
 use serde_json::{Value, json};
 
-use crate::args::{Audit, AuditSearch, ServerSocket};
+use crate::args::{Audit, AuditSearch, RecordKind, ServerSocket, wrong};
 use crate::connect::{Server, refused};
 use crate::plain::{self, Plain};
 use crate::render::{Output, fields};
@@ -22,8 +22,27 @@ const SHOWN: usize = 3;
 pub(crate) async fn run(command: Audit, socket: &ServerSocket, out: &mut Output) -> anyhow::Result<()> {
     match command {
         Audit::Search(args) => search(*args, socket, out).await,
-        Audit::Verify { record: Some(dir), head } => told(&verify_here(&dir, head.as_ref())?, out),
-        Audit::Verify { record: None, head } => told(&verify_there(socket, head).await?, out),
+        Audit::Verify { record, head } => {
+            let head = head.map(|text| text.parse()).transpose();
+            let head =
+                head.map_err(|error: HeadError| wrong(&["audit", "verify"], format!("--head: {error}")))?;
+            let report = match record {
+                Some(dir) => verify_here(&dir, head.as_ref())?,
+                None => verify_there(socket, head).await?,
+            };
+            told(&report, out)
+        }
+    }
+}
+
+const fn kind(kind: RecordKind) -> Kind {
+    match kind {
+        RecordKind::Start => Kind::Start,
+        RecordKind::Intent => Kind::Intent,
+        RecordKind::Outcome => Kind::Outcome,
+        RecordKind::Unknown => Kind::Unknown,
+        RecordKind::Act => Kind::Act,
+        RecordKind::Refusal => Kind::Refusal,
     }
 }
 
@@ -89,7 +108,7 @@ fn query(args: &AuditSearch, limit: usize) -> Query {
     Query {
         since: args.since,
         until: args.until,
-        kinds: args.kinds.clone(),
+        kinds: args.kinds.iter().copied().map(kind).collect(),
         spiffe_id: args.spiffe_id.as_ref().map(ToString::to_string),
         serial: args.serial.clone(),
         entry: args.entry.as_ref().map(ToString::to_string),
@@ -105,7 +124,7 @@ fn request(args: AuditSearch) -> SearchRequest {
     SearchRequest {
         since: args.since.map_or(0, UnixTime::secs),
         until: args.until.map_or(0, UnixTime::secs),
-        kinds: args.kinds.into_iter().map(Kind::name).map(str::to_owned).collect(),
+        kinds: args.kinds.into_iter().map(|of| kind(of).name().to_owned()).collect(),
         spiffe_id: text(args.spiffe_id.map(|id| id.to_string())),
         serial: text(args.serial),
         entry_id: text(args.entry.map(|id| id.to_string())),

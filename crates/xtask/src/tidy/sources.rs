@@ -18,7 +18,7 @@ const FORBIDDEN: [(&str, &str); 3] = [
 
 /// The crate that may use server and agent, and in which of its files.
 const CLI: &str = "crates/passant-cli/src/";
-const CLI_MAY: [&str; 2] = ["dev", "commands/store"];
+const CLI_MAY: [&str; 3] = ["dev", "commands/store", "commands/audit"];
 
 /// Every fault as `path:line: what is wrong and what would help`.
 pub(super) fn check(file: &File) -> Vec<String> {
@@ -139,7 +139,7 @@ fn layers(code: &str, faults: &mut Vec<Fault>) {
                 code,
                 at,
                 format!(
-                    "`{what}` is for dev.rs and commands/store.rs only: the command line talks to sockets"
+                    "`{what}` is for dev.rs, commands/store.rs and commands/audit.rs only: the command line talks to sockets"
                 ),
             ));
         }
@@ -210,10 +210,11 @@ mod tests {
     }
 
     #[test]
-    fn only_dev_and_store_use_server_and_agent() {
+    fn only_dev_store_and_audit_use_server_and_agent() {
         let text = "//! What?\nuse passant_server::Server;\n";
         check_faults("crates/passant-cli/src/dev.rs", text, 0);
         check_faults("crates/passant-cli/src/commands/store.rs", text, 0);
+        check_faults("crates/passant-cli/src/commands/audit.rs", text, 0);
         check_faults("crates/passant-cli/src/entry.rs", text, 1);
     }
 }
