@@ -196,13 +196,9 @@ fn says(kind: &str, line: &Value) -> String {
 
 /// The first of many things.
 fn shortened(value: &Value) -> Value {
-    match value {
-        Value::Array(some) if some.len() > SHOWN => {
-            let more = json!(format!("and {} more", some.len() - SHOWN));
-            some.iter().take(SHOWN).cloned().chain([more]).collect()
-        }
-        other => other.clone(),
-    }
+    let Some(some) = value.as_array().filter(|some| some.len() > SHOWN) else { return value.clone() };
+    let more = json!(format!("and {} more", some.len() - SHOWN));
+    some.iter().take(SHOWN).cloned().chain([more]).collect()
 }
 
 fn verify_here(dir: &Path, head: Option<&Head>) -> anyhow::Result<VerifyResponse> {
