@@ -41,7 +41,6 @@ pub(super) fn answer(
         None => return Err(Status::internal("no peer")),
     };
     let peer = request.extensions().get::<ConnPeer>().cloned();
-    let address = peer.as_ref().and_then(ConnPeer::address);
     let (out, stream) = mpsc::channel(STREAM_WAITING);
     tokio::spawn(async move {
         let attested = tokio::select! {
