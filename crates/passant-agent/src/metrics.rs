@@ -236,7 +236,8 @@ mod tests {
     #[test]
     fn a_call_is_open_until_its_answer_has_gone() {
         let metrics = Arc::new(Metrics::default());
-        let call = Calls(Arc::clone(&metrics)).began("/SpiffeWorkloadAPI/FetchX509SVID");
+        let call =
+            Calls(Arc::clone(&metrics)).began("/SpiffeWorkloadAPI/FetchX509SVID", &http::Extensions::new());
         assert_eq!(metrics.open_calls.of(Method::FetchX509Svid).value(), 1);
         drop(call);
         assert_eq!(metrics.open_calls.of(Method::FetchX509Svid).value(), 0);
