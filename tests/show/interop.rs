@@ -16,6 +16,8 @@ use crate::report::Report;
 const X509_TTL: u32 = 20;
 /// Lifetime of nodes at the second server: short enough to see them expire.
 const SHORT_AGENT_TTL: &str = "agent_ttl = \"8s\"\n";
+/// Whom the configuration of the third server makes an administrator.
+const ADMINISTRATOR: &str = "spiffe://example.org/interop/configured-admin";
 
 /// Runs the show.
 ///
@@ -30,15 +32,17 @@ pub(crate) async fn run(report: &Report) -> anyhow::Result<()> {
 
     let site = Site::new(&ServerOptions {
         keys: String::new(),
-        tables: format!(
-            "[[node_attestor]]\nmethod = \"join_token\"\n[[node_attestor]]\nmethod = \"x509pop\"\nca_bundle_path = {:?}\n",
-            root.file
-        ),
+        tables: attestors(&root),
     })?;
     let mut server = site.start_server().await?;
     let mut agent = site.start_agent("agent").await?;
     let short = Site::new(&ServerOptions { keys: SHORT_AGENT_TTL.to_owned(), tables: String::new() })?;
     let mut short_server = short.start_server().await?;
+    let api = Site::new(&ServerOptions {
+        keys: format!("admin_ids = [{ADMINISTRATOR:?}]\n"),
+        tables: attestors(&root),
+    })?;
+    let mut api_server = api.start_server().await?;
 
     let mut command = Command::new(runner());
     command
@@ -57,20 +61,37 @@ pub(crate) async fn run(report: &Report) -> anyhow::Result<()> {
         .env("PASSANT_SHORT_SERVER_ADDR", short.address())
         .env("PASSANT_SHORT_SERVER_SOCKET", short.server_socket())
         .env("PASSANT_SHORT_BUNDLE_PEM", short.bundle_file())
+        .env("PASSANT_API_SERVER_ADDR", api.address())
+        .env("PASSANT_API_SERVER_SOCKET", api.server_socket())
+        .env("PASSANT_API_BUNDLE_PEM", api.bundle_file())
+        .env("PASSANT_API_ADMIN_ID", ADMINISTRATOR)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     run_peers(report, command)?;
 
-    for (name, daemon) in
-        [("server", &mut server), ("agent", &mut agent), ("second server", &mut short_server)]
-    {
+    for (name, daemon) in [
+        ("server", &mut server),
+        ("agent", &mut agent),
+        ("second server", &mut short_server),
+        ("third server", &mut api_server),
+    ] {
         report.fact(&format!("daemons/{name}-lived-through-it"), unharmed(daemon));
     }
-    for (name, daemon) in [("agent", agent), ("server", server), ("second server", short_server)] {
+    for (name, daemon) in
+        [("agent", agent), ("server", server), ("second server", short_server), ("third server", api_server)]
+    {
         report
             .fact(&format!("daemons/{name}-stops-when-told-to"), daemon.stop().await.map(|()| String::new()));
     }
     Ok(())
+}
+
+/// Attestation by join token, and by certificates of `root`.
+fn attestors(root: &NodeCa) -> String {
+    format!(
+        "[[node_attestor]]\nmethod = \"join_token\"\n[[node_attestor]]\nmethod = \"x509pop\"\nca_bundle_path = {:?}\n",
+        root.file
+    )
 }
 
 /// Runs tests/interop/run and takes over its verdicts as they come.

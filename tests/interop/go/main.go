@@ -37,7 +37,9 @@ func commands() []command {
 		{"node", "attest as a node and show what it may serve", runNode},
 		{"mint", "ask the server for SVIDs of an entry, as a node, and log each answer", runMint},
 		{"validate", "validate a JWT-SVID offline", runValidate},
-		{"node-suite", "run every check of the server API", runNodeSuite},
+		{"node-suite", "run the checks of the server API that a node and an operator make", runNodeSuite},
+		{"api-suite", "call every method of the server API as every kind of caller, and judge the answers", runAPISuite},
+		{"manager-suite", "make the calls of spire-controller-manager, in its order", runManagerSuite},
 	}
 }
 

@@ -440,3 +440,9 @@ func runNode(ctx context.Context, args []string) error {
 		"authorized_entries": may,
 	})
 }
+
+// newNamedCSR makes a DER certificate request with one SPIFFE ID and DNS names.
+func newNamedCSR(key crypto.Signer, id spiffeid.ID, names []string) ([]byte, error) {
+	template := &x509.CertificateRequest{URIs: []*url.URL{id.URL()}, DNSNames: names}
+	return x509.CreateCertificateRequest(rand.Reader, template, key)
+}

@@ -19,12 +19,16 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	localauthorityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/localauthority/v1"
+	loggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/logger/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	trustdomainv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/trustdomain/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 )
 
@@ -58,6 +62,10 @@ type client struct {
 	svids   svidv1.SVIDClient
 
 	trustDomains trustdomainv1.TrustDomainClient
+	authorities  localauthorityv1.LocalAuthorityClient
+	logger       loggerv1.LoggerClient
+	debug        debugv1.DebugClient
+	health       healthv1.HealthClient
 }
 
 func newClient(conn *grpc.ClientConn) *client {
@@ -69,6 +77,10 @@ func newClient(conn *grpc.ClientConn) *client {
 		svids:   svidv1.NewSVIDClient(conn),
 
 		trustDomains: trustdomainv1.NewTrustDomainClient(conn),
+		authorities:  localauthorityv1.NewLocalAuthorityClient(conn),
+		logger:       loggerv1.NewLoggerClient(conn),
+		debug:        debugv1.NewDebugClient(conn),
+		health:       healthv1.NewHealthClient(conn),
 	}
 }
 
@@ -99,16 +111,11 @@ func runNodeSuite(ctx context.Context, args []string) error {
 	if err := required(flags, "admin-socket"); err != nil {
 		return err
 	}
-	conn, err := dialAdmin(*socket)
+	s, err := newSuite(srv, *socket, *settle)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	mark := make([]byte, 4)
-	if _, err := rand.Read(mark); err != nil {
-		return err
-	}
-	s := &suite{server: srv, admin: newClient(conn), mark: hex.EncodeToString(mark), settle: *settle}
+	defer s.admin.conn.Close()
 
 	if *short {
 		s.expiryChecks(ctx)
@@ -140,8 +147,25 @@ func runNodeSuite(ctx context.Context, args []string) error {
 		s.x509popChecks(ctx)
 		s.evictAndBanChecks(ctx)
 	}
-	s.cleanUp(ctx)
+	return s.close(ctx)
+}
 
+// newSuite opens the admin socket and draws the mark of this run.
+func newSuite(srv server, socket string, settle time.Duration) (*suite, error) {
+	conn, err := dialAdmin(socket)
+	if err != nil {
+		return nil, err
+	}
+	mark := make([]byte, 4)
+	if _, err := rand.Read(mark); err != nil {
+		return nil, err
+	}
+	return &suite{server: srv, admin: newClient(conn), mark: hex.EncodeToString(mark), settle: settle}, nil
+}
+
+// close cleans up and prints the closing line.
+func (s *suite) close(ctx context.Context) error {
+	s.cleanUp(ctx)
 	fmt.Printf("%d passed, %d failed\n", s.passed, s.failed)
 	if s.failed > 0 {
 		return errors.New("the server does not behave as SPIRE's")
