@@ -30,10 +30,7 @@ pub(crate) async fn run(report: &Report) -> anyhow::Result<()> {
     let node = ca.node(dir.path(), "node-ec")?;
     let rsa = ca.node_with_key(dir.path(), "node-rsa", &rsa_key(dir.path())?)?;
 
-    let site = Site::new(&ServerOptions {
-        keys: String::new(),
-        tables: attestors(&root),
-    })?;
+    let site = Site::new(&ServerOptions { keys: String::new(), tables: attestors(&root) })?;
     let mut server = site.start_server().await?;
     let mut agent = site.start_agent("agent").await?;
     let short = Site::new(&ServerOptions { keys: SHORT_AGENT_TTL.to_owned(), tables: String::new() })?;

@@ -3,6 +3,7 @@
 //! | show | what is seen |
 //! |---|---|
 //! | `interop` | the Go, Python and Rust libraries against a running server and agent, and the whole server API |
+//! | `spire` | SPIRE's agents with this server, these agents with SPIRE's, for minutes; and SPIRE's command line; needs `SPIRE_BIN_DIR` |
 //! | `spire-move` | an agent of SPIRE moves here with its workloads; needs SPIRE's programs, named by `SPIRE_BIN_DIR`; part of `interop` |
 //! | `rotation` | many foreign clients with short-lived SVIDs; the server crashes in the middle |
 //! | `outage` | the server is away for minutes; nobody notices who need not |
@@ -38,6 +39,8 @@ mod report;
 mod rotation;
 mod sim;
 mod spire;
+mod spire_commands;
+mod spire_live;
 mod spire_move;
 mod spread;
 mod storm;
@@ -62,6 +65,8 @@ struct Arguments {
 enum Show {
     /// Judge server and agent with the Go, Python and Rust peers.
     Interop,
+    /// Live with SPIRE's programs on either side (SPIRE_BIN_DIR).
+    Spire(SpireArgs),
     /// Move an agent of SPIRE here (SPIRE_BIN_DIR).
     SpireMove,
     /// Watch rotations through a crash of the server.
@@ -89,6 +94,16 @@ enum Show {
     /// Be one short-lived workload; for `storm` and tests.
     #[command(hide = true)]
     Caller(caller::CallerArgs),
+}
+
+#[derive(Args)]
+struct SpireArgs {
+    /// How long to watch, on both sides at once.
+    #[arg(long, default_value_t = 15)]
+    minutes: u64,
+    /// How often every authority is rotated meanwhile.
+    #[arg(long, default_value_t = 3)]
+    rotations: u32,
 }
 
 #[derive(Args)]
@@ -194,6 +209,10 @@ async fn main() -> ExitCode {
                 Ok(()) => judged,
                 Err(error) => judged.and(Err(error)),
             }
+        }
+        Show::Spire(args) => {
+            let length = Duration::from_secs(args.minutes * 60);
+            Box::pin(spire_live::run(&report, length, args.rotations)).await
         }
         Show::SpireMove => spire_move::run(&report).await,
         Show::Rotation(args) => {

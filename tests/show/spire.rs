@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,6 +23,18 @@ pub(crate) struct Spire {
     port: u16,
     /// Lifetime of the agents' own SVIDs.
     agent_ttl: Duration,
+}
+
+/// Where and as what a server is to run.
+pub(crate) struct Place<'a> {
+    pub(crate) trust_domain: &'a str,
+    /// For operators.
+    pub(crate) socket: &'a Path,
+    pub(crate) port: u16,
+    /// Further lines of its `server` block.
+    pub(crate) keys: &'a str,
+    /// Plugins besides those that it always has: the store, keys in memory, attestation by join token.
+    pub(crate) plugins: &'a str,
 }
 
 impl Spire {
@@ -64,15 +76,25 @@ impl Spire {
     /// # Errors
     /// When it does not answer in time.
     pub(crate) async fn start_server(&self, site: &Site) -> anyhow::Result<Daemon> {
+        let socket = Self::server_socket(site);
+        let place =
+            Place { trust_domain: TRUST_DOMAIN, socket: &socket, port: self.port, keys: "", plugins: "" };
+        self.start_server_at(site, &place).await
+    }
+
+    /// Starts a server at `place`, waits until it answers, and writes its bundle for agents.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub(crate) async fn start_server_at(&self, site: &Site, place: &Place<'_>) -> anyhow::Result<Daemon> {
+        let Place { trust_domain, socket, port, keys, plugins } = place;
         let data = site.path("spire-server");
         fs::create_dir_all(&data)?;
         let text = format!(
-            "server {{\n bind_address = \"127.0.0.1\"\n bind_port = \"{}\"\n trust_domain = \"{TRUST_DOMAIN}\"\n \
-             data_dir = {data:?}\n socket_path = {:?}\n log_level = \"DEBUG\"\n agent_ttl = \"{}s\"\n}}\n\
+            "server {{\n bind_address = \"127.0.0.1\"\n bind_port = \"{port}\"\n trust_domain = \"{trust_domain}\"\n \
+             data_dir = {data:?}\n socket_path = {socket:?}\n log_level = \"DEBUG\"\n agent_ttl = \"{}s\"\n {keys}\n}}\n\
              plugins {{\n DataStore \"sql\" {{ plugin_data {{ database_type = \"sqlite3\" connection_string = {:?} }} }}\n \
-             KeyManager \"memory\" {{ plugin_data {{}} }}\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n}}\n",
-            self.port,
-            Self::server_socket(site),
+             KeyManager \"memory\" {{ plugin_data {{}} }}\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n {plugins}\n}}\n",
             self.agent_ttl.as_secs(),
             data.join("datastore.sqlite3"),
         );
@@ -81,15 +103,19 @@ impl Spire {
         let mut program = Command::new(self.dir.join("spire-server"));
         program.args(["run", "-config"]).arg(&config);
         let daemon = Daemon::start(program, &site.path("spire-server.log"))?;
-        let socket = Self::server_socket(site);
         let bundle = eventually("the SPIRE server to answer", READY_WITHIN, || async {
-            let operator = Operator::connect(&socket).await?;
+            let operator = Operator::connect(socket).await?;
             Ok(operator.bundles().get_bundle(GetBundleRequest { output_mask: None }).await?.into_inner())
         })
         .await
         .with_context(|| format!("the SPIRE server's log:\n{}", daemon.log()))?;
         fs::write(site.path("spire-bundle.pem"), convert::bundle::from_wire(&bundle)?.to_pem())?;
         Ok(daemon)
+    }
+
+    /// The command line of the server.
+    pub(crate) fn command(&self) -> Command {
+        Command::new(self.dir.join("spire-server"))
     }
 
     /// Starts an agent that attests with a fresh join token, whose node stands for `alias` too, and waits until it serves.
@@ -121,16 +147,34 @@ impl Spire {
         port: u16,
         more: &[&str],
     ) -> anyhow::Result<Daemon> {
+        let bundle = site.path("spire-bundle.pem");
+        let attestor = "NodeAttestor \"join_token\" { plugin_data {} }";
+        self.spawn_agent_by(site, name, port, (attestor, &bundle), more)
+    }
+
+    /// As [`Spire::spawn_agent`], for an agent that attests by the plugin `attestor` and begins with the file `bundle`. It
+    /// tells workloads apart by the path of their executable, too.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub(crate) fn spawn_agent_by(
+        &self,
+        site: &Site,
+        name: &str,
+        port: u16,
+        (attestor, bundle): (&str, &Path),
+        more: &[&str],
+    ) -> anyhow::Result<Daemon> {
         let data = site.path(&format!("spire-{name}"));
         fs::create_dir_all(&data)?;
         let text = format!(
             "agent {{\n data_dir = {data:?}\n server_address = \"127.0.0.1\"\n server_port = \"{port}\"\n \
              socket_path = {:?}\n trust_bundle_path = {:?}\n trust_domain = \"{TRUST_DOMAIN}\"\n log_level = \"DEBUG\"\n}}\n\
-             plugins {{\n NodeAttestor \"join_token\" {{ plugin_data {{}} }}\n \
-             KeyManager \"disk\" {{ plugin_data {{ directory = {data:?} }} }}\n \
-             WorkloadAttestor \"unix\" {{ plugin_data {{}} }}\n}}\n",
+             plugins {{\n {attestor}\n \
+             KeyManager \"disk\" {{ plugin_data {{ directory = {data:?} }} }}\n WorkloadAttestor \"unix\" {{\n  \
+             plugin_data {{ discover_workload_path = true workload_size_limit = -1 }}\n }}\n}}\n",
             Self::agent_socket(site, name),
-            site.path("spire-bundle.pem"),
+            bundle,
         );
         let config = site.path(&format!("spire-{name}.conf"));
         fs::write(&config, text)?;
