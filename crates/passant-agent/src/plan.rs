@@ -76,8 +76,9 @@ fn reason(now: UnixTime, slot: &Slot, awaited: bool, keep: bool) -> Option<Why> 
 }
 
 fn reason_to_replace(now: UnixTime, slot: &Slot, held: &Held) -> Option<Why> {
-    if !held.vouched {
-        return has_passed(now, held.minted_at, limits::DISTRUST_FLOOR).then_some(Why::Distrusted);
+    // Until then the other reasons stand: it must not expire in a workload's hands meanwhile.
+    if !held.vouched && has_passed(now, held.minted_at, limits::DISTRUST_FLOOR) {
+        return Some(Why::Distrusted);
     }
     if !has_passed(now, held.minted_at, limits::RENEWAL_FLOOR) {
         return None;
@@ -257,6 +258,19 @@ mod tests {
         bench.hold(&entry("a", 1), 0, 1800, 3600);
         bench.state.learn_bundle(Arc::new(next.bundle()));
         assert_eq!(bench.at(10, &[]), ["drop a"]);
+    }
+
+    #[test]
+    fn a_short_lived_svid_of_a_tainted_authority_is_renewed_at_half_its_life() {
+        let mut bench = Bench::new(vec![entry("a", 1)]);
+        bench.hold(&entry("a", 1), 0, 30, 60);
+        let next = Ca::new("two");
+        bench.state.learn_bundle(Arc::new(Ca::bundle_of(&[(&bench.ca, true), (&next, false)], 2)));
+        assert!(bench.at(29, &["a"]).is_empty());
+        assert_eq!(bench.at(30, &["a"]), ["Due a"]);
+        // A changed entry is no reason to wait either.
+        bench.learn(vec![AuthorizedEntry { revision: 1, ..entry("a", 1) }]);
+        assert_eq!(bench.at(10, &["a"]), ["Revised a"]);
     }
 
     #[test]
