@@ -27,6 +27,7 @@ mod entries;
 mod entry_end;
 mod explain;
 mod fuzz;
+mod handshakes;
 mod interop;
 mod judge;
 mod kills;

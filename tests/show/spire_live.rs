@@ -6,11 +6,7 @@
 //! agent are validated at the other, and this program, a workload of both, sees which authority signs.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -27,22 +23,21 @@ use passant_proto::localauthority::{
     TaintX509AuthorityRequest,
 };
 use passant_proto::types;
-use passant_proto::workload::{JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509svid};
+use passant_proto::workload::{JwtBundlesRequest, X509svid};
 use passant_tests::api::{channel, fetch_x509, selector, wire_id, with_header, workload_api};
 use passant_tests::daemon::Daemon;
 use passant_tests::node_ca::{NodeCa, NodeFiles};
 use passant_tests::site::{NODE, READY_WITHIN, ServerOptions, Site, TRUST_DOMAIN};
 use passant_tests::wait::eventually;
 use serde_json::Value;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
-use tonic::Code;
 use tonic::transport::Channel;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::handshakes::{AUDIENCE, End, Handshakes, SHOW, spiffe_id, token};
 use crate::judge::{Client, unrecorded};
-use crate::peers::{Peer, Program};
+use crate::peers::Peer;
 use crate::report::{Report, say};
 use crate::spire::{Place, Spire};
 use crate::watcher::Watcher;
@@ -54,19 +49,14 @@ const SVID_TTL: i32 = 60;
 const AGENT_TTL: Duration = Duration::from_secs(120);
 /// How often each client asks for a JWT-SVID.
 const JWT_EVERY: Duration = Duration::from_secs(10);
-/// How often the clients of the two agents shake hands.
-const SHAKE_EVERY: Duration = Duration::from_secs(4);
 /// How long a change may take to arrive: SPIRE's agents ask every 5 s, and its server looks at its entries as often.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(60);
 /// How long it may take until everybody has SVIDs of a new authority: a renewal, and a sync.
 const SIGNS_WITHIN: Duration = Duration::from_secs(150);
 /// The node that attested by certificate, as entries name it.
 const POP: &str = "/pop";
-/// What this program is, at both agents.
-const SHOW: &str = "/show";
 /// What it is for a while only.
 const PASSING: &str = "/passing";
-const AUDIENCE: &str = "spire";
 
 /// Who runs whose programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,19 +74,11 @@ struct Stage<'a> {
     site: Site,
     /// The Workload API of the agent that attested by join token, and of the one that did by certificate.
     sockets: [PathBuf; 2],
-    crew: Vec<Member>,
+    crew: Vec<End>,
     /// Where the copies of programs lie, and the certificate that a node attests by: again and again, as long as it lives.
     _dirs: [tempfile::TempDir; 2],
     server: Daemon,
     agents: Vec<(&'static str, Daemon)>,
-}
-
-/// A foreign program with an entry of its own.
-struct Member {
-    peer: Peer,
-    name: String,
-    program: Program,
-    socket: PathBuf,
 }
 
 /// The kinds of authority.
@@ -140,20 +122,12 @@ async fn live(
 ) -> anyhow::Result<()> {
     let stage = Stage::set(report, spire, side).await?;
     let mut watchers = Vec::new();
-    for member in &stage.crew {
-        let id = spiffe_id(&format!("/{}", member.name));
+    for End { peer, name, program, socket } in &stage.crew {
+        let id = spiffe_id(&format!("/{name}"));
         let (dir, jwt) = (stage.site.dir(), (AUDIENCE, JWT_EVERY));
-        watchers.push(Watcher::start(
-            member.peer,
-            &member.program,
-            &member.name,
-            &id,
-            &member.socket,
-            dir,
-            jwt,
-        )?);
+        watchers.push(Watcher::start(*peer, program, name, &id, socket, dir, jwt)?);
     }
-    let shaking = Watch::start(&stage);
+    let shaking = Handshakes::start(&stage.crew, &stage.sockets);
     let begin = Instant::now();
     let (changed, rotated) = tokio::join!(
         stage.change_entries(begin, length),
@@ -536,7 +510,7 @@ impl<'a> Stage<'a> {
 }
 
 /// An entry for each program, told apart by its path, and for this one; and the alias of the node with a certificate.
-async fn register(site: &Site, dir: &Path, sockets: &[PathBuf; 2]) -> anyhow::Result<Vec<Member>> {
+async fn register(site: &Site, dir: &Path, sockets: &[PathBuf; 2]) -> anyhow::Result<Vec<End>> {
     site.register(POP, |entry| {
         entry.parent_id = wire_id(TRUST_DOMAIN, "/spire/server");
         entry.selectors = vec![selector("x509pop", "subject:cn:pop-node")];
@@ -556,7 +530,7 @@ async fn register(site: &Site, dir: &Path, sockets: &[PathBuf; 2]) -> anyhow::Re
             let name = format!("{}-at-{}", peer.name(), node.trim_start_matches('/'));
             let program = peer.copy(dir, &name)?;
             site.register(&format!("/{name}"), |entry| mine(entry, &program.path)).await?;
-            crew.push(Member { peer, name, program, socket: socket.clone() });
+            crew.push(End { peer, name, program, socket: socket.clone() });
         }
     }
     Ok(crew)
@@ -599,10 +573,6 @@ fn by_path(path: &Path) -> types::Selector {
     selector("unix", &format!("path:{}", path.display()))
 }
 
-fn spiffe_id(path: &str) -> String {
-    format!("spiffe://{TRUST_DOMAIN}{path}")
-}
-
 fn all_well(statuses: impl Iterator<Item = Option<types::Status>>) -> anyhow::Result<()> {
     for status in statuses {
         let status = status.context("a status")?;
@@ -642,9 +612,9 @@ fn x509_authorities(svid: &X509svid) -> anyhow::Result<Vec<String>> {
     let mut ids = Vec::new();
     for der in split_der(&svid.bundle, 100)? {
         let (_, certificate) = X509Certificate::from_der(&der)?;
-        let id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(id) => Some(hex(id.0)),
-            _ => None,
+        let id = certificate.extensions().iter().find_map(|extension| {
+            let ParsedExtension::SubjectKeyIdentifier(id) = extension.parsed_extension() else { return None };
+            Some(hex(id.0))
         });
         ids.push(id.context("a subject key identifier")?);
     }
@@ -662,13 +632,6 @@ async fn jwt_authorities(socket: &Path) -> anyhow::Result<Vec<String>> {
     Ok(keys.iter().filter_map(|key| Some(key["kid"].as_str()?.to_owned())).collect())
 }
 
-/// A JWT-SVID of this program.
-async fn token(socket: &Path) -> anyhow::Result<String> {
-    let request = JwtsvidRequest { audience: vec![AUDIENCE.to_owned()], spiffe_id: spiffe_id(SHOW) };
-    let answer = workload_api(socket).await?.fetch_jwtsvid(with_header(request)).await?.into_inner();
-    Ok(answer.svids.into_iter().next().context("no JWT-SVID")?.svid)
-}
-
 /// The id of the authority that signed it.
 fn key_id(token: &str) -> anyhow::Result<String> {
     let header = URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap_or_default())?;
@@ -678,128 +641,4 @@ fn key_id(token: &str) -> anyhow::Result<String> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The programs of the two agents, verifying each other.
-struct Watch {
-    is_over: Arc<AtomicBool>,
-    task: JoinHandle<(usize, Vec<String>)>,
-}
-
-/// Who serves and who calls.
-#[derive(Clone)]
-struct End {
-    name: String,
-    program: Program,
-    socket: PathBuf,
-}
-
-impl Watch {
-    fn start(stage: &Stage<'_>) -> Self {
-        let end = |member: &Member| End {
-            name: member.name.clone(),
-            program: member.program.clone(),
-            socket: member.socket.clone(),
-        };
-        let mut pairs = Vec::new();
-        for server in &stage.crew {
-            let others =
-                stage.crew.iter().filter(|one| one.peer != server.peer && one.socket != server.socket);
-            pairs.extend(others.map(|client| (end(server), end(client))));
-        }
-        let is_over = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(look(pairs, stage.sockets.clone(), Arc::clone(&is_over)));
-        Self { is_over, task }
-    }
-
-    /// How often they verified each other, and what was wrong.
-    async fn end(self) -> anyhow::Result<(usize, Vec<String>)> {
-        self.is_over.store(true, Ordering::SeqCst);
-        let (looks, wrong) = self.task.await?;
-        ensure!(looks >= 20, "they verified each other only {looks} times");
-        Ok((looks, wrong))
-    }
-}
-
-async fn look(
-    pairs: Vec<(End, End)>,
-    sockets: [PathBuf; 2],
-    is_over: Arc<AtomicBool>,
-) -> (usize, Vec<String>) {
-    let (mut looks, mut wrong) = (0, Vec::new());
-    let mut ticks = tokio::time::interval(SHAKE_EVERY);
-    while !is_over.load(Ordering::SeqCst) {
-        ticks.tick().await;
-        for (server, client) in pairs.clone() {
-            let what = format!("{} as server, {} as client", server.name, client.name);
-            let shaken = tokio::task::spawn_blocking(move || shake(&server, &client)).await;
-            if let Err(why) = shaken.map_err(anyhow::Error::from).flatten() {
-                wrong.push(format!("{what}: {why:#}"));
-            }
-            looks += 1;
-        }
-        let [one, other] = &sockets;
-        for (of, at) in [(one, other), (other, one)] {
-            if let Err(why) = validated(of, at).await {
-                wrong.push(format!("a JWT-SVID of {} at {}: {why:#}", of.display(), at.display()));
-            }
-            looks += 1;
-        }
-    }
-    (looks, wrong)
-}
-
-/// One server, one client, one line each way.
-fn shake(server: &End, client: &End) -> anyhow::Result<()> {
-    let id = |end: &End| spiffe_id(&format!("/{}", end.name));
-    let mut serving = server.program.command(&server.socket);
-    serving.args(["mtls-server", "--count", "1", "--authorize", &id(client)]);
-    let mut serving = serving.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let mut output = BufReader::new(serving.stdout.take().context("its output")?);
-    let mut line = String::new();
-    output.read_line(&mut line)?;
-    let spoken = serde_json::from_str::<Value>(&line).ok().and_then(|said| {
-        let address = said["address"].as_str()?.to_owned();
-        let mut calling = client.program.command(&client.socket);
-        calling.args(["mtls-client", "--addr", &address, "--authorize", &id(server)]);
-        Some(calling.stdin(Stdio::null()).output())
-    });
-    let Some(spoken) = spoken else {
-        let mut why = String::new();
-        serving.stderr.take().context("its errors")?.read_to_string(&mut why)?;
-        serving.wait()?;
-        anyhow::bail!("the server did not start: {}", why.trim());
-    };
-    let spoken = spoken?;
-    if !spoken.status.success() {
-        // It may wait for a client that never came.
-        serving.kill()?;
-    }
-    let mut rest = String::new();
-    output.read_to_string(&mut rest)?;
-    serving.wait()?;
-    let said = String::from_utf8_lossy(&spoken.stderr);
-    ensure!(spoken.status.success(), "the client: {}; the server: {}", said.trim(), rest.trim());
-    let heard: Value = serde_json::from_str(&rest)?;
-    ensure!(heard["peer_id"] == Value::from(id(client)), "the server heard {heard}");
-    Ok(())
-}
-
-/// A JWT-SVID of one agent, validated by the other.
-async fn validated(of: &Path, at: &Path) -> anyhow::Result<()> {
-    let svid = match token(of).await {
-        Ok(svid) => svid,
-        Err(why) => return Err(why.context("fetch it")),
-    };
-    let request = ValidateJwtsvidRequest { audience: AUDIENCE.to_owned(), svid };
-    match workload_api(at).await?.validate_jwtsvid(with_header(request)).await {
-        Ok(valid) => {
-            ensure!(valid.get_ref().spiffe_id == spiffe_id(SHOW), "it is of {}", valid.get_ref().spiffe_id);
-            Ok(())
-        }
-        Err(status) if status.code() == Code::InvalidArgument => {
-            anyhow::bail!("it is invalid: {}", status.message())
-        }
-        Err(status) => Err(status.into()),
-    }
 }
