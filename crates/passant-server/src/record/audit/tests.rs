@@ -62,12 +62,15 @@ fn found_in(segments: &MemorySegments, query: &Query) -> Vec<String> {
     let mut told = Vec::new();
     let take = |text: &[u8]| {
         let line: Line = serde_json::from_slice(text).unwrap();
-        told.push(match line.body {
-            Body::Act { act: Act::CreateEntries(_), .. } => "created".to_owned(),
-            Body::Act { .. } => "deleted".to_owned(),
-            Body::Refusal(refused) if refused.caller.is_none() => "stranger".to_owned(),
-            body => Kind::of(&body).name().to_owned(),
-        });
+        let is_created = matches!(line.body, Body::Act { act: Act::CreateEntries(_), .. });
+        let is_strangers = matches!(&line.body, Body::Refusal(refused) if refused.caller.is_none());
+        let name = match Kind::of(&line.body).name() {
+            "act" if is_created => "created",
+            "act" => "deleted",
+            "refusal" if is_strangers => "stranger",
+            name => name,
+        };
+        told.push(name.to_owned());
         ControlFlow::Continue(())
     };
     search(&mut segments.clone(), query, take).unwrap();
