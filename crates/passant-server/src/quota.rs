@@ -111,7 +111,7 @@ impl Work {
             "NewJWTSVID" => Self::Jwt,
             "MintX509SVID" | "MintJWTSVID" => Self::Mint,
             "GetAuthorizedEntries" | "SyncAuthorizedEntries" => Self::Sync,
-            "Explain" | "Backup" => Self::List,
+            "Explain" | "Backup" | "Search" | "Verify" => Self::List,
             "GetBundle" => Self::Bundle,
             list if list.starts_with("List") || list.starts_with("Count") => Self::List,
             _ => return None,
