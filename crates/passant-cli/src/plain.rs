@@ -12,7 +12,7 @@ pub(crate) fn line(text: &str) -> Cow<'_, str> {
 }
 
 /// Writes text on, and writes out what a terminal would take for a command. Lines and tabs stay: they are the writer's own.
-/// Texts of others go through [`line`] before.
+/// Texts of others go through [`line()`] before.
 pub(crate) struct Plain<W>(pub(crate) W);
 
 impl<W: Write> Write for Plain<W> {
