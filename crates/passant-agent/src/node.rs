@@ -253,7 +253,7 @@ impl Node {
             self.unreachable.succeeded();
             self.refused.succeeded();
             self.health.good(Part::Node);
-            return if self.vouched { limits::RENEWAL_FLOOR } else { limits::DISTRUST_FLOOR };
+            return self.lease().map_or(limits::RENEWAL_FLOOR, |lease| look_after(self.host.now(), &lease));
         };
         self.health.bad(Part::Node, &trouble(&error, self.host.now(), self.lease(), can_attest));
         if let Some(fault) = error.refusal.agent_fault {
@@ -555,6 +555,15 @@ fn unprepared(what: &'static str, error: impl std::error::Error + Send + Sync + 
     CallError { what, refusal: Refusal::precondition(with_causes(&error)).because(error) }
 }
 
+/// When to look again at an SVID that has just come.
+fn look_after(now: UnixTime, lease: &Lease) -> Duration {
+    if lease.vouched {
+        return limits::RENEWAL_FLOOR;
+    }
+    // The server may go on signing with a tainted authority for a while, but the SVID must not expire meanwhile.
+    now.until(lease.renew_at).clamp(limits::RENEWAL_FLOOR, limits::DISTRUST_FLOOR)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -566,6 +575,15 @@ mod tests {
             reattestable,
             vouched: true,
         }
+    }
+
+    #[test]
+    fn an_svid_of_a_tainted_authority_is_renewed_before_it_expires() {
+        let of = |renew_at, vouched| {
+            look_after(UnixTime::from_secs(0), &Lease { vouched, ..lease(2 * renew_at, renew_at, false) })
+                .as_secs()
+        };
+        assert_eq!([of(30, true), of(30, false), of(1, false), of(1_800, false)], [5, 30, 5, 60]);
     }
 
     #[track_caller]
