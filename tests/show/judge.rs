@@ -170,10 +170,22 @@ impl Client {
 
     /// What its library reported as failed.
     pub(crate) fn failures(&self) -> Vec<String> {
+        self.failures_that(|_| true)
+    }
+
+    /// The same from its first X509-SVID on: SPIRE's agent says "no identity issued" of one that it has yet to have minted.
+    pub(crate) fn failures_once_served(&self) -> Vec<String> {
+        let served = self.svids().first().map(|svid| svid.received);
+        self.failures_that(|fault| {
+            fault.code != "PermissionDenied" || served.is_none_or(|served| fault.received >= served)
+        })
+    }
+
+    fn failures_that(&self, count: impl Fn(&Fault) -> bool) -> Vec<String> {
         let tell = |fault: &Fault| {
             format!("{} at {}: {} ({}): {}", self.name, fault.received, fault.of, fault.code, fault.error)
         };
-        self.faults().into_iter().map(tell).collect()
+        self.faults().into_iter().filter(|fault| count(fault)).map(tell).collect()
     }
 
     /// Rotations that came too early, too late, or not at all.
