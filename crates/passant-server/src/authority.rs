@@ -33,7 +33,7 @@ use crate::state::change::Change;
 
 pub use by_hand::Slots;
 pub use mint::{ActiveJwt, ActiveX509, MintError};
-pub(crate) use mint::{authority_id, ia5, moment, subject};
+pub(crate) use mint::{AuthorityFacts, authority_id, ia5, moment, subject};
 pub use reach::Reach;
 use slots::{Policy, Step};
 

@@ -286,7 +286,8 @@ impl Callers {
     }
 }
 
-fn not_allowed() -> Refusal {
+/// Who calls may not, and is not told what would be needed.
+pub(crate) fn not_allowed() -> Refusal {
     Refusal::denied("caller is not allowed to call this method")
 }
 

@@ -8,7 +8,7 @@
 //! - an order (`issue/order.rs`) holds names, times and serial, which come from the entry, never from the CSR,
 //! - an [`Intent`](crate::record::Intent) is made by the decision record once the decision is durable,
 //! - what is minted (`issue/mint.rs`) uses up its intent and was read back and compared with its order,
-//! - only [`IssuedX509`] and [`IssuedJwt`] show what was minted; for an agent that is after its row is journaled.
+//! - only [`IssuedX509`], [`IssuedJwt`] and [`IssuedDownstream`] show what was minted; for an agent that is after its row is journaled.
 
 mod mint;
 mod order;
@@ -21,20 +21,21 @@ use passant_core::csr::{self, Csr};
 use passant_core::jwt_svid::JwtSvid;
 use passant_core::keys::{KeyType, SigningKey};
 use passant_core::x509_svid::X509Svid;
-use passant_core::{AgentFault, Entry, EntryId, Host, Refusal, SpiffeId, UnixTime};
+use passant_core::{AgentFault, Bundle, Entry, EntryId, Host, Refusal, SpiffeId, UnixTime};
 use passant_daemon::label::Outcome as Went;
+use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use crate::attest_node::{self, NodeProof};
 use crate::authority::{ActiveX509, Authorities};
-use crate::caller::{Actor, AgentCaller, at_fault};
+use crate::caller::{Actor, AgentCaller, DownstreamCaller, at_fault, not_allowed};
 use crate::journal::Journal;
 use crate::metrics::{Kind, Metrics};
 use crate::record::{DecisionLog, Outcome};
 use crate::state::State;
 use mint::{Approved, Minted};
 pub(crate) use mint::{NodeSvidFacts, is_believed};
-use order::{JwtOrder, Ordered, X509Order};
+use order::{DownstreamOrder, JwtOrder, Ordered, X509Order};
 pub use pool::{Asker, PoolError, SigningPool};
 
 /// The lifetimes and names that entries leave open.
@@ -48,6 +49,8 @@ pub struct IssueConfig {
     pub agent_ttl: Duration,
     /// Lifetime of the server's own X509-SVID.
     pub server_ttl: Duration,
+    /// Lifetime of X.509 authorities of servers below that ask for none.
+    pub downstream_ttl: Duration,
     /// The `iss` claim of JWT-SVIDs, if they are to have one.
     pub jwt_issuer: Option<String>,
     /// Kind of the server's own key.
@@ -76,6 +79,13 @@ pub struct IssuedX509 {
 #[derive(Clone, Debug)]
 pub struct IssuedJwt {
     svid: JwtSvid,
+}
+
+/// The X.509 authority of a server below, which may leave this server.
+#[derive(Clone, Debug)]
+pub struct IssuedDownstream {
+    chain: Vec<CertificateDer<'static>>,
+    roots: Arc<Bundle>,
 }
 
 /// The server's own X509-SVID with its key, which never rests anywhere.
@@ -264,6 +274,42 @@ impl Issuer {
         self.metrics.issuing(Kind::Minted, issued).await
     }
 
+    /// Signs the X.509 authority of a server below. `ttl` is the default one if `None`; it ends with the entry and with
+    /// the authority that signs, if they end first.
+    ///
+    /// # Errors
+    /// Invalid for a CSR as in [`Issuer::x509_batch`], or one made out to another name than the trust domain's; Denied when
+    /// the entry was deleted or is no longer downstream; Unavailable as [`Issuer::x509_batch`], and while the authority
+    /// that signs is tainted.
+    pub async fn downstream(
+        &self,
+        caller: &DownstreamCaller,
+        csr: &[u8],
+        ttl: Option<Duration>,
+    ) -> Result<IssuedDownstream, Refusal> {
+        let issued = async {
+            let asker = Asker::Downstream(caller.id().clone());
+            let csr = self.csr(asker.clone(), csr).await?;
+            let (scene, state) = (self.scene(), self.journal.state());
+            mint::is_untainted(&state, scene.authority.id())?;
+            let entry = below(&state, caller, scene.now)?;
+            let ttl = ttl.unwrap_or(self.config.downstream_ttl);
+            let order = DownstreamOrder::new(&scene, caller, entry, csr, ttl)?;
+            let revision = entry.revision;
+            let minted = self.mint_one(&self.pool.on_behalf_of(asker), order).await?;
+            let state = self.journal.state();
+            if below(&state, caller, self.host.now())?.revision != revision {
+                return Err(Refusal::unavailable(
+                    "entry was changed while the authority was signed: ask again",
+                ));
+            }
+            mint::is_untainted(&state, scene.authority.id())?;
+            let roots = state.bundle().ok_or_else(|| Refusal::internal("there is no bundle"))?;
+            Ok(IssuedDownstream { chain: minted.release(&state)?, roots })
+        };
+        self.metrics.issuing(Kind::DownstreamX509Ca, issued).await
+    }
+
     /// Issues the server's own X509-SVID, with a new key.
     ///
     /// # Errors
@@ -388,6 +434,13 @@ fn find<'a>(
     entry.map(AsRef::as_ref).ok_or_else(order::no_entry)
 }
 
+/// The entry that makes the caller a server below, as long as it does.
+fn below<'a>(state: &'a State, caller: &DownstreamCaller, now: UnixTime) -> Result<&'a Entry, Refusal> {
+    let stands =
+        |entry: &&Arc<Entry>| entry.downstream && entry.spiffe_id == *caller.id() && !entry.has_ended(now);
+    state.entry(caller.entry()).filter(stands).map(AsRef::as_ref).ok_or_else(not_allowed)
+}
+
 /// Whether what was ordered on the ground of an entry, in its revision of then, may leave the server now. Disk and signer
 /// were waited for meanwhile: what an operator stopped in that time, and was told to be stopped, is not handed out.
 fn still_stands(state: &State, caller: &AgentCaller, ground: Option<&(EntryId, u64)>) -> Result<(), Refusal> {
@@ -416,6 +469,18 @@ impl IssuedX509 {
     /// The chain, leaf first, no root, with its SPIFFE ID and times.
     pub const fn svid(&self) -> &X509Svid {
         &self.svid
+    }
+}
+
+impl IssuedDownstream {
+    /// DER certificates: the new authority's, then what leads to a root; no root.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The own bundle, which it verifies against.
+    pub fn roots(&self) -> &Bundle {
+        &self.roots
     }
 }
 

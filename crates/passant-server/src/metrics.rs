@@ -38,6 +38,8 @@ labels! {
         Minted = "minted",
         /// The server's own X509-SVID.
         ServerSvid = "server_svid",
+        /// The X.509 authority of a server below this one.
+        DownstreamX509Ca = "downstream_x509_ca",
     }
 }
 

@@ -54,7 +54,7 @@ pub(crate) enum Work {
     X509,
     /// An agent asks for a JWT-SVID of a workload.
     Jwt,
-    /// An operator has an SVID minted.
+    /// An operator has an SVID minted, or a server below has its X.509 authority signed.
     Mint,
     /// An agent synchronizes its entries.
     Sync,
@@ -109,7 +109,7 @@ impl Work {
             "RenewAgent" => Self::Renew,
             "BatchNewX509SVID" => Self::X509,
             "NewJWTSVID" => Self::Jwt,
-            "MintX509SVID" | "MintJWTSVID" => Self::Mint,
+            "MintX509SVID" | "MintJWTSVID" | "NewDownstreamX509CA" => Self::Mint,
             "GetAuthorizedEntries" | "SyncAuthorizedEntries" => Self::Sync,
             "Explain" | "Backup" | "Search" | "Verify" => Self::List,
             "GetBundle" => Self::Bundle,

@@ -259,6 +259,8 @@ pub enum DecisionKind {
     X509Authority,
     /// A JWT authority.
     JwtAuthority,
+    /// The X.509 authority of a server below this one.
+    DownstreamX509Ca,
 }
 
 /// What became of an intent.

@@ -160,6 +160,7 @@ impl Rig {
             jwt_svid_ttl: settings.jwt_svid_ttl,
             agent_ttl: settings.agent_ttl,
             server_ttl: HOUR,
+            downstream_ttl: settings.ca_ttl,
             jwt_issuer: settings.jwt_issuer,
             key_type: settings.key_type,
         };

@@ -558,6 +558,7 @@ fn issue_config(config: &Config) -> IssueConfig {
         jwt_svid_ttl: config.default_jwt_svid_ttl,
         agent_ttl: config.agent_ttl,
         server_ttl: config.default_x509_svid_ttl,
+        downstream_ttl: config.ca_ttl,
         jwt_issuer: config.jwt_issuer.clone(),
         key_type: config.ca_key_type,
     }

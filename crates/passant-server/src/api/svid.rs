@@ -105,9 +105,17 @@ impl Svid for Api {
 
     async fn new_downstream_x509ca(
         &self,
-        _: Request<NewDownstreamX509caRequest>,
+        request: Request<NewDownstreamX509caRequest>,
     ) -> Result<Response<NewDownstreamX509caResponse>, Status> {
-        Err(not_offered("downstream X.509 authorities"))
+        let caller = self.downstream(request.extensions())?;
+        let NewDownstreamX509caRequest { csr, preferred_ttl } = request.into_inner();
+        let issued = self.issuer.downstream(&caller, &csr, lifetime(preferred_ttl)?).await.map_err(refuse)?;
+        tracing::info!(%caller, "signed the X.509 authority of a server below");
+        let roots = &issued.roots().x509_authorities;
+        Ok(Response::new(NewDownstreamX509caResponse {
+            ca_cert_chain: issued.chain().iter().map(|certificate| certificate.to_vec()).collect(),
+            x509_authorities: roots.iter().map(|authority| authority.der.clone()).collect(),
+        }))
     }
 }
 

@@ -19,7 +19,8 @@ use ring::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Error};
 
 use crate::encoding::from_hex;
 use crate::record::Intent;
@@ -31,6 +32,10 @@ const KEY_ID_BYTES: usize = 20;
 const COUNTRY: &str = "US";
 /// Names us in subjects.
 const ORGANIZATION: &str = "Passant";
+/// Names the unit of a server one step below, as SPIRE does.
+const DOWNSTREAM: &str = "DOWNSTREAM-1";
+/// keyCertSign and cRLSign, as x509-parser holds them (RFC 5280 4.2.1.3: bits 5 and 6, from the left).
+const SIGNS: u16 = (1 << 5) | (1 << 6);
 /// `id-at-serialNumber`; tells one authority's name from the next one's.
 const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 
@@ -79,6 +84,17 @@ pub enum MintError {
     Key(#[from] KeyError),
 }
 
+/// What the certificate of an X.509 authority says, this server's or that of a server below.
+pub(crate) struct AuthorityFacts<'a> {
+    /// The trust domain's ID, the authority's only name.
+    pub(crate) trust_domain_id: &'a SpiffeId,
+    /// DER SubjectPublicKeyInfo.
+    pub(crate) public_key: &'a [u8],
+    pub(crate) serial: &'a Serial,
+    pub(crate) not_before: UnixTime,
+    pub(crate) not_after: UnixTime,
+}
+
 /// What a new X.509 authority will look like, decided before its intent is asked for.
 pub(super) struct RootOrder {
     /// The trust domain's ID, the authority's only name.
@@ -108,40 +124,82 @@ pub(super) fn root(
     order: &RootOrder,
     key: &dyn SigningKey,
 ) -> Result<Vec<u8>, MintError> {
-    let mut params = authority_params(key_id(key.public_key()))?;
-    params.serial_number = Some(SerialNumber::from(order.serial.as_bytes().to_vec()));
-    params.not_before = moment(order.not_before)?;
-    params.not_after = moment(order.not_after)?;
-    params.subject_alt_names = vec![SanType::URI(ia5(order.trust_domain_id.as_str())?)];
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let der = params.self_signed(&RcgenKey(key))?.der().to_vec();
-    check_root(&der, order, key)?;
+    let facts = AuthorityFacts {
+        trust_domain_id: &order.trust_domain_id,
+        public_key: key.public_key(),
+        serial: &order.serial,
+        not_before: order.not_before,
+        not_after: order.not_after,
+    };
+    let der = facts.params()?.self_signed(&RcgenKey(key))?.der().to_vec();
+    let found = facts.read(&der)?;
+    found.verify_signature(None).map_err(|error| MintError::Invalid(Box::new(error)))?;
     Ok(der)
 }
 
-fn check_root(der: &[u8], order: &RootOrder, key: &dyn SigningKey) -> Result<(), MintError> {
-    let mismatch = |what| MintError::Mismatch { what };
-    let (rest, found) =
-        X509Certificate::from_der(der).map_err(|error| MintError::Invalid(Box::new(error)))?;
-    found.verify_signature(None).map_err(|error| MintError::Invalid(Box::new(error)))?;
-    let validity = found.validity();
-    let names = found.subject_alternative_name().map_err(|error| MintError::Invalid(Box::new(error)))?;
-    let names: Vec<&str> = names
-        .iter()
-        .flat_map(|names| &names.value.general_names)
-        .map(|name| if let GeneralName::URI(uri) = name { *uri } else { "" })
-        .collect();
-    let checks = [
-        (rest.is_empty(), "length"),
-        (found.public_key().raw == key.public_key(), "public key"),
-        (found.serial.to_bytes_be() == order.serial.as_bytes(), "serial number"),
-        (validity.not_before.timestamp() == order.not_before.secs(), "not_before"),
-        (validity.not_after.timestamp() == order.not_after.secs(), "not_after"),
-        (names == [order.trust_domain_id.as_str()], "subject alternative name"),
-        (found.is_ca(), "basic constraints"),
-    ];
-    checks.iter().find(|(matches, _)| !matches).map_or(Ok(()), |(_, what)| Err(mismatch(what)))
+impl AuthorityFacts<'_> {
+    /// The certificate as rcgen takes it: SPIFFE's profile of a signing certificate (X509-SVID 4). The path below it may be
+    /// of any length.
+    pub(crate) fn params(&self) -> Result<CertificateParams, MintError> {
+        let mut params = authority_params(key_id(self.public_key))?;
+        params.serial_number = Some(SerialNumber::from(self.serial.as_bytes().to_vec()));
+        params.not_before = moment(self.not_before)?;
+        params.not_after = moment(self.not_after)?;
+        params.subject_alt_names = vec![SanType::URI(ia5(self.trust_domain_id.as_str())?)];
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok(params)
+    }
+
+    /// The same for the authority of a server below: its subject says so, as SPIRE's does.
+    pub(crate) fn params_below(&self) -> Result<CertificateParams, MintError> {
+        let mut params = self.params()?;
+        params.distinguished_name.push(DnType::OrganizationalUnitName, printable(DOWNSTREAM)?);
+        params.use_authority_key_identifier_extension = true;
+        Ok(params)
+    }
+
+    /// Reads back what was signed, and holds it against these facts.
+    ///
+    /// # Errors
+    /// When it is no certificate, or says anything else.
+    pub(crate) fn read<'a>(&self, der: &'a [u8]) -> Result<X509Certificate<'a>, MintError> {
+        let invalid = |error: X509Error| MintError::Invalid(Box::new(error));
+        let (rest, found) =
+            X509Certificate::from_der(der).map_err(|error| MintError::Invalid(Box::new(error)))?;
+        let validity = found.validity();
+        let names = found.subject_alternative_name().map_err(invalid)?;
+        let names: Vec<&str> = names
+            .iter()
+            .flat_map(|names| &names.value.general_names)
+            .map(|name| if let GeneralName::URI(uri) = name { *uri } else { "" })
+            .collect();
+        let constraints = found.basic_constraints().map_err(invalid)?;
+        let is_ca = constraints.is_some_and(|found| {
+            found.critical && found.value.ca && found.value.path_len_constraint.is_none()
+        });
+        let usage = found.key_usage().map_err(invalid)?;
+        let only_signs = usage.is_some_and(|found| found.critical && found.value.flags == SIGNS);
+        let own_key_id = found.extensions().iter().any(|extension| {
+            matches!(extension.parsed_extension(), ParsedExtension::SubjectKeyIdentifier(id)
+                if id.0 == key_id(self.public_key))
+        });
+        let checks = [
+            (rest.is_empty(), "length"),
+            (found.public_key().raw == self.public_key, "public key"),
+            (found.serial.to_bytes_be() == self.serial.as_bytes(), "serial number"),
+            (validity.not_before.timestamp() == self.not_before.secs(), "not_before"),
+            (validity.not_after.timestamp() == self.not_after.secs(), "not_after"),
+            (names == [self.trust_domain_id.as_str()], "subject alternative name"),
+            (is_ca, "basic constraints"),
+            (only_signs, "key usage"),
+            (own_key_id, "subject key identifier"),
+        ];
+        match checks.iter().find(|(matches, _)| !matches) {
+            Some((_, what)) => Err(MintError::Mismatch { what }),
+            None => Ok(found),
+        }
+    }
 }
 
 /// What all certificates of one authority name as their issuer, and its own certificate as its subject.

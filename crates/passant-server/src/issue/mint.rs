@@ -10,9 +10,11 @@ use passant_core::{Refusal, UnixTime};
 use rcgen::{
     CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
+use x509_parser::extensions::ParsedExtension;
 
 use super::order::{JwtOrder, Ordered, X509Order};
-use crate::authority::{self, MintError};
+use crate::authority::{self, AuthorityFacts, MintError};
 use crate::record::{Intent, Receipt};
 use crate::state::{Authority, AuthorityId, Phase, State};
 
@@ -99,6 +101,20 @@ pub(crate) fn is_believed(state: &State, authority: Option<&AuthorityId>) -> Res
     Err(Refusal::unavailable("the authority that signed was tainted or revoked meanwhile: ask again"))
 }
 
+/// Whether an authority may sign one below it, and hand it out: not even a tainted one that is still active may, since what
+/// is signed below it would be of a tainted authority for as long as it lives.
+///
+/// # Errors
+/// Unavailable: another one is to sign first.
+pub(super) fn is_untainted(state: &State, authority: &AuthorityId) -> Result<(), Refusal> {
+    if state.authority(authority).is_some_and(|authority| !authority.tainted) {
+        return Ok(());
+    }
+    Err(Refusal::unavailable(
+        "the authority that signs is tainted or was revoked: ask again once another one signs",
+    ))
+}
+
 /// Signs and checks an X509-SVID.
 pub(super) fn x509(order: &X509Order, recorded: &Intent) -> Result<X509Svid, MintError> {
     let params = leaf(order)?;
@@ -139,6 +155,35 @@ fn leaf(order: &X509Order) -> Result<CertificateParams, MintError> {
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
+}
+
+/// Signs and checks the certificate of an authority below.
+pub(super) fn downstream(
+    order: &X509Order,
+    recorded: &Intent,
+) -> Result<Vec<CertificateDer<'static>>, MintError> {
+    let (ordered, authority) = (&order.decision, &order.authority);
+    let facts = AuthorityFacts {
+        trust_domain_id: &ordered.spiffe_id,
+        public_key: order.csr.public_key(),
+        serial: &order.serial,
+        not_before: order.not_before,
+        not_after: ordered.not_after,
+    };
+    let chain = authority.sign(recorded, &facts.params_below()?, &order.csr)?;
+    let [certificate] = chain.as_slice() else { return Err(MintError::Mismatch { what: "chain" }) };
+    let found = facts.read(certificate)?;
+    let issuer_key_id = found.extensions().iter().find_map(|extension| {
+        let ParsedExtension::AuthorityKeyIdentifier(issuer) = extension.parsed_extension() else {
+            return None;
+        };
+        issuer.key_identifier.as_ref()
+    });
+    matches(&[
+        (ordered.not_after <= authority.not_after(), "end of the authority"),
+        (issuer_key_id.is_some_and(|id| id.0 == authority.key_id()), "authority key identifier"),
+    ])?;
+    Ok(chain)
 }
 
 /// Signs and checks a JWT-SVID.

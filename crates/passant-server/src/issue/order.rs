@@ -17,12 +17,13 @@ use passant_core::limits::{DNS_NAMES, JWT_AUDIENCE_BYTES, JWT_AUDIENCES};
 use passant_core::serial::Serial;
 use passant_core::x509_svid::X509Svid;
 use passant_core::{Entry, EntryId, Host, Refusal, SpiffeId, TrustDomain, UnixTime};
+use rustls_pki_types::CertificateDer;
 
 use super::Scene;
 use crate::access::{Target, Verb};
 use crate::attest_node::NodeProof;
 use crate::authority::{ActiveJwt, ActiveX509, MintError};
-use crate::caller::{Actor, AgentCaller};
+use crate::caller::{Actor, AgentCaller, DownstreamCaller};
 use crate::encoding::to_hex;
 use crate::record::{Decision, DecisionKind, Intent};
 use crate::state::State;
@@ -49,6 +50,9 @@ pub(crate) struct X509Order {
     /// Subject and end are in here.
     pub(super) decision: Decision,
 }
+
+/// The X.509 authority of a server below, to be signed. It has no DNS names.
+pub(crate) struct DownstreamOrder(pub(super) X509Order);
 
 /// A JWT-SVID to be minted.
 pub(crate) struct JwtOrder {
@@ -190,6 +194,31 @@ impl X509Order {
             at: scene.now,
         };
         Ok(Self { authority: Arc::clone(&scene.authority), csr, serial, not_before, dns_names, decision })
+    }
+}
+
+impl DownstreamOrder {
+    /// For a server below, by the entry that makes it one. The name is the trust domain's, whoever asks: what is signed
+    /// with this authority may be any identity of it.
+    pub(super) fn new(
+        scene: &Scene,
+        caller: &DownstreamCaller,
+        entry: &Entry,
+        csr: Csr,
+        ttl: Duration,
+    ) -> Result<Self, Refusal> {
+        let spiffe_id = entry.spiffe_id.trust_domain().id();
+        no_other_name(&csr, &spiffe_id)?;
+        let ask = Ask {
+            kind: DecisionKind::DownstreamX509Ca,
+            spiffe_id,
+            entry: Some((entry.id.clone(), entry.revision)),
+            ends: entry.expires_at,
+            ttl,
+            caller: caller.to_string(),
+            reason: "entry makes the caller a downstream server".to_owned(),
+        };
+        X509Order::new(scene, ask, csr, Vec::new()).map(Self)
     }
 }
 
@@ -339,6 +368,18 @@ impl Ordered for X509Order {
 
     fn sign(&self, recorded: &Intent) -> Result<X509Svid, MintError> {
         super::mint::x509(self, recorded)
+    }
+}
+
+impl Ordered for DownstreamOrder {
+    type Svid = Vec<CertificateDer<'static>>;
+
+    fn decision(&self) -> &Decision {
+        &self.0.decision
+    }
+
+    fn sign(&self, recorded: &Intent) -> Result<Self::Svid, MintError> {
+        super::mint::downstream(&self.0, recorded)
     }
 }
 

@@ -41,6 +41,8 @@ pub enum Asker {
     Nodes,
     /// One agent.
     Agent(SpiffeId),
+    /// One server below this one.
+    Downstream(SpiffeId),
 }
 
 /// Work was lost because it panicked, or the runtime is going down.

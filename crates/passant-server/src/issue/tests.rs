@@ -1,5 +1,7 @@
 //! Is what is issued what was ordered, for whom it was ordered, and on record?
 
+mod downstream;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

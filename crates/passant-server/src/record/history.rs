@@ -205,7 +205,10 @@ impl History {
                 node.issued = (Some(issued), node.issued.0.take());
             }
             DecisionKind::X509Authority | DecisionKind::JwtAuthority => self.authorities.push(decision),
-            DecisionKind::X509Svid | DecisionKind::JwtSvid | DecisionKind::ServerSvid => {}
+            DecisionKind::X509Svid
+            | DecisionKind::JwtSvid
+            | DecisionKind::ServerSvid
+            | DecisionKind::DownstreamX509Ca => {}
         }
     }
 }

@@ -9,8 +9,10 @@ use passant_proto::bundle::GetBundleRequest;
 use passant_proto::entry::{CountEntriesRequest, GetAuthorizedEntriesRequest, ListEntriesRequest};
 use passant_proto::status;
 use passant_proto::svid::{
-    BatchNewX509svidRequest, MintJwtsvidRequest, NewJwtsvidRequest, NewX509svidParams,
+    BatchNewX509svidRequest, MintJwtsvidRequest, NewDownstreamX509caRequest, NewJwtsvidRequest,
+    NewX509svidParams,
 };
+use passant_proto::types;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
@@ -83,6 +85,14 @@ async fn what_the_configuration_says_of_one_caller_holds_and_others_are_served()
     let mint = MintJwtsvidRequest { id: Some(wire_id("/minted")), audience: vec!["db".to_owned()], ttl: 0 };
     let mut minter = svids(rig.local().await);
     let refused = refusal_of(async || minter.mint_jwtsvid(mint.clone()).await).await;
+    check(&rig, &refused, "mints_per_caller");
+
+    let below = types::Entry { downstream: true, ..entry(modest.svid.id(), "/below", "unix:uid:1") };
+    let below = rig.register(vec![below]).await.remove(0);
+    let below = rig.svid_of(&modest, &below.id).await;
+    let ask = NewDownstreamX509caRequest { csr: csr_of(&rig), preferred_ttl: 60 };
+    let mut signing = svids(rig.remote(Some(&below)).await.unwrap());
+    let refused = refusal_of(async || signing.new_downstream_x509ca(ask.clone()).await).await;
     check(&rig, &refused, "mints_per_caller");
 
     let mut stranger = bundles(rig.stranger().await);

@@ -12,6 +12,7 @@ use passant_proto::svid::{
 use passant_proto::types;
 use std::sync::Arc;
 use tonic::Code;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::rig::{Identity, Rig, bundles, entry, refusal, svids, trust_domain, wire_id};
 
@@ -170,15 +171,51 @@ async fn admin_ids_administer_without_an_entry_that_says_so() {
 }
 
 #[tokio::test]
-async fn downstream_authorities_are_only_for_downstream_servers_and_not_yet_for_them() {
+async fn authorities_below_are_for_downstream_servers_only_and_as_long_as_they_are() {
     let rig = Rig::start().await;
-    let mut operator = svids(rig.local().await);
-    let refused = operator.new_downstream_x509ca(NewDownstreamX509caRequest::default()).await;
-    assert_eq!(refusal(refused).reason, Reason::Denied);
-    let (downstream, _) = workload(&rig, |entry| entry.downstream = true).await;
-    let mut client = svids(rig.remote(Some(&downstream)).await.unwrap());
-    let refused = client.new_downstream_x509ca(NewDownstreamX509caRequest::default()).await;
-    assert_eq!(refusal(refused).reason, Reason::Unimplemented);
+    let (below, id) = workload(&rig, |entry| entry.downstream = true).await;
+    let agent = rig.agent().await;
+    let (admin, _) =
+        workload(&rig, |entry| (entry.spiffe_id, entry.admin) = (Some(wire_id("/admin")), true)).await;
+    let (plain, _) = workload(&rig, |entry| entry.spiffe_id = Some(wire_id("/plain"))).await;
+    let ask = || NewDownstreamX509caRequest {
+        csr: csr::make(&*rig.key(), Some(&trust_domain().id())).unwrap(),
+        preferred_ttl: 60,
+    };
+    let mut others = vec![rig.local().await, rig.stranger().await];
+    for other in [&agent, &admin, &plain] {
+        others.push(rig.remote(Some(other)).await.unwrap());
+    }
+    for channel in others {
+        let refused = svids(channel).new_downstream_x509ca(ask()).await;
+        assert_eq!(refusal(refused).reason, Reason::Denied);
+    }
+
+    let mut client = svids(rig.remote(Some(&below)).await.unwrap());
+    let answer = client.new_downstream_x509ca(ask()).await.unwrap().into_inner();
+    assert_eq!(answer.ca_cert_chain.len(), 1);
+    let published = &rig.running.bundle().x509_authorities;
+    assert!(answer.x509_authorities.iter().eq(published.iter().map(|authority| &authority.der)));
+    let (_, ca) = X509Certificate::from_der(&answer.ca_cert_chain[0]).unwrap();
+    let (_, root) = X509Certificate::from_der(&answer.x509_authorities[0]).unwrap();
+    ca.verify_signature(Some(root.public_key())).unwrap();
+    let left = ca.validity().not_after.timestamp() - rig.host.now().secs();
+    assert!((1..=60).contains(&left), "{left}");
+
+    for (request, said) in [
+        (NewDownstreamX509caRequest { csr: Vec::new(), ..ask() }, "missing CSR"),
+        (NewDownstreamX509caRequest { csr: b"rubbish".to_vec(), ..ask() }, "malformed"),
+        (NewDownstreamX509caRequest { preferred_ttl: -1, ..ask() }, "negative"),
+    ] {
+        let refused = refusal(client.new_downstream_x509ca(request).await);
+        assert_eq!(refused.reason, Reason::Invalid, "{refused}");
+        assert!(refused.public.contains(said), "{refused}");
+    }
+
+    // Its connection and its X509-SVID are as good as before.
+    let delete = passant_proto::entry::BatchDeleteEntryRequest { ids: vec![id] };
+    super::rig::entries(rig.local().await).batch_delete_entry(delete).await.unwrap();
+    assert_eq!(refusal(client.new_downstream_x509ca(ask()).await).reason, Reason::Denied);
 }
 
 #[tokio::test]
