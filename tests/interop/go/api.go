@@ -59,6 +59,7 @@ func runAPISuite(ctx context.Context, args []string) error {
 	s.revisionChecks(ctx)
 	s.trustDomainChecks(ctx)
 	s.loggerChecks(ctx)
+	s.downstreamChecks(ctx, everybody[downstream])
 	s.debugChecks(ctx)
 	s.healthChecks(ctx)
 	s.authorityChecks(ctx)

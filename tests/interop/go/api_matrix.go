@@ -119,14 +119,13 @@ func matrix() map[string]row {
 		"Entry/GetAuthorizedEntries":  allowed(agent, ok),
 		"Entry/SyncAuthorizedEntries": allowed(agent, ok),
 
-		"SVID/MintX509SVID":     allowed(operators, invalid),
-		"SVID/MintJWTSVID":      allowed(operators, invalid),
-		"SVID/MintWITSVID":      allowed(operators, unimplemented),
-		"SVID/BatchNewX509SVID": allowed(agent, invalid),
-		"SVID/NewJWTSVID":       allowed(agent, codes.NotFound),
-		"SVID/BatchNewWITSVID":  allowed(agent, unimplemented),
-		// Passant issues no CA certificates to servers below; SPIRE answers InvalidArgument.
-		"SVID/NewDownstreamX509CA": allowed(downstream, unimplemented),
+		"SVID/MintX509SVID":        allowed(operators, invalid),
+		"SVID/MintJWTSVID":         allowed(operators, invalid),
+		"SVID/MintWITSVID":         allowed(operators, unimplemented),
+		"SVID/BatchNewX509SVID":    allowed(agent, invalid),
+		"SVID/NewJWTSVID":          allowed(agent, codes.NotFound),
+		"SVID/BatchNewWITSVID":     allowed(agent, unimplemented),
+		"SVID/NewDownstreamX509CA": allowed(downstream, invalid),
 
 		"Bundle/GetBundle":                  allowed(anybody, ok),
 		"Bundle/GetFederatedBundle":         allowed(operators|agent, invalid),
