@@ -194,7 +194,7 @@ impl History {
         }
         if let Some((id, revision)) = &decision.entry {
             self.revision = self.revision.max(Revision::new(*revision));
-            let last = EntryHistory { spiffe_id: decision.spiffe_id.clone(), revision: *revision };
+            let last = EntryHistory { spiffe_id: holder(&decision), revision: *revision };
             self.entries.insert(id.clone(), last);
         }
         match decision.kind {
@@ -211,6 +211,13 @@ impl History {
             | DecisionKind::DownstreamX509Ca => {}
         }
     }
+}
+
+/// Whose entry a decision stands on: the subject's, but for the authority of a server below that server's, who asked.
+fn holder(decision: &Decision) -> SpiffeId {
+    let is_below = decision.kind == DecisionKind::DownstreamX509Ca;
+    let below = decision.caller.strip_prefix("downstream ").filter(|_| is_below);
+    below.and_then(|id| SpiffeId::parse(id).ok()).unwrap_or_else(|| decision.spiffe_id.clone())
 }
 
 fn line(text: &[u8]) -> Option<Line> {

@@ -235,7 +235,14 @@ async fn what_the_record_tells_is_done_again() {
     changes.push(Change::PutEntry(entry("doomed", "/w/d", "/p")));
     changes.push(Change::PutEntry(entry("renewed", "/w/r", "/p")));
     let site = Site::new(changes);
+    let below = match issued(DecisionKind::DownstreamX509Ca, "/w/x", "15", Some(("below", 49))) {
+        Said::Issued(decision) => {
+            Said::Issued(Decision { caller: format!("downstream {}", id("/w/below")), ..decision })
+        }
+        act @ Said::Act(_) => act,
+    };
     site.record(vec![
+        below,
         Said::Act(Act::BanAgent(id(&agent("banned")))),
         Said::Act(Act::EvictAgent(id(&agent("evicted")))),
         issued(DecisionKind::NodeSvid, &agent("renewed"), "0a", None),
@@ -288,7 +295,12 @@ async fn what_the_record_tells_is_done_again() {
         restored.lost,
         Lost {
             agents: ids(&["new"]),
-            entries: vec![(entry_id("new"), id("/w/new")), (entry_id("renewed"), id("/w/r"))],
+            // That of the server below is its own, and not the trust domain's.
+            entries: vec![
+                (entry_id("below"), id("/w/below")),
+                (entry_id("new"), id("/w/new")),
+                (entry_id("renewed"), id("/w/r")),
+            ],
             changed_entries: vec![entry_id("plain")],
             join_tokens: 0,
             bundles: vec![],
