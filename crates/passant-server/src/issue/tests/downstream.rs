@@ -15,7 +15,15 @@ use crate::rig::peer;
 async fn below(rig: &Rig, end: Option<UnixTime>) -> DownstreamCaller {
     let entry = rig.entry("below", &agent(), |e| (e.downstream, e.expires_at) = (true, end)).await;
     let svid = rig.issuer.mint_x509(&Actor::root(), &rig.csr(Some(&entry.spiffe_id)), None).await.unwrap();
+    settled(rig).await;
     rig.callers.downstream(&peer(&svid)).unwrap()
+}
+
+/// Waits until the record says of all that was decided what became of it: what is written next is of what comes next.
+async fn settled(rig: &Rig) {
+    while rig.decisions().values().any(|(_, outcome)| outcome.is_none()) {
+        tokio::task::yield_now().await;
+    }
 }
 
 fn certificate(der: &[u8]) -> X509Certificate<'_> {
@@ -167,6 +175,40 @@ async fn only_the_key_of_a_sound_csr_is_certified() {
     assert_eq!(of_kind(DecisionKind::DownstreamX509Ca), 0);
 }
 
+#[tokio::test]
+async fn an_authority_below_is_on_record() {
+    let rig = Rig::new().await;
+    let caller = below(&rig, None).await;
+    let issued = rig.issuer.downstream(&caller, &rig.csr(None), Some(HOUR)).await.unwrap();
+    rig.record.close().await;
+
+    let found = certificate(&issued.chain()[0]);
+    let decisions = rig.decisions();
+    let mut made = decisions.values().filter(|(one, _)| one.kind == DecisionKind::DownstreamX509Ca);
+    let (decision, outcome) = made.next().unwrap();
+    assert!(made.next().is_none());
+    assert_eq!(*outcome, Some(Outcome::Signed));
+    assert_eq!(decision.serial.parse::<Serial>().unwrap().as_bytes(), found.serial.to_bytes_be());
+    assert_eq!(decision.spiffe_id, domain().id());
+    let revision = rig.state().entry(caller.entry()).unwrap().revision;
+    assert_eq!(decision.entry, Some((caller.entry().clone(), revision)));
+    assert_eq!(decision.key_hash, csr::key_hash(found.public_key().raw));
+    assert_eq!(decision.not_after, START.plus(HOUR));
+    assert_eq!(decision.caller, "downstream spiffe://example.org/workload/below");
+    assert_eq!(decision.reason, "entry makes the caller a downstream server");
+    assert_eq!(decision.authority.as_ref(), Some(rig.authorities.x509().id()));
+}
+
+#[tokio::test]
+async fn no_authority_below_is_signed_once_the_record_cannot_be_written() {
+    let rig = Rig::new().await;
+    let caller = below(&rig, None).await;
+    rig.disk.is_full.store(true, Ordering::SeqCst);
+    let answer = rig.issuer.downstream(&caller, &rig.csr(None), Some(HOUR)).await;
+    let expected = "the decision record cannot be written: nothing is signed";
+    assert_eq!(refused(&answer), (Reason::Unavailable, expected));
+}
+
 /// The changes that take the right of the caller, or the authority above, away.
 fn stops() -> [(&'static str, fn(&Rig) -> Vec<Change>, Reason); 5] {
     fn entry(rig: &Rig, change: fn(&mut passant_core::Entry)) -> Vec<Change> {
@@ -209,5 +251,30 @@ async fn whose_right_is_gone_or_whose_authority_is_tainted_gets_none() {
             decision.kind == DecisionKind::DownstreamX509Ca
         };
         assert!(!rig.decisions().values().any(is_made), "{what}: nothing was to be signed");
+    }
+}
+
+#[tokio::test]
+async fn an_authority_whose_ground_is_gone_meanwhile_is_not_handed_out() {
+    let changed: fn(&Rig) -> Vec<Change> = |rig| {
+        let held = Arc::clone(rig.state().entry(&EntryId::parse("below").unwrap()).unwrap());
+        let entry = passant_core::Entry { revision: held.revision + 1, ..passant_core::Entry::clone(&held) };
+        vec![Change::PutEntry(Arc::new(entry))]
+    };
+    for (what, changes, reason) in stops().into_iter().chain([("changed", changed, Reason::Unavailable)]) {
+        let rig = Rig::new().await;
+        let caller = below(&rig, None).await;
+        let (journal, changes) = (rig.journal.clone(), changes(&rig));
+        let stopped = Arc::new(tokio::sync::Notify::new());
+        let told = Arc::clone(&stopped);
+        *rig.disk.meanwhile.lock().unwrap() = Some(Box::new(move || {
+            tokio::spawn(async move {
+                journal.submit(move |_| Ok((changes, ()))).await.unwrap();
+                told.notify_one();
+            });
+        }));
+        let answer = rig.issuer.downstream(&caller, &rig.csr(None), None).await;
+        stopped.notified().await;
+        assert_eq!(refused(&answer).0, reason, "{what}");
     }
 }
