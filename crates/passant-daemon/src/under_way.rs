@@ -2,18 +2,21 @@
 //!
 //! A call is under way from before its request is read until its answer has left, which is as late as the client likes: one
 //! that asks for much and reads nothing keeps its answers in memory. So the bound is held by the bodies: [`Received`]
-//! counts what has come, [`Sent`] hands the answer to HTTP/2 in small pieces and keeps the call's place to the end.
+//! counts what has come, [`Sent`] hands the answer to HTTP/2 in small pieces and keeps the call's place to the end. Where
+//! places are few, both have a time, after which the call ends and its place is another's.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
 use crate::turns::{Turn, Turns};
@@ -33,6 +36,8 @@ pub struct Bounds {
     pub wait: Duration,
     /// Bytes of requests that one caller's calls may hold together.
     pub bytes: usize,
+    /// How long a request may take to come, and its answer to leave; then the call ends. `None`: as long as they like.
+    pub within: Option<Duration>,
 }
 
 /// The calls under way, by caller. Clones count together.
@@ -50,6 +55,7 @@ struct Held<K: Ord + Clone> {
     /// Counted in `all` for the caller.
     bytes: AtomicUsize,
     most: usize,
+    within: Option<Duration>,
     all: Arc<Mutex<BTreeMap<K, usize>>>,
     _turn: Turn<K>,
 }
@@ -65,8 +71,16 @@ impl<K: Ord + Clone> Calls<K> {
     /// # Errors
     /// ResourceExhausted when none becomes free in time.
     pub async fn enter(&self, of: K) -> Result<Call<K>, Status> {
-        let Bounds { each, wait, bytes, .. } = self.bounds;
-        let turn = tokio::time::timeout(wait, self.turns.take(of.clone())).await.map_err(|_| {
+        self.enter_until(of, Instant::now() + self.bounds.wait).await
+    }
+
+    /// The same for one whose time to wait is over at `until`.
+    ///
+    /// # Errors
+    /// ResourceExhausted when none becomes free in time.
+    pub async fn enter_until(&self, of: K, until: Instant) -> Result<Call<K>, Status> {
+        let Bounds { each, wait, bytes, within, .. } = self.bounds;
+        let turn = tokio::time::timeout_at(until, self.turns.take(of.clone())).await.map_err(|_| {
             Status::resource_exhausted(format!(
                 "too many calls are under way: of one caller {each} are worked on at a time, and this one has waited for \
                  {} s; read the answers or end streams, and ask again later",
@@ -74,7 +88,7 @@ impl<K: Ord + Clone> Calls<K> {
             ))
         })?;
         let all = Arc::clone(&self.bytes);
-        Ok(Call(Arc::new(Held { of, bytes: AtomicUsize::new(0), most: bytes, all, _turn: turn })))
+        Ok(Call(Arc::new(Held { of, bytes: AtomicUsize::new(0), most: bytes, within, all, _turn: turn })))
     }
 }
 
@@ -117,12 +131,15 @@ impl<K: Ord + Clone> Drop for Held<K> {
 pub struct Received<B, K: Ord + Clone> {
     body: B,
     call: Call<K>,
+    /// When it should all have come.
+    late: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B, K: Ord + Clone> Received<B, K> {
     /// `body` of `call`.
-    pub const fn new(body: B, call: Call<K>) -> Self {
-        Self { body, call }
+    pub fn new(body: B, call: Call<K>) -> Self {
+        let late = call.0.within.map(|within| Box::pin(tokio::time::sleep(within)));
+        Self { body, call, late }
     }
 }
 
@@ -139,6 +156,12 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending()
+            && let Some(late) = &mut self.late
+            && late.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(late_by(self.call.0.within, "the request did not come"))));
+        }
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(bytes) = frame.data_ref()
             && let Err(exhausted) = self.call.hold(bytes.len())
@@ -157,53 +180,100 @@ where
     }
 }
 
-/// The body of an answer, in pieces. Its call is under way until the last one was taken.
+/// The body of an answer, in pieces. Its call is under way until the last one was taken, or it took too long.
 pub struct Sent<B, K: Ord + Clone> {
+    leaving: Arc<Mutex<Leaving<B, K>>>,
+    /// What ends it when it takes too long. HTTP/2 asks nothing of the body of a client that takes nothing, so that it cannot
+    /// look at the time by itself.
+    clock: Option<AbortHandle>,
+}
+
+struct Leaving<B, K: Ord + Clone> {
+    /// Gone once it has taken too long: then neither the answer nor its call is held any longer.
+    answer: Option<Answer<B, K>>,
+    within: Option<Duration>,
+    /// Of who waits for more of the answer.
+    waker: Option<Waker>,
+}
+
+struct Answer<B, K: Ord + Clone> {
     body: B,
     /// What is left of the frame that was taken from `body`.
     rest: Bytes,
     _call: Call<K>,
 }
 
-impl<B, K: Ord + Clone> Sent<B, K> {
+impl<B, K> Sent<B, K>
+where
+    B: Send + 'static,
+    K: Ord + Clone + Send + Sync + 'static,
+{
     /// `body`, the answer to `call`.
-    pub const fn new(body: B, call: Call<K>) -> Self {
-        Self { body, rest: Bytes::new(), _call: call }
+    pub fn new(body: B, call: Call<K>) -> Self {
+        let within = call.0.within;
+        let answer = Some(Answer { body, rest: Bytes::new(), _call: call });
+        let leaving = Arc::new(Mutex::new(Leaving { answer, within, waker: None }));
+        let clock = within.map(|within| {
+            let leaving = Arc::clone(&leaving);
+            let late = Instant::now() + within;
+            let clock = async move {
+                tokio::time::sleep_until(late).await;
+                let (answer, waker) = {
+                    let mut leaving = leaving.lock().unwrap_or_else(PoisonError::into_inner);
+                    (leaving.answer.take(), leaving.waker.take())
+                };
+                drop(answer);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            };
+            tokio::spawn(clock).abort_handle()
+        });
+        Self { leaving, clock }
     }
 }
 
 impl<B, K> Body for Sent<B, K>
 where
     B: Body<Data = Bytes, Error = Status> + Unpin,
-    K: Ord + Clone + Unpin,
+    K: Ord + Clone,
 {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.rest.is_empty() {
-            match Pin::new(&mut self.body).poll_frame(cx) {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaving = &mut *leaving;
+        let Some(answer) = &mut leaving.answer else {
+            return Poll::Ready(Some(Err(late_by(leaving.within, "the answer was not read"))));
+        };
+        if answer.rest.is_empty() {
+            match Pin::new(&mut answer.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => self.rest = data,
+                    Ok(data) => answer.rest = data,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
-                other @ (Poll::Ready(_) | Poll::Pending) => return other,
+                Poll::Pending => {
+                    leaving.waker = leaving.within.map(|_| cx.waker().clone());
+                    return Poll::Pending;
+                }
+                ready @ Poll::Ready(_) => return ready,
             }
         }
-        let piece = self.rest.len().min(PIECE);
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+        let piece = answer.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(answer.rest.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.answer.as_ref().is_some_and(|answer| answer.rest.is_empty() && answer.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let mut hint = self.body.size_hint();
-        let rest = self.rest.len() as u64;
+        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(answer) = &leaving.answer else { return SizeHint::default() };
+        let mut hint = answer.body.size_hint();
+        let rest = answer.rest.len() as u64;
         // The upper bound first: the lower one may not exceed it.
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + rest);
@@ -211,6 +281,21 @@ where
         hint.set_lower(hint.lower() + rest);
         hint
     }
+}
+
+impl<B, K: Ord + Clone> Drop for Sent<B, K> {
+    fn drop(&mut self) {
+        if let Some(clock) = self.clock.take() {
+            clock.abort();
+            // It goes when the runtime comes to it; the place is free now.
+            self.leaving.lock().unwrap_or_else(PoisonError::into_inner).answer = None;
+        }
+    }
+}
+
+fn late_by(within: Option<Duration>, what: &str) -> Status {
+    let seconds = within.unwrap_or_default().as_secs();
+    Status::deadline_exceeded(format!("{what} within {seconds} s; its place is another call's now"))
 }
 
 impl<K: Ord + Clone> Clone for Calls<K> {
@@ -249,7 +334,24 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { all: 3, each: 2, wait: Duration::from_secs(5), bytes: 100_000 };
+    const BOUNDS: Bounds =
+        Bounds { all: 3, each: 2, wait: Duration::from_secs(5), bytes: 100_000, within: None };
+    const TIMED: Bounds = Bounds { all: 1, each: 1, within: Some(Duration::from_secs(3)), ..BOUNDS };
+
+    /// Gives nothing, ever.
+    struct Silence;
+
+    impl Body for Silence {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
 
     /// Gives these frames, one after another.
     struct Frames(VecDeque<Bytes>);
@@ -326,6 +428,38 @@ mod tests {
         assert!(!body.is_end_stream());
         assert!(calls.turns.try_take("a").is_none());
         assert_eq!(sizes(body).await.unwrap(), [PIECE, 5, 3]);
+        assert!(calls.turns.try_take("a").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_come_ends_in_time_where_places_are_few() {
+        let calls = Calls::new(TIMED);
+        let began = Instant::now();
+        let call = calls.enter("a").await.unwrap();
+        let late = sizes(Received::new(Silence, call.clone())).await.unwrap_err();
+        assert_eq!((late.code(), began.elapsed()), (Code::DeadlineExceeded, Duration::from_secs(3)));
+        // One that has come is not late, however long the work on it takes.
+        let mut body = Received::new(frames(&[5]), call);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_loses_its_place_in_time() {
+        let calls = Calls::new(TIMED);
+        // HTTP/2 does not even ask for it while the client takes nothing.
+        let mut unread = Sent::new(frames(&[5]), calls.enter("a").await.unwrap());
+        let began = Instant::now();
+        let other = calls.enter("b").await.unwrap();
+        assert_eq!(began.elapsed(), Duration::from_secs(3));
+        let late = poll_fn(|cx| Pin::new(&mut unread).poll_frame(cx)).await.unwrap().unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded);
+        // Who waits for more of it hears of the end.
+        let late = sizes(Sent::new(Silence, other)).await.unwrap_err();
+        assert_eq!((late.code(), began.elapsed()), (Code::DeadlineExceeded, Duration::from_secs(6)));
+        // One that is given up is given up at once.
+        let answer = Sent::new(Silence, calls.enter("a").await.unwrap());
+        drop(answer);
         assert!(calls.turns.try_take("a").is_some());
     }
 }

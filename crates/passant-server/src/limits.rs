@@ -104,6 +104,16 @@ pub const CALLS: usize = 2_048;
 /// Those of one agent, over all its connections; its others wait. One call takes milliseconds, so that this is no brake; it
 /// is what an agent can make the server hold that asks for lists and does not read them.
 pub const CALLS_PER_AGENT: usize = 16;
+/// Those of them in which it renews its own X509-SVID: it has one. Few, so that it takes very many agents to hold all places
+/// that there are for it.
+pub const CALLS_PER_AGENT_TO_RENEW: usize = 2;
+/// Those in which it asks for X509-SVIDs of its workloads: it has one batch under way.
+pub const CALLS_PER_AGENT_TO_MINT: usize = 4;
+/// How long a renewal of an agent's own X509-SVID may take to come, and its answer to leave: some kilobytes. Less than calls
+/// wait, so that whoever waits for the place of one that does not go on has it before it is refused.
+pub const RENEWAL_WITHIN: Duration = Duration::from_secs(5);
+/// The same for a batch of X509-SVIDs: a megabyte at most from agents, who ask for less at once after a failure.
+pub const MINT_WITHIN: Duration = Duration::from_secs(8);
 /// The part of these calls, and of the signatures and lists of all together, that stays free for what attested agents renew,
 /// in percent; a fifth of it is for the agents' own X509-SVIDs alone.
 pub const RESERVED_FOR_RENEWALS: u32 = 25;

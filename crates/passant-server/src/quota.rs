@@ -17,7 +17,7 @@ use passant_daemon::label::Label;
 use tokio::time::Instant;
 
 use crate::config::{Limits, Rate};
-use crate::limits::ASK_AGAIN;
+use crate::limits::{ASK_AGAIN, CALLS_PER_AGENT_TO_MINT, CALLS_PER_AGENT_TO_RENEW};
 use crate::metrics::{Limit, Metrics};
 use buckets::{Each, Overall, Shape};
 
@@ -259,7 +259,10 @@ impl Quotas {
             Limit::MintsPerCaller => fast("SVIDs minted for this caller", limits.mints_per_caller),
             Limit::ListsPerCaller => fast("lists for this caller", limits.lists_per_caller),
             Limit::Lists => fast("lists in all", limits.lists),
-            Limit::CallsPerAgent => under_way("one agent", limits.calls_per_agent, limits.calls),
+            Limit::CallsPerAgent => format!(
+                "{}; fewer of them X509-SVIDs: {CALLS_PER_AGENT_TO_MINT} batches, {CALLS_PER_AGENT_TO_RENEW} of its own",
+                under_way("one agent", limits.calls_per_agent, limits.calls)
+            ),
             Limit::CallsPerAddress => {
                 under_way("one address", limits.calls_per_address, limits.strangers_calls)
             }

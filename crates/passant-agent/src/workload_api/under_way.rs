@@ -33,7 +33,8 @@ impl UnderWay {
     pub(super) fn new() -> Self {
         // Streams stay for as long as their processes live: there is nothing to wait for.
         let wait = Duration::ZERO;
-        let bounds = Bounds { all: CALLS, each: CALLS_PER_USER, wait, bytes: REQUEST_BYTES_PER_USER };
+        let bounds =
+            Bounds { all: CALLS, each: CALLS_PER_USER, wait, bytes: REQUEST_BYTES_PER_USER, within: None };
         Self { calls: Calls::new(bounds) }
     }
 }

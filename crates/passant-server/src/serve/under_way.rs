@@ -3,7 +3,8 @@
 //! A layer behind the one that admits: it knows who calls, and no request was read yet. What is counted by [`Quotas`] is
 //! counted here, before it has a place, unless only the request tells how much it is. Then each caller has so many calls
 //! worked on at a time, over all its connections; its others wait in line, in which callers take turns. Agents' calls are
-//! apart by rank, so that renewals never wait for a place behind anything else.
+//! apart by rank, so that renewals never wait for a place behind anything else; of the few places for these an agent has
+//! very few, and each only for seconds, so that neither a handful of agents nor silent ones keep the others from renewing.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -143,36 +144,156 @@ fn is_counted_here(work: Work, admitted: Option<&Admitted>) -> bool {
 
 /// Places for agents, by rank.
 fn of_agents(all: &Limits) -> [Bounds; Rank::COUNT] {
+    let places_of_all = places_of_agents(all);
+    let each = [limits::CALLS_PER_AGENT_TO_RENEW, limits::CALLS_PER_AGENT_TO_MINT, all.calls_per_agent];
+    let within = [Some(limits::RENEWAL_WITHIN), Some(limits::MINT_WITHIN), None];
+    let (to_renew, to_mint) = (limits::BYTES_PER_AGENT_TO_RENEW, limits::BYTES_PER_AGENT_TO_MINT);
+    let bytes = [to_renew, to_mint, limits::BYTES_PER_AGENT - to_renew - to_mint];
+    Rank::ALL.map(|rank| {
+        let at = rank as usize;
+        Bounds {
+            all: places_of_all[at],
+            each: each[at].min(all.calls_per_agent).min(places_of_all[at]),
+            wait: all.call_waits,
+            bytes: bytes[at],
+            within: within[at],
+        }
+    })
+}
+
+/// How many there are of each rank.
+fn places_of_agents(all: &Limits) -> [usize; Rank::COUNT] {
     let reserved = usize::try_from(all.reserved_for_renewals).unwrap_or(0);
     let own = (all.calls * reserved / 500).max(1);
     let renewals = (all.calls * reserved / 100).saturating_sub(own).max(1);
     let others = all.calls.saturating_sub(own + renewals).max(1);
-    let (to_renew, to_mint) = (limits::BYTES_PER_AGENT_TO_RENEW, limits::BYTES_PER_AGENT_TO_MINT);
-    let rest = limits::BYTES_PER_AGENT - to_renew - to_mint;
-    [(own, to_renew), (renewals, to_mint), (others, rest)].map(|(places, bytes)| Bounds {
-        all: places,
-        each: all.calls_per_agent.min(places),
-        wait: all.call_waits,
-        bytes,
-    })
+    [own, renewals, others]
 }
 
 /// Places for whoever else comes over the network.
 fn of_others(all: &Limits) -> Bounds {
     let (each, bytes) = (all.calls_per_address, limits::BYTES_PER_ADDRESS);
-    Bounds { all: all.strangers_calls, each, wait: all.call_waits, bytes }
+    Bounds { all: all.strangers_calls, each, wait: all.call_waits, bytes, within: None }
 }
 
 /// Places for users of the operator socket, who are trusted: the bounds only keep a slip of one from hurting the others.
 fn of_operators(all: &Limits) -> Bounds {
     let (each, bytes) = (all.calls_per_operator, limits::BYTES_PER_OPERATOR);
-    Bounds { all: all.operators_calls, each, wait: all.call_waits, bytes }
+    Bounds { all: all.operators_calls, each, wait: all.call_waits, bytes, within: None }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Limits, of_agents};
-    use crate::limits;
+    use std::net::SocketAddr;
+
+    use http_body_util::BodyExt as _;
+    use hyper::body::{Bytes, Frame};
+    use tokio::time::Instant;
+    use tonic::Code;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    const RENEW: &str = "/spire.api.server.agent.v1.Agent/RenewAgent";
+    const MINT: &str = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID";
+
+    /// Reads the request to its end, and answers with it.
+    #[derive(Clone)]
+    struct Echo;
+
+    impl Service<http::Request<Body>> for Echo {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+            Box::pin(async move {
+                Ok(match request.into_body().collect().await {
+                    Ok(read) => http::Response::new(Body::new(read)),
+                    Err(status) => status.into_http(),
+                })
+            })
+        }
+    }
+
+    /// A request of which nothing comes.
+    struct Silence;
+
+    impl hyper::body::Body for Silence {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    fn agents(limits: &Limits) -> Bounded<Echo> {
+        let quotas = Arc::new(Quotas::new(limits, Arc::<Metrics>::default()));
+        UnderWay::new(Arriving::Agents, quotas).layer(Echo)
+    }
+
+    /// An agent is told from the others by its address here.
+    fn request(method: &str, agent: u8, body: Body) -> http::Request<Body> {
+        let address = SocketAddr::from(([192, 0, 2, agent], 1));
+        let mut request = http::Request::new(body);
+        *request.uri_mut() = method.parse().unwrap();
+        request.extensions_mut().insert(ConnPeer::Remote { address, svid: None });
+        request
+    }
+
+    fn refusal(answer: &http::Response<Body>) -> Option<Code> {
+        Status::from_header_map(answer.headers()).map(|status| status.code())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_renewals_of_many_agents_hold_their_places_for_seconds_only() {
+        // One place for renewals of agents' own X509-SVIDs, three for those of their workloads.
+        let limits = Limits { calls: 16, ..Limits::default() };
+        for (method, places, within) in [(RENEW, 1, limits::RENEWAL_WITHIN), (MINT, 3, limits::MINT_WITHIN)] {
+            let agents = agents(&limits);
+            let mut silent = tokio::task::JoinSet::new();
+            for agent in 0..places {
+                let mut agents = agents.clone();
+                let request = request(method, agent, Body::new(Silence));
+                silent.spawn(async move { agents.call(request).await });
+            }
+            tokio::task::yield_now().await;
+            let began = Instant::now();
+            let answer = agents.clone().call(request(method, 9, Body::empty())).await.unwrap();
+            assert_eq!((refusal(&answer), began.elapsed()), (None, within), "{method}");
+            while let Some(late) = silent.join_next().await {
+                assert_eq!(refusal(&late.unwrap().unwrap()), Some(Code::DeadlineExceeded), "{method}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_agent_holds_few_of_the_places_for_renewals() {
+        let limits = Limits::default();
+        for (method, few) in
+            [(RENEW, limits::CALLS_PER_AGENT_TO_RENEW), (MINT, limits::CALLS_PER_AGENT_TO_MINT)]
+        {
+            let agents = agents(&limits);
+            let mut unread = Vec::new();
+            let next = || agents.clone().call(request(method, 1, Body::empty()));
+            for _ in 0..few {
+                // HTTP/2 does not touch an answer that the client does not take.
+                unread.push(next().await.unwrap());
+            }
+            let began = Instant::now();
+            assert_eq!(refusal(&next().await.unwrap()), None);
+            let least = limits::RENEWAL_WITHIN.min(limits::MINT_WITHIN);
+            assert!((least..limits.call_waits).contains(&began.elapsed()), "{:?}", began.elapsed());
+        }
+    }
 
     #[test]
     fn agents_have_no_more_places_and_bytes_by_rank_than_together() {
@@ -182,6 +303,14 @@ mod tests {
             assert_eq!(bounds.iter().map(|bounds| bounds.all).sum::<usize>(), calls, "{bounds:?}");
             assert_eq!(bounds.iter().map(|bounds| bounds.bytes).sum::<usize>(), limits::BYTES_PER_AGENT);
             assert!(bounds.iter().all(|bounds| (1..=bounds.all).contains(&bounds.each)), "{bounds:?}");
+            // Fifty agents are needed to fill what is for renewals, and whoever waits has its turn before it is refused.
+            if calls == limits::CALLS {
+                assert!(
+                    bounds[0].all / bounds[0].each >= 50 && bounds[1].all / bounds[1].each >= 50,
+                    "{bounds:?}"
+                );
+            }
+            assert!(bounds[..2].iter().all(|bounds| bounds.within.unwrap() < Limits::default().call_waits));
             // What each rank may receive at all, it may hold.
             assert!(bounds[0].bytes >= limits::STRANGERS_MESSAGE && bounds[2].bytes >= limits::MESSAGE);
         }
