@@ -313,5 +313,6 @@ async fn fetch_jwt(link: &Link, entry: &AuthorizedEntry, audience: &[String]) ->
     Ok(svid)
 }
 
-/// One attempt; the cache retries within its own budget.
-const JWT_CALL: Duration = Duration::from_secs(10);
+/// One attempt; the cache retries within its own budget. Longer than the server lets a call wait in line by default, so that
+/// its refusal is heard, with when to come again.
+const JWT_CALL: Duration = Duration::from_secs(12);

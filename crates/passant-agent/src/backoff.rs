@@ -37,10 +37,12 @@ impl Backoff {
 /// How long to wait before the next attempt: as the server said, if it did, and else `guess`.
 ///
 /// Never less than it said, and up to a fifth more, so that those it has told the same do not come together; never more than
-/// [`HINT_LAST`](limits::HINT_LAST), whatever it said.
+/// [`HINT_LAST`](limits::HINT_LAST), whatever it said. Nor less than [`HINT_LEAST`](limits::HINT_LEAST) and an eighth of
+/// `guess`, which grows with each failure: a server that says "at once" again and again is asked less and less.
 pub(crate) fn as_told(said: Option<Duration>, guess: Duration, host: &Host) -> Duration {
     let Some(said) = said else { return guess };
-    let least = said.min(limits::HINT_LAST);
+    let floor = (guess / 8).clamp(limits::HINT_LEAST, limits::HINT_LAST);
+    let least = said.clamp(floor, limits::HINT_LAST);
     host.jitter().between(least, least.mul_f64(1.2))
 }
 
@@ -77,6 +79,21 @@ mod tests {
         let last = limits::HINT_LAST;
         let whatever = as_told(Some(Duration::from_secs(86_400)), guess, &host);
         assert!((last..=last.mul_f64(1.2)).contains(&whatever), "{whatever:?}");
+    }
+
+    #[test]
+    fn a_small_hint_makes_no_hot_loop_and_shortens_nothing_for_good() {
+        let host = Host::system();
+        let mut backoff = Backoff::new(limits::BACKOFF_FIRST, limits::BACKOFF_LAST);
+        for said in [Duration::ZERO, Duration::from_millis(1), limits::HINT_LEAST] {
+            assert!(as_told(Some(said), Duration::ZERO, &host) >= limits::HINT_LEAST, "{said:?}");
+            assert!(as_told(Some(said), backoff.failed(&host), &host) >= limits::HINT_LEAST, "{said:?}");
+            // After a long time of it.
+            let grown = as_told(Some(said), limits::BACKOFF_LAST, &host);
+            assert!(grown >= limits::BACKOFF_LAST / 8, "{said:?}: {grown:?}");
+        }
+        // Whatever is guessed, the bounds are in order.
+        assert!(as_told(Some(Duration::ZERO), Duration::MAX, &host) >= limits::HINT_LAST);
     }
 
     #[test]

@@ -75,6 +75,9 @@ pub const BACKOFF_LAST: Duration = Duration::from_secs(4 * 60);
 /// The longest wait that the server may ask for before it is asked again: about as long as without its saying so.
 pub const HINT_LAST: Duration = BACKOFF_LAST;
 
+/// The shortest wait that it may ask for: what sends zero may be a proxy, and would make a hot loop of every agent.
+pub const HINT_LEAST: Duration = Duration::from_secs(1);
+
 /// The first wait after a refusal that only an operator can lift: banned, evicted without means, token spent.
 pub const REFUSED_FIRST: Duration = Duration::from_secs(60);
 

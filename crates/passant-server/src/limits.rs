@@ -191,7 +191,7 @@ pub const LISTS: (u32, u32) = (50_000, 5_000);
 /// Callers whose recent use is remembered in one table; what is new beyond counts as one caller. Whoever has used nothing
 /// for a while is not in it, so that these are far more than there are; each takes some hundred bytes.
 pub const CALLERS: usize = 32_768;
-/// When to ask again for what becomes free at nobody knows what time, as a place among calls does.
+/// When to ask again at the soonest for what becomes free at nobody knows what time, as a place among calls does.
 pub const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// From the beginning of AttestAgent to its first message. Evidence is at hand before the call is made.
 pub const EVIDENCE_WITHIN: Duration = Duration::from_secs(10);

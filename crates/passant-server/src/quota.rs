@@ -194,9 +194,10 @@ impl Quotas {
         self.limits.call_waits
     }
 
-    /// Refuses a call that had no place among those under way, although it waited or was not to wait.
+    /// Refuses a call that had no place among those under way, although it waited or was not to wait. It is to stay away for
+    /// half as long as calls wait: who finds no place again and again is not to stand in line nearly all the time.
     pub(crate) fn crowded(&self, limit: Limit) -> Refusal {
-        self.refused(limit, ASK_AGAIN)
+        self.refused(limit, ASK_AGAIN.max(self.limits.call_waits / 2))
     }
 
     fn buckets_of(&self, work: Work) -> Buckets<'_> {

@@ -288,8 +288,11 @@ async fn who_finds_no_place_reads_which_limit_it_is() {
         (Limit::Backups, "2 are sent"),
     ] {
         let refusal = quotas.crowded(limit);
-        check(&refusal, limit, SECOND);
+        // Half of what it has waited, so that it does not stand in line all the time.
+        check(&refusal, limit, 5 * SECOND);
         assert!(refusal.public.contains(number), "{refusal}");
         assert_eq!(refused(&metrics, limit), 1);
     }
+    let (quotas, _) = self::quotas(|limits| limits.call_waits = SECOND);
+    check(&quotas.crowded(Limit::CallsPerAgent), Limit::CallsPerAgent, SECOND);
 }
