@@ -77,6 +77,23 @@ pub(crate) struct Quotas {
     metrics: Arc<Metrics>,
 }
 
+/// When a call's time to wait is over: it may have to wait for several things, one after another, and whoever called does not
+/// wait longer for that. Goes with the request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Until(pub(crate) Instant);
+
+/// What was counted for one call; given back unless it is kept.
+#[derive(Debug)]
+#[must_use = "what is dropped is given back"]
+pub(crate) struct Counted<'a> {
+    each: &'a Each,
+    caller: Caller,
+    rank: Rank,
+    count: u32,
+    of_all: Vec<&'a Overall>,
+    kept: bool,
+}
+
 /// What one kind of work is counted in.
 struct Buckets<'a> {
     of_caller: (Limit, &'a Each),
@@ -158,40 +175,43 @@ impl Quotas {
         }
     }
 
-    /// Counts `count` pieces of `work` for `caller`, waiting in line if all together are too fast.
+    /// Counts `count` pieces of `work` for `caller`, waiting in line if all together are too fast, until its time to wait is
+    /// over. Nothing stays counted unless what is returned is kept: a call that ends before its work begins has cost nothing.
     ///
     /// # Errors
     /// Exhausted, with when to ask again, when the caller has asked for too much, or the line is too long; Invalid for more
     /// at once than there can ever be. Nothing is counted then.
-    pub(crate) async fn admit(&self, work: Work, caller: &Caller, count: u32) -> Result<(), Refusal> {
-        let (rank, until) = (work.rank(), Instant::now() + self.limits.call_waits);
+    pub(crate) async fn count(
+        &self,
+        work: Work,
+        caller: &Caller,
+        count: u32,
+        Until(until): Until,
+    ) -> Result<Counted<'_>, Refusal> {
+        let rank = work.rank();
         let buckets = self.buckets_of(work);
         self.fits(rank, count, &buckets)?;
         let Buckets { of_caller: (own, each), of_all } = buckets;
         each.take(caller, rank, count).map_err(|wait| self.refused(own, wait))?;
-        let mut taken: Vec<&Overall> = Vec::with_capacity(of_all.len());
+        let caller = caller.clone();
+        let mut counted =
+            Counted { each, caller, rank, count, of_all: Vec::with_capacity(of_all.len()), kept: false };
         for (limit, overall) in of_all {
             let patience = until.saturating_duration_since(Instant::now());
-            match overall.take(rank, count, patience).await {
-                Ok(()) => taken.push(overall),
-                Err(wait) => {
-                    each.give_back(caller, rank, count);
-                    taken.into_iter().for_each(|overall| overall.give_back(rank, count));
-                    return Err(self.refused(limit, wait));
-                }
-            }
+            overall.take(rank, count, patience).await.map_err(|wait| self.refused(limit, wait))?;
+            counted.of_all.push(overall);
         }
-        Ok(())
+        Ok(counted)
+    }
+
+    /// Until when a call waits that comes now, whatever it waits for.
+    pub(crate) fn until(&self) -> Until {
+        Until(Instant::now() + self.limits.call_waits)
     }
 
     /// What they are.
     pub(crate) const fn limits(&self) -> &Limits {
         &self.limits
-    }
-
-    /// How long a call waits for its turn.
-    pub(crate) const fn waits(&self) -> Duration {
-        self.limits.call_waits
     }
 
     /// Refuses a call that had no place among those under way, although it waited or was not to wait. It is to stay away for
@@ -281,6 +301,25 @@ impl Quotas {
             wait.as_millis().div_ceil(1000)
         ))
         .retry_in(wait)
+    }
+}
+
+impl Counted<'_> {
+    /// The work begins, and costs what was counted.
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        self.each.give_back(&self.caller, self.rank, self.count);
+        for overall in &self.of_all {
+            overall.give_back(self.rank, self.count);
+        }
     }
 }
 

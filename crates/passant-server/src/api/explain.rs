@@ -15,6 +15,7 @@ use crate::access::{Target, Verb};
 use crate::explain::{Question, Scene, explain};
 use crate::limits::RESPONSE;
 use crate::metrics::Limit;
+use crate::quota::Until;
 
 #[async_trait]
 impl Explain for Api {
@@ -27,7 +28,8 @@ impl Explain for Api {
         let (api, is_operator) = (self.clone(), actor.is_operator());
         // One at a time, unless the configuration says otherwise: it may read all entries, and nobody is in that much of a hurry.
         let turn = Arc::clone(&self.explanations).acquire_owned();
-        let turn = tokio::time::timeout(self.quotas.waits(), turn).await;
+        let until = call.get::<Until>().copied().unwrap_or_else(|| self.quotas.until());
+        let turn = tokio::time::timeout_at(until.0, turn).await;
         let turn = turn.map_err(|_| refuse(self.quotas.crowded(Limit::Explanations)))?;
         let turn = turn.map_err(|error| refuse(Refusal::internal(error)))?;
         let told = in_turn(turn, move || api.explained(&question, is_operator)).await;

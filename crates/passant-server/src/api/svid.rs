@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{Api, Room, bounded, refuse, refuse_item};
 use crate::limits::SVID_BATCH;
-use crate::quota::{Caller, Work};
+use crate::quota::{Caller, Until, Work};
 
 #[async_trait]
 impl Svid for Api {
@@ -50,13 +50,16 @@ impl Svid for Api {
         request: Request<BatchNewX509svidRequest>,
     ) -> Result<Response<BatchNewX509svidResponse>, Status> {
         let agent = self.agent(request.extensions()).await?;
+        let until = request.extensions().get::<Until>().copied();
         let params = request.into_inner().params;
         if params.is_empty() {
             return Err(Status::invalid_argument("missing parameters"));
         }
         bounded(params.len(), SVID_BATCH)?;
         let count = u32::try_from(params.len()).unwrap_or(u32::MAX);
-        self.quotas.admit(Work::X509, &Caller::Svid(agent.id().clone()), count).await.map_err(refuse)?;
+        let until = until.unwrap_or_else(|| self.quotas.until());
+        let caller = Caller::Svid(agent.id().clone());
+        self.quotas.count(Work::X509, &caller, count, until).await.map_err(refuse)?.keep();
         let orders = params.into_iter().map(|param| (param.entry_id, param.csr)).collect();
         let outcomes = self.issuer.x509_batch(&agent, orders).await;
         let mut room = Room::of(outcomes.len());

@@ -9,12 +9,19 @@ use passant_core::{Reason, Refusal, SpiffeId};
 use passant_daemon::label::Label;
 use tokio::time::{Instant, advance};
 
-use super::{Caller, Quotas, Work};
+use super::{Caller, Quotas, Until, Work};
 use crate::config::{Limits, Rate};
 use crate::limits::CALLERS;
 use crate::metrics::{Limit, Metrics};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+impl Quotas {
+    /// For a call that comes now, and begins its work at once.
+    async fn admit(&self, work: Work, caller: &Caller, count: u32) -> Result<(), Refusal> {
+        self.count(work, caller, count, self.until()).await.map(super::Counted::keep)
+    }
+}
 
 fn quotas(change: impl FnOnce(&mut Limits)) -> (Quotas, Arc<Metrics>) {
     let (mut limits, metrics) = (Limits::default(), Arc::<Metrics>::default());
@@ -247,6 +254,40 @@ async fn whoever_stops_waiting_leaves_the_line() {
         assert!(matches!(polled, Poll::Pending), "{number}: {polled:?}");
     }
     quotas.admit(Work::Attest, &address(100), 1).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_counted_for_a_call_that_ends_before_its_work_is_given_back() {
+    let (quotas, _) = quotas(|limits| {
+        limits.attestations = rate(1, 1);
+        limits.attestations_per_address = rate(1, 1);
+        limits.call_waits = 5 * SECOND;
+    });
+    // Its work is never begun.
+    drop(quotas.count(Work::Attest, &address(0), 1, quotas.until()).await.unwrap());
+    let began = Instant::now();
+    quotas.admit(Work::Attest, &address(0), 1).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // Whoever leaves the line has its own rate still.
+    let one = address(1);
+    let mut waiting = Box::pin(quotas.admit(Work::Attest, &one, 1));
+    assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(waiting);
+    quotas.admit(Work::Attest, &one, 1).await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_has_waited_elsewhere_waits_no_longer_than_its_time() {
+    let (quotas, metrics) = quotas(|limits| {
+        limits.attestations = rate(1, 1);
+        limits.call_waits = 5 * SECOND;
+    });
+    quotas.admit(Work::Attest, &address(0), 1).await.unwrap();
+    let until = Until(Instant::now() + SECOND / 2);
+    let refusal = quotas.count(Work::Attest, &address(1), 1, until).await.unwrap_err();
+    check(&refusal, Limit::Attestations, SECOND);
+    assert_eq!(refused(&metrics, Limit::Attestations), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ use crate::caller::ConnPeer;
 use crate::config::Limits;
 use crate::limits;
 use crate::metrics::Limit;
-use crate::quota::{Caller, Quotas, Rank, Work};
+use crate::quota::{Caller, Quotas, Rank, Until, Work};
 
 /// The layer, for one kind of callers: agents, the rest of the network, operators. Its clones count together.
 #[derive(Clone)]
@@ -58,22 +58,32 @@ impl UnderWay {
         Self { places, limit, quotas }
     }
 
-    /// The place of a call of `method`, once it may begin.
-    async fn enter(&self, method: &str, call: &http::Extensions) -> Result<Call<Caller>, Status> {
+    /// The place of a call of `method`, once it may begin, if that is before its time to wait is over.
+    async fn enter(
+        &self,
+        method: &str,
+        call: &http::Extensions,
+        until: Until,
+    ) -> Result<Call<Caller>, Status> {
         let work = Work::of(method);
         let peer = call.get::<ConnPeer>();
         let peer = peer.ok_or_else(|| Status::internal("a connection without a peer reached the API"))?;
         let caller = caller(peer, call.get());
+        let mut counted = None;
         if let Some(work) = work.filter(|work| is_counted_here(*work, call.get())) {
             // Whoever attests is a stranger, whatever it shows.
             let address = peer.address().filter(|_| work == Work::Attest);
-            let counted = address.map_or_else(|| caller.clone(), |address| Caller::Address(origin(address)));
-            let admitted = self.quotas.admit(work, &counted, 1).await;
-            admitted.map_err(|refusal| status::to_status(&refusal))?;
+            let of = address.map_or_else(|| caller.clone(), |address| Caller::Address(origin(address)));
+            let admitted = self.quotas.count(work, &of, 1, until).await;
+            counted = Some(admitted.map_err(|refusal| status::to_status(&refusal))?);
         }
         let rank = work.map_or(Rank::Other, Work::rank_of_call);
-        let entered = self.places[rank as usize].enter(caller).await;
-        entered.map_err(|_| status::to_status(&self.quotas.crowded(self.limit)))
+        let entered = self.places[rank as usize].enter_until(caller, until.0).await;
+        let entered = entered.map_err(|_| status::to_status(&self.quotas.crowded(self.limit)))?;
+        if let Some(counted) = counted {
+            counted.keep();
+        }
+        Ok(entered)
     }
 }
 
@@ -101,13 +111,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         // The clone is not ready; the one that was polled is.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let under_way = self.under_way.clone();
         Box::pin(async move {
-            let entered = under_way.enter(request.uri().path(), request.extensions()).await;
+            let until = under_way.quotas.until();
+            // What its method still waits for, it waits for no longer.
+            request.extensions_mut().insert(until);
+            let entered = under_way.enter(request.uri().path(), request.extensions(), until).await;
             let call = match entered {
                 Ok(call) => call,
                 Err(refused) => return Ok(refused.into_http()),
@@ -185,6 +198,7 @@ fn of_operators(all: &Limits) -> Bounds {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::time::Duration;
 
     use http_body_util::BodyExt as _;
     use hyper::body::{Bytes, Frame};
@@ -196,6 +210,7 @@ mod tests {
 
     const RENEW: &str = "/spire.api.server.agent.v1.Agent/RenewAgent";
     const MINT: &str = "/spire.api.server.svid.v1.SVID/BatchNewX509SVID";
+    const LIST: &str = "/spire.api.server.entry.v1.Entry/ListEntries";
 
     /// Reads the request to its end, and answers with it.
     #[derive(Clone)]
@@ -293,6 +308,32 @@ mod tests {
             let least = limits::RENEWAL_WITHIN.min(limits::MINT_WITHIN);
             assert!((least..limits.call_waits).contains(&began.elapsed()), "{:?}", began.elapsed());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn both_waits_of_a_call_end_together_and_what_was_counted_is_given_back() {
+        // One list a second, so that the second one waits half of its time for that; then there is no place.
+        let slow = crate::config::Rate { at_once: 1, per_second: 1 };
+        let waits = Duration::from_secs(2);
+        let limits = Limits {
+            strangers_calls: 1,
+            calls_per_address: 1,
+            lists: slow,
+            reserved_for_renewals: 10,
+            call_waits: waits,
+            ..Limits::default()
+        };
+        let quotas = Arc::new(Quotas::new(&limits, Arc::<Metrics>::default()));
+        let mut others = UnderWay::new(Arriving::Others, Arc::clone(&quotas)).layer(Echo);
+        let held = others.call(request(LIST, 1, Body::empty())).await.unwrap();
+        let began = Instant::now();
+        let refused = others.call(request(LIST, 2, Body::empty())).await.unwrap();
+        assert_eq!((refusal(&refused), began.elapsed()), (Some(Code::ResourceExhausted), waits));
+        drop(held);
+        // The second was counted a second ago; a call now finds what it gave back.
+        let began = Instant::now();
+        assert_eq!(refusal(&others.call(request(LIST, 3, Body::empty())).await.unwrap()), None);
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 
     #[test]
