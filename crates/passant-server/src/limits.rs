@@ -177,8 +177,9 @@ pub const ATTESTATIONS_PER_ADDRESS: (u32, u32) = (500, 50);
 /// Those that may begin in all: the largest fleet at once, and then as many as a few cores can verify.
 pub const ATTESTATIONS: (u32, u32) = (20_000, 1_000);
 /// Signatures for one agent, X509-SVIDs and JWT-SVIDs together: a node with many thousands of entries has them all at once,
-/// and a quarter of a million, renewed at half of an hour, needs 140 a second.
-pub const SIGNATURES_PER_AGENT: (u32, u32) = (20_000, 1_000);
+/// and a quarter of a million, renewed at half of an hour, needs 140 a second. Not more than is of use: each signature is on
+/// record, and an agent that has one made after another pushes out what else is there.
+pub const SIGNATURES_PER_AGENT: (u32, u32) = (20_000, 200);
 /// Signatures for all: ten for each of ten thousand agents at once, and then about what a few cores can sign.
 pub const SIGNATURES: (u32, u32) = (100_000, 10_000);
 /// SVIDs that one administrator, user or holder of a role may mint. Agents mint what is wanted in masses.

@@ -565,7 +565,17 @@ impl Chain {
             total -= oldest.bytes;
             let name = self.segments.name(oldest.number);
             self.segments.remove(oldest.number).map_err(io_error("remove", &name))?;
-            tracing::info!(segment = name, "removed the oldest segment of the decision record");
+            if is_old {
+                tracing::info!(segment = name, "removed the oldest segment of the decision record");
+            } else {
+                // Acts and refusals in it are gone too: whoever has much signed on purpose may want just that.
+                tracing::warn!(
+                    segment = name,
+                    age_secs = oldest.at.until(now).as_secs(),
+                    "removed the oldest segment of the decision record for its size, before its age: raise \
+                     decision_log.max_size_mib, or look for who has so much signed (passant audit search)"
+                );
+            }
             self.ended.pop_front();
         }
         Ok(())
@@ -660,8 +670,12 @@ fn io_error(doing: &'static str, place: &str) -> impl FnOnce(io::Error) -> Recor
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
     use super::*;
     use crate::record::segments::MemorySegments;
+    use crate::state::samples::host_at;
 
     /// A segment that begins with a line of number `seq`, as if those before it had been removed.
     fn check(seq: u64, is_taken: bool) {
@@ -671,6 +685,52 @@ mod tests {
         segments.create(2).unwrap();
         segments.append(2, &[serde_json::to_vec(&line).unwrap(), b"\n".to_vec()].concat()).unwrap();
         assert_eq!(verify_all(&mut segments, None).is_ok(), is_taken, "{seq}");
+    }
+
+    /// Counts warnings.
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Warnings {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() == tracing::Level::WARN
+        }
+
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn enter(&self, _: &tracing::span::Id) {}
+
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn it_is_said_when_a_segment_goes_before_its_age() {
+        let day = Duration::from_secs(86_400);
+        for (keep_bytes, keep_for, is_said) in [(1, 400 * day, true), (u64::MAX, day, false)] {
+            let (host, clock) = host_at(5);
+            let warnings = Arc::<AtomicUsize>::default();
+            tracing::subscriber::with_default(Warnings(Arc::clone(&warnings)), || {
+                let retention = Retention { segment_bytes: 1, keep_bytes, keep_for };
+                let segments = MemorySegments::default();
+                let mut chain = Chain::open(Box::new(segments.clone()), retention, host).unwrap();
+                for _ in 0..3 {
+                    clock.advance(2 * day);
+                    let line = chain.start_line(0);
+                    chain.write(vec![line], true).unwrap();
+                }
+                assert!(segments.clone().list().unwrap().len() <= 2, "the others are gone");
+            });
+            assert_eq!(warnings.load(Ordering::Relaxed) > 0, is_said);
+        }
     }
 
     #[test]
