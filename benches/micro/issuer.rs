@@ -102,6 +102,7 @@ fn issue_config() -> IssueConfig {
         x509_svid_ttl: HOUR,
         jwt_svid_ttl: HOUR / 12,
         agent_ttl: HOUR,
+        downstream_ttl: 24 * HOUR,
         server_ttl: HOUR,
         jwt_issuer: None,
         key_type: KeyType::EcP256,

@@ -384,7 +384,7 @@ mod tests {
     async fn a_call_too_many_waits_and_is_told_why_in_the_end() {
         let calls = Calls::new(BOUNDS);
         let (one, two) = (calls.enter("a").await.unwrap(), calls.enter("a").await.unwrap());
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let refused = calls.enter("a").await.unwrap_err();
         assert_eq!((refused.code(), began.elapsed()), (Code::ResourceExhausted, BOUNDS.wait));
         assert!(refused.message().contains("of one caller 2"), "{refused}");
