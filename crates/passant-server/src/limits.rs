@@ -28,12 +28,13 @@ pub const RECORD_BATCH: usize = 256;
 pub const RECORD_ITEMS: usize = 500;
 /// Refusals that are kept while the decision record does not work.
 pub const RECORD_REFUSALS_KEPT: usize = 1_000;
-/// Refusals of one caller that go on record at once; then one in each [`REFUSALS_EVERY`]. The others are counted.
+/// Refusals of one caller that go on record at once; then one in each [`REFUSALS_EVERY`]. The others are counted. This and
+/// what follows is for denials, and once more for those who asked too often.
 pub const REFUSALS_AT_ONCE: u32 = 20;
 /// See [`REFUSALS_AT_ONCE`].
 pub const REFUSALS_EVERY: Duration = Duration::from_secs(60);
 /// Refusals of all callers together that go on record at once; then one in each [`ALL_REFUSALS_EVERY`]: some 25 MB a day
-/// at most, so that who is refused on purpose does not push out what else is on record.
+/// at most of either kind, so that who is refused on purpose does not push out what else is on record.
 pub const ALL_REFUSALS_AT_ONCE: u32 = 500;
 /// See [`ALL_REFUSALS_AT_ONCE`].
 pub const ALL_REFUSALS_EVERY: Duration = Duration::from_secs(2);
@@ -41,7 +42,8 @@ pub const ALL_REFUSALS_EVERY: Duration = Duration::from_secs(2);
 pub const STRANGERS_REFUSALS_AT_ONCE: u32 = 10;
 /// See [`STRANGERS_REFUSALS_AT_ONCE`].
 pub const STRANGERS_REFUSALS_EVERY: Duration = Duration::from_secs(20);
-/// Callers whose refusals are counted apart; beyond, all others share one count.
+/// Callers whose refusals are counted apart; beyond, all others share one count. Those are forgotten first who have all
+/// their lines again, which after some minutes are all but a few hundred.
 pub const REFUSED_CALLERS: usize = 4_096;
 /// What the record says of why a call was refused, in bytes.
 pub const REFUSAL_WHY: usize = 512;

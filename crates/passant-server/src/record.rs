@@ -208,6 +208,9 @@ pub struct Refused {
     /// Refusals of the same caller (of all strangers, for a stranger) since the line before that are not on record.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u64,
+    /// The same of callers that are not counted apart, since there were too many: since any line of a caller before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out_of_others: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

@@ -188,6 +188,9 @@ fn says(kind: &str, line: &Value) -> String {
             if let Some(left_out) = line.get("left_out") {
                 says = format!("{says} ({left_out} more before this are not on record)");
             }
+            if let Some(left_out) = line.get("left_out_of_others") {
+                says = format!("{says} ({left_out} of other callers are not on record)");
+            }
             says
         }
         _ => line.to_string(),

@@ -521,6 +521,7 @@ async fn what_was_done_and_the_first_refusals_are_written_once_the_record_works_
         reason: "denied".to_owned(),
         why,
         left_out: 0,
+        left_out_of_others: 0,
     };
     (0..RECORD_REFUSALS_KEPT + 10).for_each(|n| log.refused(refused(n.to_string())));
     assert!(log.intend(vec![decision("no")]).await.is_err());

@@ -22,6 +22,7 @@ fn refused(caller: Option<&str>) -> Refused {
         reason: "denied".to_owned(),
         why: "agent is banned".to_owned(),
         left_out: 0,
+        left_out_of_others: 0,
     }
 }
 
