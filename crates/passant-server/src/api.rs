@@ -80,8 +80,8 @@ pub(crate) struct Api {
     pub(crate) guests: Arc<Guests>,
     pub(crate) record: DecisionLog,
     pub(crate) refusals: Refusals,
-    /// For each reading of the record that may go on now.
-    pub(crate) audits: Arc<Semaphore>,
+    /// Who reads the record now.
+    pub(crate) auditors: Arc<audit::Auditors>,
     /// For each backup that may be sent now.
     pub(crate) backups: Arc<Semaphore>,
     /// For each explanation that may be found now.

@@ -49,8 +49,9 @@ pub const REFUSED_CALLERS: usize = 4_096;
 pub const REFUSAL_WHY: usize = 512;
 /// What it says of the method, in bytes; the longest there is has half of it.
 pub const REFUSAL_METHOD: usize = 160;
-/// Readings of the decision record at once: each holds a segment in memory, and a thread.
-pub const AUDITS: usize = 2;
+/// Readings of the decision record at once, one of each caller: each holds a segment in memory, and a thread. The last one is
+/// for operators: holders of roles, who may let theirs last, do not keep them out.
+pub const AUDITS: usize = 3;
 /// One message of lines of the record, in bytes, unless one line alone is larger.
 pub const AUDIT_PIECE: usize = 256 * 1024;
 /// How long a reader of the record may take for one message.

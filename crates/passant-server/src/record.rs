@@ -407,6 +407,9 @@ pub enum RecordError {
         /// The number of the oldest line.
         first: u64,
     },
+    /// Whoever asked has left, and nothing more was read.
+    #[error("nobody waits for what is on record any more")]
+    Unwanted,
     /// The operating system refused.
     #[error("failed to {doing} decision record {place}")]
     Io {
@@ -459,7 +462,18 @@ enum Message {
         reply: oneshot::Sender<Result<(), RecordError>>,
     },
     Refusal(Refused),
+    Sync(oneshot::Sender<Result<Healings, RecordError>>),
     Close(oneshot::Sender<()>),
+}
+
+/// How often the record was opened again after a fault. What was read while it stayed the same has not been cut off since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Healings(u64);
+
+impl Healings {
+    pub(crate) const fn and_one(self) -> Self {
+        Self(self.0 + 1)
+    }
 }
 
 impl DecisionLog {
@@ -499,6 +513,7 @@ impl DecisionLog {
             queue: queue.downgrade(),
             fault: Arc::clone(&fault),
             pauses: Pauses::default(),
+            healings: Healings::default(),
         });
         let work = move |batch| {
             let Some(working) = writer.as_mut() else { return Next::End };
@@ -580,6 +595,16 @@ impl DecisionLog {
         drop(self.queue.send(Message::Refusal(refused)));
     }
 
+    /// Returns once all lines that are there now are durable: intents and acts are so anyway, refusals and outcomes are not.
+    ///
+    /// # Errors
+    /// [`RecordError::Stopped`] when the record cannot be written at present; [`RecordError::Closed`].
+    pub(crate) async fn sync(&self) -> Result<Healings, RecordError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(Message::Sync(reply)).map_err(|_| RecordError::Closed)?;
+        answer.await.map_err(|_| RecordError::Closed)?
+    }
+
     /// The record as it lies there, to be read while it is written to. `None` where it lies in nothing that can be read so.
     pub(crate) fn reader(&self) -> Option<Box<dyn Segments>> {
         self.reader.as_ref()?.0.lock().unwrap_or_else(PoisonError::into_inner).reader()
@@ -608,6 +633,7 @@ struct Writer {
     queue: mpsc::WeakUnboundedSender<Message>,
     fault: Arc<ArcSwapOption<String>>,
     pauses: Pauses,
+    healings: Healings,
 }
 
 impl Writer {
@@ -622,6 +648,7 @@ impl Writer {
         let mut bodies = Vec::new();
         let mut groups = Vec::new();
         let mut acts = Vec::new();
+        let mut syncs = Vec::new();
         for message in batch {
             match message {
                 // Nobody waits for it: nothing will be signed.
@@ -637,10 +664,11 @@ impl Writer {
                     acts.push(reply);
                 }
                 Message::Refusal(refused) => bodies.push(Body::Refusal(refused)),
+                Message::Sync(reply) => syncs.push(reply),
                 Message::Close(done) => closer = Some(done),
             }
         }
-        let must_last = !groups.is_empty() || !acts.is_empty() || closer.is_some();
+        let must_last = !groups.is_empty() || !acts.is_empty() || !syncs.is_empty() || closer.is_some();
         let written = self.write(bodies, must_last);
         let mut numbers = written.as_ref().map_or(&[][..], Vec::as_slice).iter().copied();
         for (len, reply, _room) in groups {
@@ -655,6 +683,13 @@ impl Writer {
             let answer =
                 written.as_ref().map(drop).map_err(|why| RecordError::Stopped { why: Arc::clone(why) });
             // Whoever went away does not care.
+            drop(reply.send(answer));
+        }
+        for reply in syncs {
+            let answer = match &written {
+                Ok(_) => Ok(self.healings),
+                Err(why) => Err(RecordError::Stopped { why: Arc::clone(why) }),
+            };
             drop(reply.send(answer));
         }
         let next = match (was_well, &written) {
@@ -700,6 +735,7 @@ impl Writer {
                 );
                 self.fault.store(None);
                 self.pauses = Pauses::default();
+                self.healings = self.healings.and_one();
                 Next::Message
             }
             Err(error) => {

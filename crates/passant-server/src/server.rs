@@ -33,7 +33,6 @@ use crate::federation::fetch::{Fetch, Https, NoNetwork};
 use crate::issue::{IssueConfig, Issuer, SigningPool};
 use crate::journal::Journal;
 use crate::keystore::{KeyFile, KeyStore, MemoryKeys};
-use crate::limits;
 use crate::metrics::{Calls, Metrics};
 use crate::quota::Quotas;
 use crate::record::refusals::Refusals;
@@ -269,7 +268,7 @@ async fn assemble(
         record: record.clone(),
         federation,
         refusals: refusals.clone(),
-        audits: Arc::new(Semaphore::new(limits::AUDITS)),
+        auditors: Arc::default(),
         backups: Arc::new(Semaphore::new(config.limits.backups)),
         explanations: Arc::new(Semaphore::new(config.limits.explanations)),
         identity: shown,

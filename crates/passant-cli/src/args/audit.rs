@@ -18,6 +18,9 @@ pub(crate) enum Audit {
     /// printed, and name it with --head the next time.
     Verify {
         /// A record, or the data directory that holds it, instead of that of a running server
+        ///
+        /// Of a directory that a server writes to, ask the server for the head: what is read here beside it need not last,
+        /// and a head of such a line would accuse the record after a power failure.
         #[arg(long, value_name = "DIR")]
         record: Option<PathBuf>,
         /// The head that an earlier check has printed: that line must still be there

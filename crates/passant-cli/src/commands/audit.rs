@@ -57,7 +57,7 @@ async fn search(args: AuditSearch, socket: &ServerSocket, out: &mut Output) -> a
                 printed = printer.print(line);
                 if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
-            audit::search(&mut *audit::open(dir)?, &query, take)?;
+            audit::search(&mut *audit::open(dir)?, &query, || true, take)?;
             printed?;
         }
         None => {
@@ -205,7 +205,7 @@ fn shortened(value: &Value) -> Value {
 }
 
 fn verify_here(dir: &Path, head: Option<&Head>) -> anyhow::Result<VerifyResponse> {
-    let report = match audit::verify(&mut *audit::open(dir)?, head) {
+    let report = match audit::verify(&mut *audit::open(dir)?, head, || true) {
         Ok(report) => report,
         Err(error @ RecordError::Io { .. }) => return Err(error.into()),
         Err(error) => return Ok(VerifyResponse { fault: error.to_string(), ..VerifyResponse::default() }),
@@ -292,8 +292,10 @@ mod tests {
         let refusal = json!({
             "seq": 8, "prev": "", "at": 1_790_000_000, "kind": "refusal", "method": "/s.Agent/BanAgent",
             "from": "192.0.2.1:7", "reason": "denied", "why": "no right", "left_out": 3,
+            "left_out_of_others": 9,
         });
         let told = for_people(&refusal);
         assert!(told.contains("a stranger") && told.contains("denied: no right (3 more"), "{told}");
+        assert!(told.contains("(9 of other callers"), "{told}");
     }
 }

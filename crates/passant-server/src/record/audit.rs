@@ -11,7 +11,7 @@ use passant_core::UnixTime;
 use passant_core::serial::Serial;
 use serde_json::Value;
 
-use super::chain::{Body, Head, Line, verify_all};
+use super::chain::{Body, Head, Line, verify_while};
 use super::segments::{FileSegments, Segments};
 use super::{ChainReport, RecordError};
 
@@ -95,20 +95,22 @@ impl Kind {
 }
 
 /// Hands the lines that `query` looks for to `to`, each as it stands in the record with its newline, oldest first, until it
-/// breaks off. Whether they hold together is for [`verify`] to say; what is no line is passed over.
+/// breaks off. Whether they hold together is for [`verify`] to say; what is no line is passed over. `is_wanted` is asked
+/// before each segment, since none of them may hold a line to hand out.
 ///
 /// # Errors
-/// When a segment cannot be read. One that retention removes meanwhile is passed over.
+/// When a segment cannot be read. One that retention removes meanwhile is passed over. [`RecordError::Unwanted`].
 pub fn search(
     segments: &mut dyn Segments,
     query: &Query,
+    is_wanted: impl Fn() -> bool,
     mut to: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<(), RecordError> {
     let wanted = Wanted::of(query);
     let numbers = numbers_since(segments, query.since)?;
     let Some(newest) = query.newest else {
         for number in numbers {
-            let bytes = read(segments, number)?;
+            let bytes = read_while(&is_wanted, segments, number)?;
             for range in found(&bytes, &wanted) {
                 if to(&bytes[range]).is_break() {
                     return Ok(());
@@ -124,7 +126,7 @@ pub fn search(
         if left == 0 {
             break;
         }
-        let mut ranges = found(&read(segments, number)?, &wanted);
+        let mut ranges = found(&read_while(&is_wanted, segments, number)?, &wanted);
         ranges.drain(..ranges.len().saturating_sub(left));
         left -= ranges.len();
         if !ranges.is_empty() {
@@ -132,7 +134,7 @@ pub fn search(
         }
     }
     for (number, ranges) in hits {
-        let bytes = read(segments, number)?;
+        let bytes = read_while(&is_wanted, segments, number)?;
         for range in ranges {
             // Shorter only if the segment was removed, or its torn end cut off.
             if let Some(line) = bytes.get(range)
@@ -148,11 +150,16 @@ pub fn search(
 /// Checks every line, and that the line `kept`, a head from earlier, is still the same one.
 ///
 /// # Errors
-/// As [`super::verify_chain`]; [`RecordError::CutOff`], [`RecordError::OtherChain`] or [`RecordError::NotKept`] for the head.
-pub fn verify(segments: &mut dyn Segments, kept: Option<&Head>) -> Result<ChainReport, RecordError> {
+/// As [`super::verify_chain`]; [`RecordError::CutOff`], [`RecordError::OtherChain`] or [`RecordError::NotKept`] for the head;
+/// [`RecordError::Unwanted`] once `is_wanted`, which is asked before each segment, says no.
+pub fn verify(
+    segments: &mut dyn Segments,
+    kept: Option<&Head>,
+    is_wanted: impl Fn() -> bool,
+) -> Result<ChainReport, RecordError> {
     let mut attempt = 1;
     loop {
-        match verify_all(segments, kept) {
+        match verify_while(segments, kept, &is_wanted) {
             // The oldest segment has gone since they were listed.
             Err(RecordError::Io { source, .. })
                 if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS =>
@@ -195,6 +202,14 @@ fn numbers_since(segments: &mut dyn Segments, since: Option<UnixTime>) -> Result
         }
     }
     Ok(numbers[from..].to_vec())
+}
+
+fn read_while(
+    is_wanted: impl Fn() -> bool,
+    segments: &mut dyn Segments,
+    number: u32,
+) -> Result<Vec<u8>, RecordError> {
+    if is_wanted() { read(segments, number) } else { Err(RecordError::Unwanted) }
 }
 
 fn read(segments: &mut dyn Segments, number: u32) -> Result<Vec<u8>, RecordError> {

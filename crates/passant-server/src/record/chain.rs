@@ -604,6 +604,15 @@ pub(super) fn verify_all(
     segments: &mut dyn Segments,
     kept: Option<&Head>,
 ) -> Result<ChainReport, RecordError> {
+    verify_while(segments, kept, &|| true)
+}
+
+/// As [`verify_all`], as long as it is wanted.
+pub(super) fn verify_while(
+    segments: &mut dyn Segments,
+    kept: Option<&Head>,
+    is_wanted: &dyn Fn() -> bool,
+) -> Result<ChainReport, RecordError> {
     let numbers = segments.list().map_err(io_error("list segments of", ""))?;
     let mut report = ChainReport {
         segments: numbers.len(),
@@ -616,6 +625,9 @@ pub(super) fn verify_all(
     };
     let (mut next, mut watched) = (None, None);
     for (at, number) in numbers.iter().enumerate() {
+        if !is_wanted() {
+            return Err(RecordError::Unwanted);
+        }
         let place = segments.name(*number);
         let bytes = segments.read(*number).map_err(io_error("read", &place))?;
         // Segment 1 begins the chain; of a later one that is the first, those before it were removed.

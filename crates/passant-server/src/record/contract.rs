@@ -535,6 +535,29 @@ async fn what_was_done_and_the_first_refusals_are_written_once_the_record_works_
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_read_before_a_sync_is_still_there_after_a_fault() {
+    let disk = MemorySegments::default();
+    let failing = Failing::over(&disk);
+    let (fails, loses) = (Arc::clone(&failing.fail_sync), Arc::clone(&failing.loses));
+    let log = DecisionLog::over(Box::new(failing), Retention::default(), host_at(5).0).unwrap();
+    // An outcome and a dropped intent are not waited for.
+    log.outcome(intend(&log, "a").await.into_receipt(), Outcome::Signed);
+    tokio::task::yield_now().await;
+    let read = verify(&disk).unwrap();
+    assert_eq!(read.head_seq, Some(2));
+    let before = log.sync().await.unwrap();
+    loses.store(true, Ordering::SeqCst);
+    fails.store(true, Ordering::SeqCst);
+    assert!(log.intend(vec![decision("no")]).await.is_err());
+    assert!(matches!(log.sync().await, Err(RecordError::Stopped { .. })));
+    fails.store(false, Ordering::SeqCst);
+    tokio::time::sleep(HEAL_MOST * 2).await;
+    assert_ne!(log.sync().await.unwrap(), before, "lines that were read meanwhile may be gone");
+    let head: Head = format!("{}@2", read.head).parse().unwrap();
+    verify_all(&mut disk.clone(), Some(&head)).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_record_that_lost_acknowledged_lines_stays_stopped() {
     let disk = MemorySegments::default();
     let failing = Failing::over(&disk);

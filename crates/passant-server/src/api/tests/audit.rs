@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use passant_core::csr;
 use passant_core::keys::KeyType;
+use passant_core::{Reason, csr};
 use passant_proto::agent::{BanAgentRequest, CreateJoinTokenRequest, DeleteAgentRequest, ListAgentsRequest};
 use passant_proto::audit::audit_client::AuditClient;
 use passant_proto::audit::{SearchRequest, VerifyRequest, VerifyResponse};
@@ -42,7 +42,7 @@ use tonic::{Code, Status};
 use super::rig::{Identity, Rig, agents, bundles, entries, entry, selector, svids, trust_domain, wire_id};
 use crate::api::authorize::{METHODS, Role};
 use crate::federation::testing::{Ca, FakeEndpoint, document, uri};
-use crate::limits::{REFUSALS_AT_ONCE, STRANGERS_REFUSALS_AT_ONCE};
+use crate::limits::{ASK_AGAIN, REFUSALS_AT_ONCE, STRANGERS_REFUSALS_AT_ONCE};
 
 /// The methods that write for administrators and servers below, and the line that each leaves.
 const WRITES: &[(&str, &str)] = &[
@@ -455,8 +455,9 @@ async fn the_record_is_for_operators_and_for_holders_of_its_verb() {
 }
 
 #[tokio::test]
-async fn no_more_read_the_record_at_once_than_are_allowed() {
-    let rig = Rig::start().await;
+async fn a_caller_reads_the_record_once_at_a_time() {
+    let rig = Rig::start_with(ROLES).await;
+    let (_, _, auditor) = holders(&rig).await;
     let node = trust_domain().join("/node").unwrap();
     // Larger than what is on its way at any time: whoever does not read keeps it from being done.
     let long = "x".repeat(1_900);
@@ -464,16 +465,16 @@ async fn no_more_read_the_record_at_once_than_are_allowed() {
         let one = |n| entry(&node, &format!("/w{round}-{n}/{long}"), "unix:uid:1");
         rig.register((0..900).map(one).collect()).await;
     }
-    let mut held = Vec::new();
-    for _ in 0..crate::limits::AUDITS {
-        let mut client = AuditClient::new(rig.local().await);
-        held.push(client.search(SearchRequest::default()).await.unwrap().into_inner());
-    }
-    let refused = search(rig.local().await, SearchRequest::default()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted);
+    let mut client = AuditClient::new(rig.local().await);
+    let held = client.search(SearchRequest::default()).await.unwrap().into_inner();
+    let again = search(rig.local().await, SearchRequest::default()).await.unwrap_err();
+    let again = passant_proto::status::from_status(&again);
+    assert_eq!((again.reason, again.retry_after), (Reason::Exhausted, Some(ASK_AGAIN)));
     assert_eq!(verify(rig.local().await, "").await.unwrap_err().code(), Code::ResourceExhausted);
+    // Another caller has a turn of its own.
+    verify(rig.remote(Some(&auditor)).await.unwrap(), "").await.unwrap();
     // Whoever goes makes room.
-    held.clear();
+    drop(held);
     loop {
         match search(rig.local().await, SearchRequest::default()).await {
             Ok(lines) => break assert!(lines.len() > 6),
@@ -483,6 +484,21 @@ async fn no_more_read_the_record_at_once_than_are_allowed() {
     // Who overloads the server is on record, too.
     let exhausted = found(&rig, "refusal").await;
     assert!(exhausted.iter().any(|line| line["reason"] == "exhausted"), "{exhausted:?}");
+}
+
+#[tokio::test]
+async fn a_head_is_told_once_its_line_is_durable() {
+    let rig = Rig::start().await;
+    let syncs = || {
+        let metrics = rig.running.metrics();
+        let line = metrics.lines().find(|line| line.starts_with("passant_server_record_sync_seconds_count"));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    // A line that nobody waits for.
+    agents(rig.stranger().await).list_agents(ListAgentsRequest::default()).await.unwrap_err();
+    let before = syncs();
+    verify(rig.local().await, "").await.unwrap();
+    assert!(syncs() > before);
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ fn found_in(segments: &MemorySegments, query: &Query) -> Vec<String> {
         told.push(name.to_owned());
         ControlFlow::Continue(())
     };
-    search(&mut segments.clone(), query, take).unwrap();
+    search(&mut segments.clone(), query, || true, take).unwrap();
     told
 }
 
@@ -123,26 +123,53 @@ async fn whoever_has_seen_enough_is_told_no_more() {
             lines += 1;
             ControlFlow::Break(())
         };
-        search(&mut segments.clone(), &query, once).unwrap();
+        search(&mut segments.clone(), &query, || true, once).unwrap();
         assert_eq!(lines, 1);
     }
 }
 
 #[tokio::test]
+async fn nothing_more_is_read_for_whoever_has_left() {
+    let segments = record().await;
+    // Wanted for so many segments, each of which holds one line at least.
+    let until = |segments: usize| {
+        let asked = std::cell::Cell::new(0);
+        move || asked.replace(asked.get() + 1) < segments
+    };
+    let all = segments.clone().list().unwrap().len();
+    for newest in [None, Some(100)] {
+        for left_after in [0, 1, all - 1] {
+            let query = Query { newest, ..Query::default() };
+            let mut lines = 0;
+            let take = |_: &[u8]| {
+                lines += 1;
+                ControlFlow::Continue(())
+            };
+            let done = search(&mut segments.clone(), &query, until(left_after), take);
+            assert!(matches!(done, Err(RecordError::Unwanted)), "{newest:?} {left_after}");
+            assert!(lines <= 2 * left_after, "{newest:?} {left_after}: {lines}");
+        }
+    }
+    let left = verify(&mut segments.clone(), None, until(all - 1));
+    assert!(matches!(left, Err(RecordError::Unwanted)), "{left:?}");
+    assert!(verify(&mut segments.clone(), None, until(all)).is_ok());
+}
+
+#[tokio::test]
 async fn a_head_kept_elsewhere_shows_that_the_newest_lines_were_cut_off() {
     let segments = record().await;
-    let whole = verify(&mut segments.clone(), None).unwrap();
+    let whole = verify(&mut segments.clone(), None, || true).unwrap();
     let (newest, hash) = (whole.head_seq.unwrap(), encoding::from_hex(&whole.head).unwrap());
     let head = Head { seq: newest, hash };
     assert_eq!(head.to_string().parse(), Ok(head));
-    assert!(verify(&mut segments.clone(), Some(&head)).is_ok());
+    assert!(verify(&mut segments.clone(), Some(&head), || true).is_ok());
     // It grows: the head is one of its lines.
     let log = DecisionLog::over(Box::new(segments.clone()), Retention::default(), host_at(40).0).unwrap();
     log.close().await;
-    assert!(verify(&mut segments.clone(), Some(&head)).is_ok());
+    assert!(verify(&mut segments.clone(), Some(&head), || true).is_ok());
 
     let other = Head { hash: [9; 32], ..head };
-    assert!(matches!(verify(&mut segments.clone(), Some(&other)), Err(RecordError::OtherChain(_))));
+    assert!(matches!(verify(&mut segments.clone(), Some(&other), || true), Err(RecordError::OtherChain(_))));
 
     let mut cut = MemorySegments::default();
     let numbers = segments.clone().list().unwrap();
@@ -150,14 +177,14 @@ async fn a_head_kept_elsewhere_shows_that_the_newest_lines_were_cut_off() {
         cut.create(*number).unwrap();
         cut.append(*number, &segments.clone().read(*number).unwrap()).unwrap();
     }
-    assert!(verify(&mut cut, None).is_ok(), "a record that was cut off holds together");
-    assert!(matches!(verify(&mut cut, Some(&head)), Err(RecordError::CutOff { .. })));
+    assert!(verify(&mut cut, None, || true).is_ok(), "a record that was cut off holds together");
+    assert!(matches!(verify(&mut cut, Some(&head), || true), Err(RecordError::CutOff { .. })));
 
     let old = Head { seq: 0, hash: [0; 32] };
     let mut left = segments.clone();
     left.remove(numbers[0]).unwrap();
     left.remove(numbers[1]).unwrap();
-    assert!(matches!(verify(&mut left, Some(&old)), Err(RecordError::NotKept { .. })));
+    assert!(matches!(verify(&mut left, Some(&old), || true), Err(RecordError::NotKept { .. })));
     for text in ["", "@1", "ab@1", &"0".repeat(64), &format!("{}@x", "0".repeat(64))] {
         assert_eq!(text.parse::<Head>(), Err(HeadError), "{text}");
     }
