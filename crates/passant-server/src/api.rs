@@ -24,7 +24,7 @@ mod trustdomain;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use passant_core::{Host, Reason, Refusal, SpiffeId, TrustDomain};
+use passant_core::{Host, Refusal, SpiffeId, TrustDomain};
 use passant_daemon::grpc::{Health, ReflectionError, add_reflection};
 use passant_daemon::log_rate::LogRate;
 use passant_proto::access::access_server::AccessServer;
@@ -60,7 +60,7 @@ use crate::journal::Journal;
 use crate::limits::{BATCH_ITEM, MESSAGE, RESPONSE, STRANGERS_MESSAGE};
 use crate::metrics::Metrics;
 use crate::quota::Quotas;
-use crate::record::refusals::{Refusals, matters, place_of};
+use crate::record::refusals::{Refusals, deniedness, matters, place_of};
 use crate::record::{Act, By, DecisionLog, Done};
 use crate::serve::Guests;
 use crate::tls::ServerIdentity;
@@ -162,7 +162,7 @@ fn refuse(refusal: Refusal) -> Status {
         }
     }
     let mut status = status::to_status(&refusal);
-    if refusal.source.is_some() && matters(refusal.reason) {
+    if refusal.source.is_some() && (matters(refusal.reason) || deniedness(&refusal).is_some()) {
         // For the record; it is not sent.
         status.set_source(Arc::new(refusal));
     }
@@ -281,16 +281,6 @@ fn by(call: &Extensions, caller: &impl Rightful) -> By {
         from: call.get::<ConnPeer>().map(place_of),
         right: Some(caller.right()),
     }
-}
-
-/// The refusal, or the one behind it, that is about who asks: whoever does not get to see something is told that it is not
-/// there.
-fn deniedness(refusal: &Refusal) -> Option<&Refusal> {
-    if refusal.reason == Reason::Denied {
-        return Some(refusal);
-    }
-    let behind = refusal.source.as_ref()?.downcast_ref::<Refusal>()?;
-    (behind.reason == Reason::Denied).then_some(behind)
 }
 
 /// The refusals among outcomes.

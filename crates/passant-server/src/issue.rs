@@ -429,9 +429,15 @@ fn find<'a>(
     entry_id: &str,
     now: UnixTime,
 ) -> Result<&'a Entry, Refusal> {
-    let id = EntryId::parse(entry_id).ok();
-    let entry = id.and_then(|id| state.authorized_entry(caller.id(), &id, now));
-    entry.map(AsRef::as_ref).ok_or_else(order::no_entry)
+    let id = EntryId::parse(entry_id).map_err(|_| order::no_entry())?;
+    match (state.authorized_entry(caller.id(), &id, now), state.entry(&id)) {
+        (Some(entry), _) => Ok(entry),
+        // It may have been the agent's while it lived.
+        (None, Some(entry)) if !entry.has_ended(now) => {
+            Err(order::no_entry().because(Refusal::denied("the entry is not one of the agent's")))
+        }
+        (None, _) => Err(order::no_entry()),
+    }
 }
 
 /// The entry that makes the caller a server below, as long as it does.

@@ -20,7 +20,7 @@ use crate::authority::Authorities;
 use crate::caller::ConnPeer;
 use crate::journal::Journal;
 use crate::record::DecisionLog;
-use crate::record::refusals::Refusals;
+use crate::record::refusals::{Refusals, reason_behind};
 use crate::state::authority::{AuthorityKind, Phase};
 
 labels! {
@@ -358,7 +358,7 @@ impl Tally for Calls {
         let reason = status::from_status(status).reason;
         self.metrics.refusals.of((call.service, reason)).inc();
         if let Some(peer) = &call.peer {
-            self.refusals.refused(peer, &call.method, reason, &why(status));
+            self.refusals.refused(peer, &call.method, reason_behind(status), &why(status));
         }
     }
 }

@@ -67,8 +67,12 @@ impl Agent for Api {
         let actor = self.actor(request.extensions())?;
         let id = self.agent_id(request.get_ref().id.as_ref())?;
         let state = self.journal.state();
-        let node = state.node(&id).filter(|node| actor.sees_agent(&node.id));
-        let node = node.ok_or_else(|| Status::not_found("agent not found"))?;
+        let not_found = || Refusal::not_found("agent not found");
+        let node = state.node(&id).ok_or_else(|| refuse(not_found()))?;
+        if !actor.sees_agent(&node.id) {
+            let denied = Refusal::denied("no role of the caller reaches the agent");
+            return Err(refuse(not_found().because(denied)));
+        }
         Ok(Response::new(shown(node, request.get_ref().output_mask.as_ref())))
     }
 

@@ -71,8 +71,7 @@ impl entry_server::Entry for Api {
         let state = self.journal.state();
         // What can be no ID names no entry.
         let entry = EntryId::parse(&request.id).ok().and_then(|id| state.entry(&id).map(Arc::clone));
-        let entry = entry.filter(|entry| actor.sees(entry));
-        let entry = entry.ok_or_else(|| Status::not_found("entry not found"))?;
+        let entry = command::entry::seen(entry, &actor).map_err(refuse)?;
         Ok(Response::new(shown(&entry, request.output_mask.as_ref())))
     }
 

@@ -14,7 +14,7 @@ use passant_proto::svid::{
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Api, Room, bounded, refuse, refuse_item};
+use super::{Api, Room, bounded, refusals, refuse, refuse_item};
 use crate::limits::SVID_BATCH;
 use crate::quota::{Caller, Until, Work};
 
@@ -49,9 +49,9 @@ impl Svid for Api {
         &self,
         request: Request<BatchNewX509svidRequest>,
     ) -> Result<Response<BatchNewX509svidResponse>, Status> {
-        let agent = self.agent(request.extensions()).await?;
-        let until = request.extensions().get::<Until>().copied();
-        let params = request.into_inner().params;
+        let (_, call, BatchNewX509svidRequest { params }) = request.into_parts();
+        let agent = self.agent(&call).await?;
+        let until = call.get::<Until>().copied();
         if params.is_empty() {
             return Err(Status::invalid_argument("missing parameters"));
         }
@@ -62,6 +62,7 @@ impl Svid for Api {
         self.quotas.count(Work::X509, &caller, count, until).await.map_err(refuse)?.keep();
         let orders = params.into_iter().map(|param| (param.entry_id, param.csr)).collect();
         let outcomes = self.issuer.x509_batch(&agent, orders).await;
+        self.note_refused(&call, refusals(&outcomes));
         let mut room = Room::of(outcomes.len());
         let results = outcomes.into_iter().map(|outcome| {
             let result = match outcome {

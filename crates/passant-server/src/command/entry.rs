@@ -91,6 +91,18 @@ fn may_touch(actor: &Actor, verb: Verb, entry: &Entry, state: &State) -> Result<
     answer.map_err(|refusal| if actor.sees(entry) { refusal } else { no_entry().because(refusal) })
 }
 
+/// The entry, if there is one and `actor` gets to see it.
+///
+/// # Errors
+/// Not found, whichever it is; of what is hidden the record learns.
+pub(crate) fn seen(entry: Option<Arc<Entry>>, actor: &Actor) -> Result<Arc<Entry>, Refusal> {
+    let entry = entry.ok_or_else(no_entry)?;
+    if !actor.sees(&entry) {
+        return Err(no_entry().because(Refusal::denied("no role of the caller reaches the entry")));
+    }
+    Ok(entry)
+}
+
 fn no_entry() -> Refusal {
     Refusal::not_found("entry not found")
 }

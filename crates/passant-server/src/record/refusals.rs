@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use passant_core::{Reason, SpiffeId};
+use passant_core::{Reason, Refusal, SpiffeId};
 use passant_daemon::label::Label;
+use passant_proto::status::from_status;
 use tokio::time::Instant;
+use tonic::Status;
 
 use super::{DecisionLog, Refused};
 use crate::caller::{ConnPeer, LocalCaller};
@@ -66,6 +68,25 @@ impl Refusals {
 /// Whether a refusal for `reason` is about who asks, or how often.
 pub(crate) const fn matters(reason: Reason) -> bool {
     matches!(reason, Reason::Denied | Reason::Unauthenticated | Reason::Exhausted)
+}
+
+/// The refusal, or the one behind it, that is about who asks: whoever does not get to see something is told that it is not
+/// there.
+pub(crate) fn deniedness(refusal: &Refusal) -> Option<&Refusal> {
+    if refusal.reason == Reason::Denied {
+        return Some(refusal);
+    }
+    let behind = refusal.source.as_ref()?.downcast_ref::<Refusal>()?;
+    (behind.reason == Reason::Denied).then_some(behind)
+}
+
+/// Why `status` refuses: as it says, unless it hides a denial.
+pub(crate) fn reason_behind(status: &Status) -> Reason {
+    let behind = std::error::Error::source(status).and_then(|source| source.downcast_ref::<Refusal>());
+    match behind.and_then(deniedness) {
+        Some(denied) => denied.reason,
+        None => from_status(status).reason,
+    }
 }
 
 /// From where a peer calls, as the record shows it.

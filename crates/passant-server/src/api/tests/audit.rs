@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use passant_core::keys::KeyType;
 use passant_core::{Reason, csr};
-use passant_proto::agent::{BanAgentRequest, CreateJoinTokenRequest, DeleteAgentRequest, ListAgentsRequest};
+use passant_proto::agent::{
+    BanAgentRequest, CreateJoinTokenRequest, DeleteAgentRequest, GetAgentRequest, ListAgentsRequest,
+};
 use passant_proto::audit::audit_client::AuditClient;
 use passant_proto::audit::{SearchRequest, VerifyRequest, VerifyResponse};
 use passant_proto::bundle::{
@@ -14,7 +16,7 @@ use passant_proto::bundle::{
 use passant_proto::convert;
 use passant_proto::entry::{
     BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, GetAuthorizedEntriesRequest,
-    SyncAuthorizedEntriesRequest,
+    GetEntryRequest, SyncAuthorizedEntriesRequest,
 };
 use passant_proto::import::import_client::ImportClient;
 use passant_proto::import::{AdoptAgentsRequest, ReleaseAgentsRequest, RemoveAuthoritiesRequest};
@@ -27,7 +29,9 @@ use passant_proto::localauthority::{
 };
 use passant_proto::store::BackupRequest;
 use passant_proto::store::store_client::StoreClient;
-use passant_proto::svid::{MintJwtsvidRequest, MintX509svidRequest};
+use passant_proto::svid::{
+    BatchNewX509svidRequest, MintJwtsvidRequest, MintX509svidRequest, NewJwtsvidRequest, NewX509svidParams,
+};
 use passant_proto::trustdomain::trust_domain_client::TrustDomainClient;
 use passant_proto::trustdomain::{
     BatchCreateFederationRelationshipRequest, BatchDeleteFederationRelationshipRequest,
@@ -400,6 +404,60 @@ async fn refusals_of_callers_are_on_record_with_who_what_from_where_and_why() {
     let paid = acts.iter().find(|act| act["subjects"][0] == "spiffe://example.org/pay/a").unwrap();
     assert_eq!(paid["right"], "role pay");
     assert_eq!(paid["caller"], "role pay spiffe://example.org/ci");
+}
+
+#[tokio::test]
+async fn who_asks_for_what_is_there_and_hidden_is_on_record_and_does_not_learn_it() {
+    let rig =
+        Rig::start_with(&ROLES.replace("entry.create", "agent.read\", \"entry.read\", \"entry.create")).await;
+    let (agent, ci, _) = holders(&rig).await;
+    let node = trust_domain().join("/node").unwrap();
+    let hidden = rig.register(vec![entry(&node, "/hidden", "unix:uid:1")]).await.remove(0).id;
+    let over = types::Entry { expires_at: 1, ..entry(agent.svid.id(), "/over", "unix:uid:1") };
+    let over = rig.register(vec![over]).await.remove(0).id;
+    let (holder, own) = (rig.remote(Some(&ci)).await.unwrap(), rig.remote(Some(&agent)).await.unwrap());
+    let there = Some(convert::id::to_wire(agent.svid.id()));
+    let not_there = Some(wire_id("/spire/agent/join_token/none"));
+    let csr = csr::make(&*rig.key(), None).unwrap();
+    let mut told = Vec::new();
+    for (entry_id, agent_id) in [("none", not_there), (over.as_str(), None), (hidden.as_str(), there)] {
+        let get = GetEntryRequest { id: entry_id.to_owned(), output_mask: None };
+        let entry = entries(holder.clone()).get_entry(get).await.unwrap_err();
+        let audience = vec!["them".to_owned()];
+        let jwt = NewJwtsvidRequest { entry_id: entry_id.to_owned(), audience };
+        let jwt = svids(own.clone()).new_jwtsvid(jwt).await.unwrap_err();
+        let order = || NewX509svidParams { entry_id: entry_id.to_owned(), csr: csr.clone() };
+        let batch = BatchNewX509svidRequest { params: vec![order(), order()] };
+        let batch = svids(own.clone()).batch_new_x509svid(batch).await.unwrap().into_inner();
+        let mut says: Vec<_> = [entry, jwt].iter().map(|s| (s.code(), s.message().to_owned())).collect();
+        let items = batch.results.into_iter().map(|result| result.status.unwrap());
+        says.extend(items.map(|item| (Code::from_i32(item.code), item.message)));
+        if let Some(id) = agent_id {
+            let get = GetAgentRequest { id: Some(id), output_mask: None };
+            let agent = agents(holder.clone()).get_agent(get).await.unwrap_err();
+            says.push((agent.code(), agent.message().to_owned()));
+        }
+        assert!(says.iter().all(|(code, _)| *code == Code::NotFound), "{says:?}");
+        told.push(says);
+    }
+    assert_eq!(told[0], told[2], "what is hidden is as if it were not there");
+    let refusals = found(&rig, "refusal").await;
+    let told: Vec<(&str, &str)> = refusals
+        .iter()
+        .map(|line| {
+            let text = |field: &str| line[field].as_str().unwrap();
+            assert_eq!(text("reason"), "denied", "{line}");
+            (text("method").rsplit('/').next().unwrap(), text("why"))
+        })
+        .collect();
+    let expected = [
+        ("GetEntry", "entry not found: no role of the caller reaches the entry"),
+        ("GetEntry", "entry not found: no role of the caller reaches the entry"),
+        ("NewJWTSVID", "entry not found or not authorized: the entry is not one of the agent's"),
+        ("BatchNewX509SVID", "the entry is not one of the agent's (and 1 more items of the batch)"),
+        ("GetAgent", "agent not found: no role of the caller reaches the agent"),
+    ];
+    assert_eq!(told, expected);
 }
 
 #[tokio::test]
