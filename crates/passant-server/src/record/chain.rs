@@ -732,14 +732,14 @@ mod tests {
             let warnings = Arc::<AtomicUsize>::default();
             tracing::subscriber::with_default(Warnings(Arc::clone(&warnings)), || {
                 let retention = Retention { segment_bytes: 1, keep_bytes, keep_for };
-                let segments = MemorySegments::default();
+                let mut segments = MemorySegments::default();
                 let mut chain = Chain::open(Box::new(segments.clone()), retention, host).unwrap();
                 for _ in 0..3 {
                     clock.advance(2 * day);
                     let line = chain.start_line(0);
                     chain.write(vec![line], true).unwrap();
                 }
-                assert!(segments.clone().list().unwrap().len() <= 2, "the others are gone");
+                assert!(segments.list().unwrap().len() <= 2, "the others are gone");
             });
             assert_eq!(warnings.load(Ordering::Relaxed) > 0, is_said);
         }

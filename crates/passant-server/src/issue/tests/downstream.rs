@@ -209,8 +209,10 @@ async fn no_authority_below_is_signed_once_the_record_cannot_be_written() {
     assert_eq!(refused(&answer), (Reason::Unavailable, expected));
 }
 
-/// The changes that take the right of the caller, or the authority above, away.
-fn stops() -> [(&'static str, fn(&Rig) -> Vec<Change>, Reason); 5] {
+/// What takes the right of the caller, or the authority above, away, and why it is refused then.
+type Stop = (&'static str, fn(&Rig) -> Vec<Change>, Reason);
+
+fn stops() -> [Stop; 5] {
     fn entry(rig: &Rig, change: fn(&mut passant_core::Entry)) -> Vec<Change> {
         let held = Arc::clone(rig.state().entry(&EntryId::parse("below").unwrap()).unwrap());
         let mut entry = passant_core::Entry::clone(&held);

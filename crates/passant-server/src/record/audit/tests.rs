@@ -130,13 +130,13 @@ async fn whoever_has_seen_enough_is_told_no_more() {
 
 #[tokio::test]
 async fn nothing_more_is_read_for_whoever_has_left() {
-    let segments = record().await;
+    let mut segments = record().await;
     // Wanted for so many segments, each of which holds one line at least.
     let until = |segments: usize| {
         let asked = std::cell::Cell::new(0);
         move || asked.replace(asked.get() + 1) < segments
     };
-    let all = segments.clone().list().unwrap().len();
+    let all = segments.list().unwrap().len();
     for newest in [None, Some(100)] {
         for left_after in [0, 1, all - 1] {
             let query = Query { newest, ..Query::default() };
@@ -152,7 +152,7 @@ async fn nothing_more_is_read_for_whoever_has_left() {
     }
     let left = verify(&mut segments.clone(), None, until(all - 1));
     assert!(matches!(left, Err(RecordError::Unwanted)), "{left:?}");
-    assert!(verify(&mut segments.clone(), None, until(all)).is_ok());
+    assert!(verify(&mut segments, None, until(all)).is_ok());
 }
 
 #[tokio::test]
