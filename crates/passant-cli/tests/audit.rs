@@ -123,7 +123,7 @@ fn finds_all(site: &Site, agent: &str, web: &str) -> anyhow::Result<()> {
     ensure!(who.starts_with(&uid) && created[0]["from"] == "operators' socket", "{created:?}");
     ensure!(created[0]["method"] == "/spire.api.server.entry.v1.Entry/BatchCreateEntry", "{created:?}");
     ensure!(created[0]["right"] == "operator", "{created:?}");
-    ensure!(site.search(&["--entry", "web", "--since", "1h"])?.len() == 1);
+    ensure!(site.search(&["--kind", "act", "--entry", "web", "--since", "1h"])?.len() == 1);
     ensure!(site.search(&["--entry", "web", "--until", "1h"])?.is_empty());
 
     let banned = site.search(&["--kind", "act", "--method", "BanAgent", "--caller", &uid])?;

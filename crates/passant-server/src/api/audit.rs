@@ -38,8 +38,7 @@ impl Audit for Api {
         let (out, stream) = mpsc::channel(STREAM_WAITING);
         let runtime = Handle::current();
         tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            let sender = Sender { out, runtime, piece: Vec::new(), is_left: false };
+            let sender = Sender { _turn: turn, out, runtime, piece: Vec::new(), is_left: false };
             if sender.send_all(&mut *segments, &query).is_break() {
                 tracing::warn!(caller = %actor, "what was found on record was not read to its end");
             }
@@ -61,11 +60,12 @@ impl Audit for Api {
         let (out, stream) = mpsc::channel(1);
         let (record, runtime) = (self.record.clone(), Handle::current());
         tokio::task::spawn_blocking(move || {
-            let _turn = turn;
             let before = runtime.block_on(record.sync());
             let verified = verify_for(&out, &mut *segments, head.as_ref());
             // All that was read lasts now, and so does the head.
             let answer = settled(verified, before, runtime.block_on(record.sync()));
+            // Whoever has the answer may ask again at once.
+            drop(turn);
             if out.blocking_send(answer).is_err() {
                 tracing::debug!("nobody waits any more for a verified record");
             }
@@ -131,6 +131,8 @@ impl Drop for Turn {
 
 /// Sends lines in pieces.
 struct Sender {
+    /// Before `out`: whoever has read to the end may ask again at once.
+    _turn: Turn,
     out: Out,
     runtime: Handle,
     piece: Vec<u8>,
@@ -313,7 +315,8 @@ mod tests {
         let search = |out, mut segments: MemorySegments| {
             let (query, runtime) = (query.clone(), Handle::current());
             tokio::task::spawn_blocking(move || {
-                let sender = Sender { out, runtime, piece: Vec::new(), is_left: false };
+                let turn = Arc::<Auditors>::default().turn(Caller::User(0), true).unwrap();
+                let sender = Sender { _turn: turn, out, runtime, piece: Vec::new(), is_left: false };
                 sender.send_all(&mut segments, &query)
             })
         };
