@@ -327,7 +327,8 @@ impl World {
         let Some(token) = self.told.ledger().tokens.pop() else { return Ok(None) };
         self.agents += 1;
         let name = format!("a{}", self.agents);
-        self.site.configure_agent(&name, "method = \"join_token\"", "")?;
+        // The disk holds files and directories, and no sockets.
+        self.site.configure_agent(&name, "method = \"join_token\"", "admin = { enabled = false }")?;
         let file = self.site.path(&format!("{name}.toml"));
         let data = self.site.path(&format!("{name}-data")).display().to_string();
         let on_disk = self.site.path("disk").join(format!("{name}-data")).display().to_string();
