@@ -205,21 +205,11 @@ fn shortened(value: &Value) -> Value {
 }
 
 fn verify_here(dir: &Path, head: Option<&Head>) -> anyhow::Result<VerifyResponse> {
-    let report = match audit::verify(&mut *audit::open(dir)?, head, || true) {
-        Ok(report) => report,
-        Err(error @ RecordError::Io { .. }) => return Err(error.into()),
-        Err(error) => return Ok(VerifyResponse { fault: error.to_string(), ..VerifyResponse::default() }),
-    };
-    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    Ok(VerifyResponse {
-        fault: String::new(),
-        segments: count(report.segments),
-        lines: report.lines,
-        first_seq: report.first_seq,
-        head: report.head_seq.map(|seq| format!("{}@{seq}", report.head)).unwrap_or_default(),
-        open: count(report.open.len()),
-        torn_bytes: count(report.torn_bytes),
-    })
+    match audit::verify(&mut *audit::open(dir)?, head, || true) {
+        Ok(report) => Ok(report.into()),
+        Err(error @ RecordError::Io { .. }) => Err(error.into()),
+        Err(error) => Ok(VerifyResponse { fault: error.to_string(), ..VerifyResponse::default() }),
+    }
 }
 
 async fn verify_there(socket: &ServerSocket, head: Option<Head>) -> anyhow::Result<VerifyResponse> {

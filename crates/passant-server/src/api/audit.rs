@@ -231,7 +231,7 @@ fn settled(
         "the record fails, or failed while it was read: its newest lines may not last; verify it again";
     match (verified, before, after) {
         (_, Ok(before), Ok(after)) if before != after => Err(refuse(Refusal::unavailable(unsure))),
-        (Ok(report), Ok(_), Ok(_)) => Ok(told(&report)),
+        (Ok(report), Ok(_), Ok(_)) => Ok(report.into()),
         (Ok(_), Err(error), _) | (Ok(_), _, Err(error)) => {
             Err(refuse(Refusal::unavailable(unsure).because(error)))
         }
@@ -239,16 +239,19 @@ fn settled(
     }
 }
 
-fn told(report: &ChainReport) -> VerifyResponse {
-    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    VerifyResponse {
-        fault: String::new(),
-        segments: count(report.segments),
-        lines: report.lines,
-        first_seq: report.first_seq,
-        head: report.head_seq.map(|seq| format!("{}@{seq}", report.head)).unwrap_or_default(),
-        open: count(report.open.len()),
-        torn_bytes: count(report.torn_bytes),
+/// The answer of a record that holds together.
+impl From<ChainReport> for VerifyResponse {
+    fn from(report: ChainReport) -> Self {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        Self {
+            fault: String::new(),
+            segments: count(report.segments),
+            lines: report.lines,
+            first_seq: report.first_seq,
+            head: report.head_seq.map(|seq| format!("{}@{seq}", report.head)).unwrap_or_default(),
+            open: count(report.open.len()),
+            torn_bytes: count(report.torn_bytes),
+        }
     }
 }
 
