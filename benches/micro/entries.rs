@@ -93,6 +93,7 @@ pub(crate) fn authorized(number: usize) -> Result<(Arc<AuthorizedEntry>, Vec<Str
         hint: String::new(),
         jwt_svid_include_jti: false,
         disable_x509_svid_prefetch: false,
+        options: passant_core::EntryOptions::default(),
         revision: 1,
         created_at: REGISTERED,
     };

@@ -219,7 +219,7 @@ async fn files_of_a_newer_version_are_refused_with_the_remedy() -> anyhow::Resul
     let (site, expected) = stopped_site().await?;
     for (name, from, to) in [
         ("keys.json", "\"format\": 1", "\"format\": 2"),
-        ("decisions/00000001.log", "\"format\":2", "\"format\":3"),
+        ("decisions/00000001.log", "\"format\":3", "\"format\":4"),
     ] {
         let path = site.path("server-data").join(name);
         let text = fs::read_to_string(&path)?;

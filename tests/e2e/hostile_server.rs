@@ -127,7 +127,8 @@ async fn half_open_handshakes_of_one_address_keep_nobody_out() -> anyhow::Result
     }
     honest_callers_are_served(&site, &entry).await?;
     let during = Usage::of(server.pid())?;
-    ensure!(during.descriptors < before.descriptors + 400, "{before:?} {during:?}");
+    // They wait, each for a descriptor; what a handshake takes, only a few have.
+    ensure!(during.resident < before.resident + 16 * 1024, "{before:?} {during:?}");
     drop(attackers);
     eventually("the descriptors to be free again", READY_WITHIN, || async {
         let after = Usage::of(server.pid())?;

@@ -11,4 +11,5 @@ mod main_job;
 mod operations;
 mod outage;
 mod standing;
+mod stops;
 mod store;

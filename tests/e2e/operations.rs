@@ -120,8 +120,9 @@ async fn probes_metrics_and_health_tell_how_the_daemons_are() -> anyhow::Result<
         ("passant_server_issue_seconds_count{kind=\"node_svid\",outcome=\"done\"}", 1.0),
         ("passant_server_issue_seconds_count{kind=\"x509_svid\",outcome=\"done\"}", 1.0),
         ("passant_server_node_attestations_total{method=\"join_token\",outcome=\"done\"}", 1.0),
-        ("passant_server_syncs_total", 1.0),
-        ("passant_server_sync_entries_sent_total", 1.0),
+        ("passant_server_watches", 1.0),
+        ("passant_server_watch_updates_total", 1.0),
+        ("passant_server_watch_snapshots_total", 1.0),
         ("passant_server_handshakes_total{result=\"accepted\"}", 1.0),
         ("passant_server_connections{peer=\"agent\"}", 1.0),
         ("passant_server_authorities{kind=\"x509\",phase=\"active\"}", 1.0),
@@ -134,7 +135,7 @@ async fn probes_metrics_and_health_tell_how_the_daemons_are() -> anyhow::Result<
 
     let agents = metrics(agents_probe).await?;
     for (series, at_least) in [
-        ("passant_agent_syncs_total{outcome=\"done\"}", 1.0),
+        ("passant_agent_updates_total", 1.0),
         ("passant_agent_minted_total{result=\"minted\"}", 1.0),
         ("passant_agent_x509_svids", 1.0),
         ("passant_agent_node_svids_total{step=\"attest\",outcome=\"done\"}", 1.0),

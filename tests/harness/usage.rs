@@ -12,6 +12,8 @@ pub struct Usage {
     pub descriptors: usize,
     /// Resident memory, in KiB.
     pub resident: u64,
+    /// What of it no file backs, in KiB: heap and stacks.
+    pub anonymous: u64,
     /// Threads.
     pub threads: u64,
     /// CPU time spent so far, in user and kernel mode.
@@ -31,8 +33,8 @@ impl Usage {
             Ok(value.with_context(|| format!("no {name} in status"))?.parse()?)
         };
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
-        let (resident, threads) = (field("VmRSS")?, field("Threads")?);
-        Ok(Self { descriptors, resident, threads, cpu: cpu(pid)? })
+        let (resident, anonymous, threads) = (field("VmRSS")?, field("RssAnon")?, field("Threads")?);
+        Ok(Self { descriptors, resident, anonymous, threads, cpu: cpu(pid)? })
     }
 }
 

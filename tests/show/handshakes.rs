@@ -130,8 +130,11 @@ fn shake(server: &End, client: &End) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A JWT-SVID of one agent, validated by the other.
-async fn validated(of: &Path, at: &Path) -> anyhow::Result<()> {
+/// A JWT-SVID of one agent, validated by another.
+///
+/// # Errors
+/// When there is none, or it is not valid there.
+pub(crate) async fn validated(of: &Path, at: &Path) -> anyhow::Result<()> {
     let svid = match token(of).await {
         Ok(svid) => svid,
         Err(why) => return Err(why.context("fetch it")),

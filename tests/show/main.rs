@@ -5,6 +5,7 @@
 //! | `interop` | the Go, Python and Rust libraries against a running server and agent, and the whole server API |
 //! | `spire` | SPIRE's agents with this server, these agents with SPIRE's, for minutes; and SPIRE's command line; needs `SPIRE_BIN_DIR` |
 //! | `spire-move` | an agent of SPIRE moves here with its workloads; needs SPIRE's programs, named by `SPIRE_BIN_DIR`; part of `interop` |
+//! | `side-by-side` | a SPIRE agent and ours on one server make the same truth of it, change by change; needs `SPIRE_BIN_DIR` |
 //! | `rotation` | many foreign clients with short-lived SVIDs; the server crashes in the middle |
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
@@ -12,6 +13,8 @@
 //! | `explain` | every cause of a missing identity, planted; `passant explain` names it first (root, for processes hidden in /proc) |
 //! | `kills` | the server is killed at random moments, hundreds of times; what it acknowledged is compared each time |
 //! | `power-loss` | the power fails under a server again and again, and its disk fails for a while (needs root and /dev/fuse) |
+//! | `churn` | a day's changes of entries and rotations of the authorities in minutes; both daemons stay small |
+//! | `create-to-svid` | how soon go-spiffe has the SVID of a new entry on an open watch |
 //! | `storm` | thousands of short-lived processes; the agent stays small and quick |
 //! | `dev` | what `passant dev` prints, judged by openssl and go-spiffe |
 //! | `fuzz` | every parser of outside bytes under libFuzzer |
@@ -21,23 +24,31 @@
 //! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Only `power-loss` and `explain` need root.
 
 mod caller;
+mod churn;
+mod create_to_svid;
 mod decisions;
 mod dev;
 mod entries;
 mod entry_end;
 mod explain;
+mod follower;
 mod fuzz;
 mod handshakes;
+mod held;
 mod interop;
 mod judge;
 mod kills;
+mod latency;
 mod moment;
 mod outage;
 mod peers;
 mod power_loss;
 mod program;
+mod registrar;
 mod report;
 mod rotation;
+mod shipped;
+mod side_by_side;
 mod sim;
 mod spire;
 mod spire_commands;
@@ -45,6 +56,8 @@ mod spire_live;
 mod spire_move;
 mod spread;
 mod storm;
+mod synced;
+mod truth;
 mod watch_log;
 mod watcher;
 
@@ -70,6 +83,8 @@ enum Show {
     Spire(SpireArgs),
     /// Move an agent of SPIRE here (SPIRE_BIN_DIR).
     SpireMove,
+    /// Compare what a SPIRE agent and ours make of one server (SPIRE_BIN_DIR).
+    SideBySide(SideBySideArgs),
     /// Watch rotations through a crash of the server.
     Rotation(RotationArgs),
     /// Take the server away and bring it back.
@@ -80,6 +95,10 @@ enum Show {
     Entries(EntriesArgs),
     /// Plant causes of "no identity issued", and ask for them.
     Explain,
+    /// Change entries and rotate authorities, a day's worth in minutes.
+    Churn(ChurnArgs),
+    /// Measure how soon go-spiffe has the SVID of a new entry.
+    CreateToSvid(CreateToSvidArgs),
     /// Start short-lived workloads without end.
     Storm(StormArgs),
     /// Judge what `passant dev` prints.
@@ -105,6 +124,13 @@ struct SpireArgs {
     /// How often every authority is rotated meanwhile.
     #[arg(long, default_value_t = 3)]
     rotations: u32,
+}
+
+#[derive(Args)]
+struct SideBySideArgs {
+    /// Changes at the server, each compared at both agents.
+    #[arg(long, default_value_t = 30)]
+    rounds: usize,
 }
 
 #[derive(Args)]
@@ -135,6 +161,38 @@ struct PowerLossArgs {
     /// What chooses the moments and what is left.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(Args)]
+struct ChurnArgs {
+    /// Entries to create, change and delete, in all.
+    #[arg(long, default_value_t = 86_400)]
+    changes: usize,
+    /// Rotations of the X.509 and of the JWT authority, each.
+    #[arg(long, default_value_t = 24)]
+    rotations: usize,
+    /// In how many minutes.
+    #[arg(long, default_value_t = 20, conflicts_with = "seconds")]
+    minutes: u64,
+    /// In how many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Registration entries that there are at any time.
+    #[arg(long, default_value_t = 4_000)]
+    entries: usize,
+}
+
+#[derive(Args)]
+struct CreateToSvidArgs {
+    /// Entries to create, one after the other.
+    #[arg(long, default_value_t = 500)]
+    creations: usize,
+    /// Workloads that are there all the time, each a process with an identity of its own.
+    #[arg(long, default_value_t = 20)]
+    workloads: usize,
+    /// Open watches of each workload.
+    #[arg(long, default_value_t = 2)]
+    watches: usize,
 }
 
 #[derive(Args)]
@@ -216,6 +274,7 @@ async fn main() -> ExitCode {
             Box::pin(spire_live::run(&report, length, args.rotations)).await
         }
         Show::SpireMove => spire_move::run(&report).await,
+        Show::SideBySide(args) => Box::pin(side_by_side::run(&report, args.rounds)).await,
         Show::Rotation(args) => {
             let length = Duration::from_secs(args.minutes * 60);
             rotation::run(&report, length, args.workloads, args.svid_ttl).await
@@ -226,6 +285,13 @@ async fn main() -> ExitCode {
         Show::Entries(args) => entries::run(&report, args.entries).await,
         Show::Explain => Box::pin(explain::run(&report)).await,
         Show::EntryEnd => entry_end::run(&report).await,
+        Show::Churn(ChurnArgs { changes, rotations, minutes, seconds, entries }) => {
+            let length = Duration::from_secs(seconds.unwrap_or(minutes * 60));
+            Box::pin(churn::run(&report, &churn::Plan { changes, rotations, length, entries })).await
+        }
+        Show::CreateToSvid(CreateToSvidArgs { creations, workloads, watches }) => {
+            create_to_svid::run(&report, &create_to_svid::Plan { creations, workloads, watches }).await
+        }
         Show::Storm(args) => {
             let length = Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60));
             storm::run(&report, args.starts_per_minute, length).await

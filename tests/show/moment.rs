@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// An instant, in milliseconds since 1970.
+/// An instant, in microseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(i64);
 
@@ -22,22 +22,22 @@ impl Moment {
 
     /// A whole second.
     pub(crate) const fn from_secs(secs: i64) -> Self {
-        Self(secs * 1000)
+        Self(secs * 1_000_000)
     }
 
     /// The second that contains it, since 1970.
     pub(crate) const fn secs(self) -> i64 {
-        self.0.div_euclid(1000)
+        self.0.div_euclid(1_000_000)
     }
 
     /// That much later.
     pub(crate) fn plus(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+        Self(self.0.saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
     }
 
     /// How long after `earlier`; zero if it was not.
     pub(crate) fn since(self, earlier: Self) -> Duration {
-        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 }
 
@@ -49,7 +49,7 @@ impl From<UnixTime> for Moment {
 
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of_day = self.0.rem_euclid(86_400_000);
+        let of_day = self.0.div_euclid(1000).rem_euclid(86_400_000);
         let (seconds, millis) = (of_day / 1000, of_day % 1000);
         write!(f, "{:02}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
     }
@@ -60,7 +60,7 @@ impl<'de> Deserialize<'de> for Moment {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let time = OffsetDateTime::parse(&text, &Rfc3339).map_err(D::Error::custom)?;
-        i64::try_from(time.unix_timestamp_nanos() / 1_000_000).map(Self).map_err(D::Error::custom)
+        i64::try_from(time.unix_timestamp_nanos() / 1_000).map(Self).map_err(D::Error::custom)
     }
 }
 

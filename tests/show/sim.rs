@@ -17,6 +17,8 @@ const PLANTED: &[&str] = &[
     "serve_before_sync",
     "token_twice",
     "serve_expired",
+    "lost_delta",
+    "cursor_across_lineages",
 ];
 
 /// The simulation, as `cargo test` knows it.

@@ -636,8 +636,11 @@ async fn jwt_authorities(socket: &Path) -> anyhow::Result<Vec<String>> {
     Ok(keys.iter().filter_map(|key| Some(key["kid"].as_str()?.to_owned())).collect())
 }
 
-/// The id of the authority that signed it.
-fn key_id(token: &str) -> anyhow::Result<String> {
+/// The id of the authority that signed a JWT-SVID.
+///
+/// # Errors
+/// When it is none.
+pub(crate) fn key_id(token: &str) -> anyhow::Result<String> {
     let header = URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap_or_default())?;
     let header: Value = serde_json::from_slice(&header)?;
     Ok(header["kid"].as_str().context("a kid")?.to_owned())

@@ -220,7 +220,7 @@ fn judge_agent(report: &Report, before: &Usage, samples: &[Usage], took: Duratio
 }
 
 fn told(usage: &Usage) -> String {
-    let Usage { descriptors, resident, threads, cpu } = usage;
+    let Usage { descriptors, resident, anonymous: _, threads, cpu } = usage;
     format!(
         "{descriptors} descriptors, {resident} KiB resident, {threads} threads, {} ms CPU",
         cpu.as_millis()

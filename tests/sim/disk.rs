@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use passant_core::{Host, Secret, TrustDomain};
+use passant_core::{Entry, Host, Secret, TrustDomain};
 use passant_server::keystore::{KeyStore, KeyStoreError};
 use passant_server::record::segments::Segments;
 use passant_server::state::authority::AuthorityId;
-use passant_server::state::change::{Commit, Revision};
+use passant_server::state::change::{Change, Commit, Revision};
 use passant_server::store::memory::{MemoryDisk, MemoryStore};
 use passant_server::store::{AppendError, Loaded, Store, StoreError};
 
@@ -23,6 +23,8 @@ pub(crate) struct ServerDisk(Arc<Mutex<Platter>>);
 
 struct Platter {
     store: MemoryDisk,
+    /// The entries of nodes, as they stood when somebody made a backup.
+    backup: Option<Vec<Arc<Entry>>>,
     segments: BTreeMap<u32, Segment>,
     keys: BTreeMap<AuthorityId, Vec<u8>>,
     life: Life,
@@ -114,6 +116,7 @@ impl ServerDisk {
     pub(crate) fn new(rng: Rng, oracle: Oracle, on_death: Arc<dyn Fn() + Send + Sync>) -> Self {
         Self(Arc::new(Mutex::new(Platter {
             store: MemoryDisk::default(),
+            backup: None,
             segments: BTreeMap::new(),
             keys: BTreeMap::new(),
             life: Life::new(on_death),
@@ -132,6 +135,32 @@ impl ServerDisk {
         let mut platter = self.lock();
         platter.life.end();
         platter.settle();
+    }
+
+    /// Keeps the entries of nodes as they stand in `oracle`'s book, which is what is durable.
+    pub(crate) fn back_up(&self) {
+        let mut platter = self.lock();
+        platter.backup = Some(platter.oracle.standing());
+    }
+
+    /// Brings the entries of nodes back as they were, while no process runs: in a lineage of its own, which begins at the
+    /// revision where the lost one stood, and has all of them changed there. Whatever else there is stands as it stood, as if
+    /// the decision record told of all of it. Worse than the product's own restoration, which begins far above: a cursor has
+    /// to be told from another's by its lineage alone.
+    pub(crate) fn restore(&self, trust_domain: &TrustDomain, host: &Host) -> Result<(), StoreError> {
+        let mut platter = self.lock();
+        let Some(backup) = platter.backup.take() else { return Ok(()) };
+        let stood = MemoryStore::open(&platter.store.image(), trust_domain, host)?.load()?;
+        let is_of_node = |object: &Change| matches!(object, Change::PutEntry(entry) if is_of_node(entry));
+        let mut objects: Vec<Change> =
+            stood.objects.into_iter().filter(|object| !is_of_node(object)).collect();
+        let again =
+            |entry: &Arc<Entry>| Arc::new(Entry { revision: stood.revision.number(), ..Entry::clone(entry) });
+        let entries: Vec<Arc<Entry>> = backup.iter().map(again).collect();
+        objects.extend(entries.iter().map(|entry| Change::PutEntry(Arc::clone(entry))));
+        platter.store = MemoryDisk::holding(trust_domain, stood.revision, objects, host);
+        platter.oracle.restored(entries);
+        Ok(())
     }
 
     /// The process dies over one of its next operations.
@@ -167,6 +196,11 @@ impl ServerDisk {
             keys: Arc::new(handle),
         })
     }
+}
+
+/// Whether it says what processes of a node get.
+pub(crate) fn is_of_node(entry: &Entry) -> bool {
+    entry.parent_id.path().starts_with("/node/")
 }
 
 /// What a server opens.

@@ -38,6 +38,7 @@ const FAULTS: &[&str] = &[
     "agent crashed",
     "agent died over its disk",
     "agent evicted",
+    "agent stopped",
     "agent's clock skewed",
     "agent's clock stepped",
     "attestor failing",
@@ -48,6 +49,7 @@ const FAULTS: &[&str] = &[
     "entry changed",
     "entry created",
     "entry deleted",
+    "entry stopped",
     "partition",
     "partition from the server",
     "partition to the server",
@@ -57,6 +59,7 @@ const FAULTS: &[&str] = &[
     "server crashed",
     "server died over its disk",
     "server restarted",
+    "server restored from a backup",
     "server's clock skewed",
     "server's clock stepped",
     "server's disk failing",
@@ -70,6 +73,7 @@ const COUNTS: &[&str] = &[
     "acknowledged bans audited",
     "acknowledged writes audited",
     "authorities pruned",
+    "bundles looked at when an authority began to sign",
     "convergences",
     "join tokens spent again by their holder",
     "nodes rescued by an operator",
@@ -79,6 +83,9 @@ const COUNTS: &[&str] = &[
     "rotations of the X.509 authority",
     "spent tokens refused",
     "tokens validated by the agent",
+    "workloads held against the truth",
+    "agents named as unreachable by a stop",
+    "stops taken back",
 ];
 
 struct Arguments {

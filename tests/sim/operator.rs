@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use passant_core::host::Keys;
 use passant_core::keys::KeyType;
-use passant_core::{Entry, SpiffeId, csr};
+use passant_core::{Entry, SpiffeId, StopTarget, csr};
 use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::agent::attest_agent_request::{Params, Step};
 use passant_proto::agent::{
@@ -15,6 +15,8 @@ use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::entry::{
     BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, ListEntriesRequest,
 };
+use passant_proto::stop::stop_client::StopClient;
+use passant_proto::stop::{PendingState, ResumeRequest, StopRequest, Target, target};
 use passant_proto::types::{self, AttestationData};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
@@ -138,6 +140,49 @@ impl Operator {
         }
     }
 
+    /// Stops something, and waits a while for the agents.
+    pub(crate) async fn stop(&self, what: &StopTarget) {
+        let Ok(channel) = self.channel().await else { return };
+        let request = StopRequest {
+            target: Some(wire_target(what)),
+            reason: "a drill".to_owned(),
+            wait_millis: AGENTS_WITHIN,
+        };
+        match StopClient::new(channel).stop(request).await {
+            Ok(answer) => {
+                let rollout = answer.into_inner().stop.and_then(|stop| stop.rollout).unwrap_or_default();
+                self.log.fault(match what {
+                    StopTarget::Entry(_) => "entry stopped",
+                    StopTarget::Agent(_) | StopTarget::Instance { .. } => "agent stopped",
+                });
+                let count = |state| rollout.pending.iter().filter(|one| one.state() == state).count();
+                for (state, name) in [
+                    (PendingState::Unreachable, "agents named as unreachable by a stop"),
+                    (PendingState::Awaited, "agents named as awaited by a stop"),
+                ] {
+                    (0..count(state)).for_each(|_| self.log.count(name));
+                }
+                let pending = rollout.pending.into_iter().map(|one| one.agent_id).collect();
+                self.oracle.acknowledge_stop(what, &pending);
+            }
+            // What is gone meanwhile cannot be stopped.
+            Err(_) => self.log.count("stops not acknowledged"),
+        }
+    }
+
+    /// Takes a stop back.
+    pub(crate) async fn resume(&self, what: &StopTarget) {
+        let Ok(channel) = self.channel().await else { return };
+        let request = ResumeRequest {
+            target: Some(wire_target(what)),
+            reason: "the drill is over".to_owned(),
+            wait_millis: 0,
+        };
+        if StopClient::new(channel).resume(request).await.is_ok() {
+            self.log.count("stops taken back");
+        }
+    }
+
     pub(crate) async fn evict(&self, agent: &SpiffeId) {
         let Ok(channel) = self.channel().await else { return };
         let request = DeleteAgentRequest { id: wire_id(agent.trust_domain().as_str(), agent.path()) };
@@ -176,6 +221,21 @@ impl Operator {
         self.oracle.audit(&entries, &banned);
         Ok(())
     }
+}
+
+/// How long a stop waits for agents, in milliseconds.
+const AGENTS_WITHIN: u32 = 5_000;
+
+fn wire_target(what: &StopTarget) -> Target {
+    let target = match what {
+        StopTarget::Entry(id) => target::Target::EntryId(id.to_string()),
+        StopTarget::Agent(agent) => target::Target::AgentId(agent.to_string()),
+        StopTarget::Instance { agent, instance } => {
+            let (agent_id, instance) = (agent.to_string(), instance.to_string());
+            target::Target::Instance(passant_proto::stop::Instance { agent_id, instance })
+        }
+    };
+    Target { target: Some(target) }
 }
 
 /// Somebody who has found a join token, and comes from a machine of their own.

@@ -9,7 +9,7 @@ use passant_attest::node::join_token::TokenHash;
 use passant_core::host::Clock;
 use passant_core::jwt_svid::JwtSvid;
 use passant_core::x509_svid::{self, split_der};
-use passant_core::{Bundle, Entry, EntryId, SpiffeId, UnixTime, X509Svid};
+use passant_core::{Bundle, Entry, EntryId, SpiffeId, StopTarget, UnixTime, X509Svid};
 use passant_proto::workload::X509svidResponse;
 use passant_server::record::chain::{Body, Line};
 use passant_server::record::{Decision, DecisionKind};
@@ -19,6 +19,7 @@ use passant_server::state::node::AttestedNode;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use crate::disk::is_of_node;
 use crate::host::{Wall, public_key_of};
 use crate::log::Log;
 use crate::process::Process;
@@ -59,6 +60,8 @@ struct Book {
     nodes: BTreeMap<SpiffeId, Arc<AttestedNode>>,
     /// Bans that were acknowledged.
     banned: BTreeMap<SpiffeId, Ban>,
+    /// Stops, those that were taken back too.
+    stops: BTreeMap<StopTarget, Vec<Stopped>>,
     spent: BTreeSet<TokenHash>,
     places: Vec<Place>,
     workloads: BTreeMap<u32, Workload>,
@@ -93,6 +96,16 @@ struct Ban {
     at: Instant,
     /// Whether the agent was in contact then, so that it hears of the ban with its next sync.
     is_heard: bool,
+}
+
+/// One stop, from its commit to its end.
+struct Stopped {
+    from: Instant,
+    to: Option<Instant>,
+    /// When an operator was told of it.
+    told: Option<Instant>,
+    /// Who had applied it by then: of the agents that could be asked all that were not named.
+    applied: BTreeSet<String>,
 }
 
 struct Known {
@@ -153,6 +166,7 @@ impl Oracle {
             bundle: None,
             nodes: BTreeMap::new(),
             banned: BTreeMap::new(),
+            stops: BTreeMap::new(),
             spent: BTreeSet::new(),
             places: Vec::new(),
             workloads: BTreeMap::new(),
@@ -185,6 +199,11 @@ impl Oracle {
         for (revision, commit) in (after.number() + 1..).zip(commits) {
             book.commit(revision, commit);
         }
+    }
+
+    /// A backup was restored: of what nodes are to get, `entries` stand now, and nothing else does.
+    pub(crate) fn restored(&self, entries: Vec<Arc<Entry>>) {
+        self.lock().restore(entries);
     }
 
     /// Lines of the decision record are durable.
@@ -257,6 +276,24 @@ impl Oracle {
         book.banned.insert(agent.clone(), Ban { at: Instant::now(), is_heard });
     }
 
+    /// An operator was told that something is stopped, and which of the agents that it concerns are not known to have applied
+    /// it.
+    pub(crate) fn acknowledge_stop(&self, what: &StopTarget, pending: &BTreeSet<String>) {
+        let mut book = self.lock();
+        let is_right = book.server.off_by_millis().abs() <= 2_000;
+        let known: Vec<String> = book.nodes.keys().map(SpiffeId::to_string).collect();
+        let Some(stop) = book.stops.get_mut(what).and_then(|stops| stops.last_mut()) else {
+            return book.violation(&format!("(6) the stop of {what} was acknowledged and is not durable"));
+        };
+        if stop.to.is_none() && stop.told.is_none() {
+            stop.told = Some(Instant::now());
+            // By a clock that is wrong, what agents still hold may have ended.
+            if is_right {
+                stop.applied = known.into_iter().filter(|agent| !pending.contains(agent)).collect();
+            }
+        }
+    }
+
     /// What stands in the server after it started, as it tells operators: entries with their revisions, and banned agents.
     pub(crate) fn audit(&self, entries: &BTreeMap<String, u64>, banned: &BTreeSet<String>) {
         self.lock().audit(entries, banned);
@@ -277,7 +314,7 @@ impl Oracle {
     pub(crate) fn standing(&self) -> Vec<Arc<Entry>> {
         let book = self.lock();
         book.versions()
-            .filter(|version| version.to.is_none() && version.entry.parent_id.path().starts_with("/node/"))
+            .filter(|version| version.to.is_none() && is_of_node(&version.entry))
             .map(|version| Arc::clone(&version.entry))
             .collect()
     }
@@ -360,9 +397,38 @@ impl Book {
             | Change::DeleteBundle(_)
             | Change::PutFederation(_)
             | Change::DeleteFederation(_) => {}
+            Change::PutStop(stop) => {
+                let stopped = Stopped { from: now, to: None, told: None, applied: BTreeSet::new() };
+                let stops = self.stops.entry(stop.target.clone()).or_default();
+                stops.iter_mut().for_each(|stop| stop.end(now));
+                stops.push(stopped);
+            }
+            Change::DeleteStop(what) => {
+                self.stops.entry(what.clone()).or_default().iter_mut().for_each(|stop| stop.end(now));
+            }
         }
         let sign = if change.is_put() { '+' } else { '-' };
         format!("{sign}{}", change.key())
+    }
+
+    fn restore(&mut self, entries: Vec<Arc<Entry>>) {
+        let now = Instant::now();
+        let lost: Vec<EntryId> = self
+            .versions()
+            .filter(|version| version.to.is_none() && is_of_node(&version.entry))
+            .map(|version| version.entry.id.clone())
+            .collect();
+        for id in lost {
+            self.entries.entry(id.clone()).or_default().iter_mut().for_each(|version| version.end(now));
+            self.told.insert(id, Told::Gone);
+        }
+        let said: Vec<&str> = entries.iter().map(|entry| entry.spiffe_id.path()).collect();
+        self.log.trace(format!("restored: {said:?}"));
+        for entry in entries {
+            self.told.insert(entry.id.clone(), Told::Stands(entry.revision));
+            let versions = self.entries.entry(entry.id.clone()).or_default();
+            versions.push(Version { entry, from: now, to: None });
+        }
     }
 
     fn put_node(&mut self, node: &Arc<AttestedNode>) {
@@ -378,8 +444,8 @@ impl Book {
             Some(known) => known.number,
             None => self.authorities.len(),
         };
-        let was_active =
-            self.authorities.get(&authority.id).is_some_and(|known| known.authority.phase == Phase::Active);
+        let before = self.authorities.get(&authority.id).map(|known| known.authority.phase);
+        let was_active = before == Some(Phase::Active);
         let mut is_forced = self.authorities.get(&authority.id).is_some_and(|known| known.is_forced);
         if authority.phase == Phase::Active && !was_active {
             self.log.count(match authority.kind {
@@ -389,6 +455,8 @@ impl Book {
             is_forced = self.is_past_the_bound(authority.kind);
             if is_forced {
                 self.log.count("activations at the bound");
+            } else if before == Some(Phase::Prepared) && authority.kind == AuthorityKind::X509 {
+                self.look_at_reach(&authority.id, number);
             }
         }
         if let Some(der) = &authority.certificate {
@@ -398,6 +466,26 @@ impl Book {
         self.authorities
             .insert(authority.id.clone(), Known { authority: authority.clone(), number, is_forced });
         said
+    }
+
+    /// No authority signs before those have it who would meet what it signs. Agents whose SVIDs have ended by the server's
+    /// clock, right or wrong, are not waited for.
+    fn look_at_reach(&self, id: &AuthorityId, number: usize) {
+        let now = self.server.now();
+        let is_waited_for = |workload: &&Workload| {
+            let agent = self.places[workload.place].agent.as_ref();
+            agent.and_then(|agent| self.nodes.get(agent)).is_some_and(|node| node.is_standing(now))
+        };
+        let up_to_date = self.workloads.values().filter(|workload| self.is_up_to_date(workload));
+        for workload in up_to_date.filter(is_waited_for) {
+            self.log.count("bundles looked at when an authority began to sign");
+            if !workload.trusts.contains(id) {
+                self.violation(&format!(
+                    "(2) authority {number} signs, and is not in the bundle of workload {} on node {}",
+                    workload.process.number, workload.place
+                ));
+            }
+        }
     }
 
     /// Whether the active authority of this kind can no longer cover one default lifetime, so that its successor signs
@@ -425,6 +513,28 @@ impl Book {
         self.intents.insert(serial, Intent { decision, at: Instant::now() });
     }
 
+    /// The stops of what an entry gives at `place`, those that were taken back too.
+    fn stops_of(&self, place: usize, entry: &EntryId) -> impl Iterator<Item = &Stopped> {
+        let agent = self.places[place].agent.clone().map(StopTarget::Agent);
+        let targets = [Some(StopTarget::Entry(entry.clone())), agent];
+        targets.into_iter().flatten().filter_map(|what| self.stops.get(&what)).flatten()
+    }
+
+    /// Whether the entry has been stopped at `place` for longer than `span`, and still is.
+    fn is_stopped(&self, place: usize, entry: &EntryId, span: Duration) -> bool {
+        self.stops_of(place, entry).any(|stop| stop.to.is_none() && stop.from.elapsed() > span)
+    }
+
+    /// Whether the agent at `place` has said that it applied a stop of the entry that still stands.
+    fn is_withdrawn(&self, place: usize, entry: &EntryId) -> bool {
+        let agent = self.places[place].agent.as_ref().map(SpiffeId::to_string);
+        self.stops_of(place, entry).any(|stop| {
+            stop.to.is_none()
+                && stop.told.is_some()
+                && agent.as_ref().is_some_and(|agent| stop.applied.contains(agent))
+        })
+    }
+
     /// Whether the server may have had the agent at `place` give `id` to `process` within the time that the agent may be
     /// behind.
     fn is_entitled(&self, place: usize, process: &Process, id: &SpiffeId) -> bool {
@@ -436,6 +546,8 @@ impl Book {
                 && version.entry.parent_id == parent
                 && have.contains_all(&version.entry.selectors)
                 && version.to.is_none_or(|to| earliest.is_none_or(|earliest| to >= earliest))
+                && !(earliest.is_some() && self.is_stopped(place, &version.entry.id, STALE))
+                && !self.is_withdrawn(place, &version.entry.id)
         })
     }
 
@@ -509,7 +621,8 @@ impl Book {
             return Err(format!("(4) {id} lives longer than was intended"));
         }
         if let Some((entry, revision)) = &decision.entry
-            && let Some(end) = self.revision(entry, *revision).and_then(|version| version.entry.expires_at)
+            && let Some(end) =
+                self.revision(entry, *revision, intent.at).and_then(|version| version.entry.expires_at)
             && svid.not_after() > end
         {
             return Err(format!("{id} outlives its entry by {} s", end.until(svid.not_after()).as_secs()));
@@ -529,6 +642,16 @@ impl Book {
             && intent.at > ban.at
         {
             return Err(format!("(5) {id} was signed for {agent} after its ban was acknowledged"));
+        }
+        if let Some((entry, _)) = &decision.entry {
+            let meanwhile = |stop: &Stopped| {
+                stop.told.is_some_and(|told| intent.at > told) && stop.to.is_none_or(|to| intent.at < to)
+            };
+            if self.stops_of(place, entry).any(meanwhile) {
+                return Err(format!(
+                    "(5) {id} was signed after the stop of its entry or agent was acknowledged"
+                ));
+            }
         }
         if authority.as_ref().is_none_or(|authority| !trusts.contains(authority)) {
             return Err(format!("(2) {id} does not verify against the bundle it came with"));
@@ -551,8 +674,10 @@ impl Book {
         Ok(Holding { id, not_after: svid.not_after(), authority })
     }
 
-    fn revision(&self, id: &EntryId, revision: u64) -> Option<&Version> {
-        self.entries.get(id)?.iter().find(|version| version.entry.revision == revision)
+    /// What an entry said in `revision`, as it was known at `at`: after a restoration there may be another of that number.
+    fn revision(&self, id: &EntryId, revision: u64, at: Instant) -> Option<&Version> {
+        let then = |version: &&Version| version.entry.revision == revision && version.from <= at;
+        self.entries.get(id)?.iter().rev().find(then)
     }
 
     fn deliver_token(&mut self, process: &Process, token: &str) {
@@ -598,6 +723,7 @@ impl Book {
         let (have, parent, truth) = (process.selectors(), settings::alias(place), self.truth());
         let all_along = self.versions().find(|version| {
             version.entry.parent_id == parent
+                && !self.stops_of(place, &version.entry.id).any(|stop| stop.to.is_none_or(|to| to >= begin))
                 && version.to.is_none()
                 && version.from < begin
                 && !version.entry.has_ended(truth.plus(settings::CLOCKS_OFF))
@@ -644,6 +770,7 @@ impl Book {
     fn look(&self) {
         self.log.count("looks");
         self.look_at_bundles();
+        self.look_at_truth();
         let now = Instant::now();
         let truth = self.truth();
         for workload in self.workloads.values() {
@@ -682,15 +809,7 @@ impl Book {
 
     /// Every SVID held below an agent in contact verifies against every bundle held below one.
     fn look_at_bundles(&self) {
-        let contact = |workload: &&Workload| {
-            matches!(workload.stream, Stream::Open { .. })
-                && !workload.svids.is_empty()
-                && self.places[workload.place].in_contact_since.is_some_and(|since| since.elapsed() > CONTACT)
-                && self.places[workload.place]
-                    .attestors_well_since
-                    .is_some_and(|since| since.elapsed() > STALE)
-                && workload.process.steady_since().elapsed() > STALE
-        };
+        let contact = |workload: &&Workload| self.is_up_to_date(workload);
         let truth = self.truth();
         let mut used: BTreeMap<&AuthorityId, &Holding> = BTreeMap::new();
         for workload in self.workloads.values().filter(contact) {
@@ -715,6 +834,75 @@ impl Book {
         }
     }
 
+    /// Whether the workload has an open stream and SVIDs, and nothing has kept news from it for a while.
+    fn is_up_to_date(&self, workload: &Workload) -> bool {
+        let place = &self.places[workload.place];
+        matches!(workload.stream, Stream::Open { .. })
+            && !workload.svids.is_empty()
+            && place.in_contact_since.is_some_and(|since| since.elapsed() > CONTACT)
+            && place.attestors_well_since.is_some_and(|since| since.elapsed() > STALE)
+            && workload.process.steady_since().elapsed() > STALE
+    }
+
+    /// No stale truth: below an agent in contact, nobody holds what entries ceased to say a while ago; and if it has long been in
+    /// contact, who holds an open stream holds what the entries say.
+    fn look_at_truth(&self) {
+        let since = |when: Option<Instant>, least: Duration| when.is_some_and(|at| at.elapsed() > least);
+        for workload in self.workloads.values() {
+            let place = &self.places[workload.place];
+            let Stream::Open { since: opened } = workload.stream else { continue };
+            let is_told = since(place.in_contact_since, TOLD_WITHIN)
+                && since(place.attestors_well_since, TOLD_WITHIN)
+                && since(Some(opened.max(workload.process.steady_since())), TOLD_WITHIN);
+            if !is_told {
+                continue;
+            }
+            let is_recovered =
+                since(place.in_contact_since, RECOVERED) && since(place.attestors_well_since, RECOVERED);
+            self.log.count("workloads held against the truth");
+            let (have, parent) = (workload.process.selectors(), settings::alias(workload.place));
+            let of_it = |version: &&Version| {
+                version.entry.parent_id == parent && have.contains_all(&version.entry.selectors)
+            };
+            let truth = self.truth();
+            let lacks = self.versions().filter(of_it).find(|version| {
+                is_recovered
+                    && version.to.is_none()
+                    && version.from.elapsed() > TOLD_WITHIN
+                    && !self
+                        .stops_of(workload.place, &version.entry.id)
+                        .any(|stop| stop.to.is_none_or(|to| to.elapsed() <= TOLD_WITHIN))
+                    && !version.entry.has_ended(truth.plus(settings::CLOCKS_OFF))
+                    && !workload.svids.iter().any(|held| held.id == version.entry.spiffe_id)
+            });
+            if let Some(version) = lacks {
+                self.violation(&format!(
+                    "(7) workload {} on node {} lacks {}, for which an entry stands for {} s",
+                    workload.process.number,
+                    workload.place,
+                    version.entry.spiffe_id,
+                    version.from.elapsed().as_secs()
+                ));
+            }
+            let is_said = |held: &&Holding| {
+                self.versions().filter(of_it).any(|version| {
+                    version.entry.spiffe_id == held.id
+                        && version.to.is_none_or(|to| to.elapsed() <= TOLD_WITHIN)
+                        && !self.is_stopped(workload.place, &version.entry.id, TOLD_WITHIN)
+                })
+            };
+            if let Some(held) = workload.svids.iter().find(|held| !is_said(held)) {
+                self.violation(&format!(
+                    "(7) workload {} on node {} still holds {}, for which no entry has stood for {} s",
+                    workload.process.number,
+                    workload.place,
+                    held.id,
+                    TOLD_WITHIN.as_secs()
+                ));
+            }
+        }
+    }
+
     fn behind(&self) -> Vec<String> {
         let truth = self.truth();
         let roots: BTreeSet<AuthorityId> = self
@@ -732,6 +920,7 @@ impl Book {
                     version.to.is_none()
                         && version.entry.parent_id == parent
                         && !version.entry.has_ended(truth)
+                        && !self.is_stopped(workload.place, &version.entry.id, Duration::ZERO)
                         && have.contains_all(&version.entry.selectors)
                 })
                 .map(|version| version.entry.spiffe_id.path())
@@ -758,11 +947,24 @@ impl Book {
     }
 }
 
+impl Stopped {
+    fn end(&mut self, now: Instant) {
+        self.to = self.to.or(Some(now));
+    }
+}
+
 impl Version {
     fn end(&mut self, now: Instant) {
         self.to = self.to.or(Some(now));
     }
 }
+
+/// After this long without any trouble, an agent waits for nothing any more because of earlier trouble: twice the longest wait
+/// between two attempts to mint.
+const RECOVERED: Duration = Duration::from_secs(120);
+
+/// A workload below such an agent holds what the entries say by then.
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
 /// A process that has moved is looked at again by then, and attested, which may take a while.
 const LOOKED_AGAIN: Duration = Duration::from_secs(20);

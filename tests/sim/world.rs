@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use passant_core::Entry;
+use passant_core::{Entry, StopTarget};
 use passant_server::server::Stage;
 use passant_server::{Config, Running, Server};
 use tokio::sync::{Notify, mpsc};
@@ -77,6 +77,8 @@ enum Fault {
     ServerDies,
     ServerRestart,
     ServerDisk,
+    Restore,
+    Stop,
     AgentCrash,
     AgentDies,
     AgentClock,
@@ -104,6 +106,8 @@ const APPETITE: &[(Fault, u64)] = &[
     (Fault::ServerDies, 4),
     (Fault::ServerRestart, 1),
     (Fault::ServerDisk, 3),
+    (Fault::Restore, 2),
+    (Fault::Stop, 6),
     (Fault::AgentCrash, 4),
     (Fault::AgentDies, 4),
     (Fault::AgentClock, 4),
@@ -124,7 +128,7 @@ const APPETITE: &[(Fault, u64)] = &[
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 
 /// What ends a fault.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Cure {
     Pass(usize),
     Hasten(usize),
@@ -135,6 +139,8 @@ enum Cure {
     StartServer,
     StartAgent(usize),
     Rejoin(usize),
+    Restore,
+    Resume(StopTarget),
 }
 
 /// What an operator is to do, one after the other.
@@ -144,6 +150,8 @@ enum Order {
     Delete(Arc<Entry>),
     Ban(passant_core::SpiffeId),
     Evict(passant_core::SpiffeId),
+    Stop(StopTarget),
+    Resume(StopTarget),
     Audit,
 }
 
@@ -529,6 +537,15 @@ impl World {
                 self.server.disk.fail(true);
                 self.later(100, 15_000, Cure::DiskWell);
             }
+            Fault::Stop => self.stop(place),
+            Fault::Restore => {
+                self.server.disk.back_up();
+                // A restoration that loses nothing shows nothing.
+                for place in 0..self.nodes.len() {
+                    self.churn(Fault::Create, place);
+                }
+                self.later(3_000, 40_000, Cure::Restore);
+            }
             Fault::AgentCrash if self.nodes[place].is_up() => {
                 self.log.fault("agent crashed");
                 self.nodes[place].crash();
@@ -622,7 +639,9 @@ impl World {
             }
             None => self.server.wall.set_off(millis),
         }
-        self.later(4_000, 40_000, Cure::SetRight(whose));
+        // Nobody may notice for minutes.
+        let longest = if self.rng.permille(300) { 300_000 } else { 40_000 };
+        self.later(4_000, longest, Cure::SetRight(whose));
     }
 
     /// Somebody else tries a token that its node has spent.
@@ -674,7 +693,37 @@ impl World {
                     Box::pin(self.rejoin(place)).await;
                 }
             }
+            Cure::Restore => self.restore(),
+            Cure::Resume(what) => self.order(Order::Resume(what)),
             Cure::StartServer | Cure::StartAgent(_) => {}
+        }
+    }
+
+    /// Somebody stops an entry or an agent; mostly it is taken back.
+    fn stop(&mut self, place: usize) {
+        let standing = self.oracle.standing();
+        let what = match (self.rng.pick(&standing), self.nodes[place].agent()) {
+            (Some(entry), _) if self.rng.permille(700) => StopTarget::Entry(entry.id.clone()),
+            (_, Some(agent)) => StopTarget::Agent(agent),
+            (Some(entry), None) => StopTarget::Entry(entry.id.clone()),
+            (None, None) => return,
+        };
+        self.order(Order::Stop(what.clone()));
+        if self.rng.permille(800) {
+            self.later(5_000, 60_000, Cure::Resume(what));
+        }
+    }
+
+    /// The server is lost, and begins again from the backup.
+    fn restore(&mut self) {
+        self.log.fault("server restored from a backup");
+        if self.is_server_up() {
+            self.server.disk.crash();
+            self.down();
+        }
+        let host = host::host(&self.server.wall, &self.server.keys, self.rng.fork());
+        if let Err(error) = self.server.disk.restore(&settings::trust_domain(), &host) {
+            self.log.violation(&format!("the backup cannot be restored: {error}"));
         }
     }
 }
@@ -688,6 +737,8 @@ async fn work(operator: Arc<Operator>, mut orders: mpsc::UnboundedReceiver<Order
             Order::Delete(entry) => Box::pin(operator.delete(&entry)).await,
             Order::Ban(agent) => Box::pin(operator.ban(&agent)).await,
             Order::Evict(agent) => Box::pin(operator.evict(&agent)).await,
+            Order::Stop(what) => Box::pin(operator.stop(&what)).await,
+            Order::Resume(what) => Box::pin(operator.resume(&what)).await,
             Order::Audit => match Box::pin(operator.audit()).await {
                 Ok(()) => operator.log.count("audits"),
                 Err(_) => operator.log.count("audits cut short"),

@@ -11,22 +11,24 @@ use passant_core::jwt_svid::JwtSvid;
 use passant_core::keys::{KeyType, SigningKey};
 use passant_core::lifetime::renew_at;
 use passant_core::x509_svid::X509Svid;
-use passant_core::{AuthorizedEntry, EntryId, Host, Reason, Refusal, Secret};
+use passant_core::{AgentFault, AuthorizedEntry, Evidence, Host, Reason, Refusal, Secret};
 use passant_daemon::label::Outcome;
 use passant_daemon::vitals::Alive;
 use passant_proto::svid::svid_client::SvidClient;
-use passant_proto::svid::{
-    BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams, batch_new_x509svid_response,
-};
-use passant_proto::{convert, status};
+use passant_proto::svid::{BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams};
+use passant_proto::sync::batch_mint_x509svid_request::Item;
+use passant_proto::sync::sync_client::SyncClient;
+use passant_proto::sync::{BatchMintX509svidRequest, MintJwtsvidRequest};
+use passant_proto::{convert, status, types};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::backoff::{self, Backoff};
-use crate::cache::{Cache, MintFailure, Minted};
+use crate::cache::{Cache, Look, MintFailure, Minted, Seat, Wish};
 use crate::connect::{CallError, Link, told_to_workloads};
+use crate::grounds;
 use crate::health::{Health, Part};
 use crate::jwt_cache::JwtIssuer;
 use crate::limits;
@@ -46,10 +48,12 @@ pub(crate) struct Minter {
     batch: usize,
     backoff: Backoff,
     paused_until: Option<Instant>,
+    /// When to look at the clock next.
+    look_at: Instant,
 }
 
 struct Order {
-    entry: Arc<AuthorizedEntry>,
+    wish: Wish,
     key: Arc<dyn SigningKey>,
     csr: Vec<u8>,
 }
@@ -73,6 +77,7 @@ impl Minter {
             batch: limits::MINT_BATCH,
             backoff: Backoff::new(limits::MINT_AGAIN_FIRST, limits::MINT_CALL_AGAIN_LAST),
             paused_until: None,
+            look_at: Instant::now() + limits::LOOK_AGAIN,
         }
     }
 
@@ -82,35 +87,44 @@ impl Minter {
         loop {
             alive.beat();
             let due = self.cache.next_due().map(|wait| Instant::now() + wait);
-            let latest = Instant::now() + limits::LOOK_AGAIN;
-            let look = [self.paused_until, due].into_iter().flatten().fold(latest, Instant::min);
+            let at = [self.paused_until, due].into_iter().flatten().fold(self.look_at, Instant::min);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 () = self.cache.work() => {}
-                () = tokio::time::sleep_until(look) => {}
+                () = tokio::time::sleep_until(at) => {}
             }
+            // However much news there is.
+            let look = if at <= Instant::now() { Look::Clock } else { Look::News };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = self.turn() => {}
+                () = self.turn(look) => {}
             }
         }
     }
 
     /// Drops what has expired and mints what is due, until nothing is left or the server fails.
-    async fn turn(&mut self) {
-        let mut due = self.cache.plan();
+    async fn turn(&mut self, look: Look) {
+        // After a pause, what came up in it is due too.
+        let look = if self.paused_until.is_some() { Look::Clock } else { look };
+        let mut due = self.cache.plan(look);
+        if look == Look::Clock {
+            self.look_at = Instant::now() + limits::LOOK_AGAIN;
+        }
         if self.paused_until.is_some_and(|until| Instant::now() < until) {
             return;
         }
         self.paused_until = None;
-        if due.is_empty() {
+        if due.is_empty() && look == Look::Clock {
             // What failed before is not wanted any more, or not yet again.
             self.judge();
         }
         while !due.is_empty() {
-            let rest = due.split_off(due.len().min(self.batch));
+            // What is minted ahead keeps nobody waiting.
+            let awaited = due.iter().take_while(|wish| wish.is_awaited).count();
+            let most = if awaited > 0 { awaited } else { due.len() };
+            let mut rest = due.split_off(fitting(&due[..most], self.batch));
             let began = Instant::now();
             let minted = self.mint(&due).await;
             let metrics = self.link.metrics();
@@ -135,49 +149,87 @@ impl Minter {
                     return;
                 }
             }
-            due = rest;
+            // Nor does the rest keep those waiting that have come meanwhile.
+            due = self.cache.plan(Look::News);
+            rest.retain(|wish| due.iter().all(|news| news.seat != wish.seat));
+            due.append(&mut rest);
         }
     }
 
-    async fn mint(
-        &self,
-        entries: &[Arc<AuthorizedEntry>],
-    ) -> Result<Vec<(EntryId, Result<Minted, MintFailure>)>, CallError> {
+    async fn mint(&self, wishes: &[Wish]) -> Result<Vec<(Seat, Result<Minted, MintFailure>)>, CallError> {
         let what = "mint X509-SVIDs";
-        let orders = self.orders(entries).await.map_err(|refusal| CallError { what, refusal })?;
-        let params: Vec<NewX509svidParams> = orders
-            .iter()
-            .map(|order| NewX509svidParams { entry_id: order.entry.id.to_string(), csr: order.csr.clone() })
-            .collect();
-        let answer = self
-            .link
-            .call(what, limits::CALL, |channel| {
-                let params = params.clone();
-                async move {
-                    let mut client =
-                        SvidClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
-                    Ok(client.batch_new_x509svid(BatchNewX509svidRequest { params }).await?.into_inner())
+        let orders = self.orders(wishes).await.map_err(|refusal| CallError { what, refusal })?;
+        let results = match self.link.takes_evidence() {
+            true => match self.ask_on_evidence(what, &orders).await {
+                Err(error) if error.is_unimplemented() => {
+                    self.link.set_takes_evidence(false);
+                    self.ask(what, &orders).await?
                 }
-            })
-            .await?;
-        if answer.results.len() != orders.len() {
-            let (got, asked) = (answer.results.len(), orders.len());
+                other => other?,
+            },
+            false => self.ask(what, &orders).await?,
+        };
+        if results.len() != orders.len() {
+            let (got, asked) = (results.len(), orders.len());
             return Err(CallError::unavailable(
                 what,
                 format!("the server answered {got} of {asked} requests"),
             ));
         }
-        let outcome = |(order, result): (Order, _)| (order.entry.id.clone(), self.check(order, result));
-        Ok(orders.into_iter().zip(answer.results).map(outcome).collect())
+        let outcome = |(order, granted): (Order, _)| (order.wish.seat.clone(), self.check(order, granted));
+        Ok(orders.into_iter().zip(results).map(outcome).collect())
+    }
+
+    /// Asks a Passant server.
+    async fn ask_on_evidence(&self, what: &'static str, orders: &[Order]) -> Result<Vec<Granted>, CallError> {
+        let item = |order: &Order| Item {
+            entry_id: order.wish.entry.id.to_string(),
+            csr: order.csr.clone(),
+            evidence: order
+                .wish
+                .evidence
+                .as_ref()
+                .map(|it| grounds::to_wire(&self.link, it, &order.wish.entry)),
+        };
+        let items: Vec<Item> = orders.iter().map(item).collect();
+        let asked = self.link.call(what, limits::CALL, |channel| {
+            let items = items.clone();
+            async move {
+                let mut client = SyncClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
+                Ok(client.batch_mint_x509svid(BatchMintX509svidRequest { items }).await?.into_inner())
+            }
+        });
+        let results = asked.await?.results.into_iter();
+        Ok(results.map(|result| Granted { status: result.status, svid: result.svid }).collect())
+    }
+
+    /// Asks a SPIRE server.
+    async fn ask(&self, what: &'static str, orders: &[Order]) -> Result<Vec<Granted>, CallError> {
+        let params: Vec<NewX509svidParams> = orders
+            .iter()
+            .map(|order| NewX509svidParams {
+                entry_id: order.wish.entry.id.to_string(),
+                csr: order.csr.clone(),
+            })
+            .collect();
+        let asked = self.link.call(what, limits::CALL, |channel| {
+            let params = params.clone();
+            async move {
+                let mut client = SvidClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
+                Ok(client.batch_new_x509svid(BatchNewX509svidRequest { params }).await?.into_inner())
+            }
+        });
+        let results = asked.await?.results.into_iter();
+        Ok(results.map(|result| Granted { status: result.status, svid: result.svid }).collect())
     }
 
     /// A fresh key and a CSR for each entry. Yields now and then: 500 keys take a while.
-    async fn orders(&self, entries: &[Arc<AuthorizedEntry>]) -> Result<Vec<Order>, Refusal> {
-        let mut orders = Vec::with_capacity(entries.len());
-        for entry in entries {
+    async fn orders(&self, wishes: &[Wish]) -> Result<Vec<Order>, Refusal> {
+        let mut orders = Vec::with_capacity(wishes.len());
+        for wish in wishes {
             let key = self.host.keys.generate(self.key_type).map_err(Refusal::internal)?;
-            let csr = csr::make(&*key, Some(&entry.spiffe_id)).map_err(Refusal::internal)?;
-            orders.push(Order { entry: Arc::clone(entry), key, csr });
+            let csr = csr::make(&*key, Some(&wish.entry.spiffe_id)).map_err(Refusal::internal)?;
+            orders.push(Order { wish: wish.clone(), key, csr });
             if orders.len() % 16 == 0 {
                 tokio::task::yield_now().await;
             }
@@ -186,14 +238,10 @@ impl Minter {
     }
 
     /// Takes an SVID only if it was granted and fits.
-    fn check(
-        &self,
-        order: Order,
-        result: batch_new_x509svid_response::Result,
-    ) -> Result<Minted, MintFailure> {
-        let (counts, checked) = match status::from_item(result.status.as_ref()) {
+    fn check(&self, order: Order, granted: Granted) -> Result<Minted, MintFailure> {
+        let (counts, checked) = match status::from_item(granted.status.as_ref()) {
             Ok(()) => {
-                let taken = self.take(order, result);
+                let taken = self.take(order, granted);
                 (if taken.is_ok() { Mint::Minted } else { Mint::Unfit }, taken)
             }
             Err(refusal) if refusal.reason == Reason::NotFound => {
@@ -207,18 +255,18 @@ impl Minter {
     }
 
     /// Takes an SVID only if it is what was asked for and the bundle held vouches for it.
-    fn take(&self, order: Order, result: batch_new_x509svid_response::Result) -> Result<Minted, MintFailure> {
-        let svid = result.svid.ok_or_else(|| MintFailure("the server sent no SVID".to_owned()))?;
+    fn take(&self, order: Order, granted: Granted) -> Result<Minted, MintFailure> {
+        let svid = granted.svid.ok_or_else(|| MintFailure("the server sent no SVID".to_owned()))?;
         let svid = convert::svid::x509_from_wire(&svid).map_err(|error| MintFailure(error.to_string()))?;
         let (bundle, vouched) = self.fits(&order, &svid)?;
         let renew_at = renew_at(svid.not_before(), svid.not_after(), self.host.jitter());
         let key = Arc::new(Secret::new(order.key.pkcs8().expose().clone()));
-        Ok(Minted { entry: order.entry, svid: Arc::new(svid), key, renew_at, bundle, vouched })
+        Ok(Minted { entry: order.wish.entry, svid: Arc::new(svid), key, renew_at, bundle, vouched })
     }
 
     /// The bundle that vouches for it, and whether an authority does that is not tainted.
     fn fits(&self, order: &Order, svid: &X509Svid) -> Result<(Arc<Bundle>, bool), MintFailure> {
-        if *svid.id() != order.entry.spiffe_id {
+        if *svid.id() != order.wish.entry.spiffe_id {
             return Err(MintFailure(format!("the server sent an SVID for {}", svid.id())));
         }
         if svid.public_key() != order.key.public_key() {
@@ -248,32 +296,52 @@ impl Minter {
     }
 }
 
-fn report(outcomes: &[(EntryId, Result<Minted, MintFailure>)]) {
+fn report(outcomes: &[(Seat, Result<Minted, MintFailure>)]) {
     let mut failed = 0;
-    for (id, outcome) in outcomes {
+    for (Seat { entry, .. }, outcome) in outcomes {
         match outcome {
             Ok(minted) => {
                 let serial = minted.svid.serial();
-                info!(entry = %id, spiffe_id = %minted.entry.spiffe_id, %serial,
+                info!(%entry, spiffe_id = %minted.entry.spiffe_id, %serial,
                     not_after = %minted.svid.not_after(), "X509-SVID minted");
             }
             Err(MintFailure(why)) => {
                 failed += 1;
-                warn!(entry = %id, why, "failed to mint an X509-SVID");
+                warn!(%entry, why, "failed to mint an X509-SVID");
             }
         }
     }
     debug!(count = outcomes.len(), failed, "batch done");
 }
 
+/// What became of one order.
+struct Granted {
+    status: Option<types::Status>,
+    svid: Option<types::X509svid>,
+}
+
+/// How many of the first of `wishes`, and of the first `most`, go into one call. One does in any case.
+fn fitting(wishes: &[Wish], most: usize) -> usize {
+    let bytes = wishes
+        .iter()
+        .map(|wish| wish.evidence.as_ref().map_or(0, |evidence| grounds::bytes(evidence, &wish.entry)));
+    let sums = bytes.scan(0_usize, |sum, bytes| {
+        *sum = sum.saturating_add(bytes);
+        Some(*sum)
+    });
+    sums.take(most).take_while(|sum| *sum <= limits::MINT_EVIDENCE_BYTES).count().max(1)
+}
+
 /// The server as the issuer of JWT-SVIDs.
 pub(crate) struct ServerJwt {
     link: Link,
+    /// Asks for a sync soon, as [`Minter`] does.
+    resync: Arc<Notify>,
 }
 
 impl ServerJwt {
-    pub(crate) const fn new(link: Link) -> Self {
-        Self { link }
+    pub(crate) const fn new(link: Link, resync: Arc<Notify>) -> Self {
+        Self { link, resync }
     }
 }
 
@@ -282,10 +350,15 @@ impl JwtIssuer for ServerJwt {
         &self,
         entry: Arc<AuthorizedEntry>,
         audience: Vec<String>,
+        evidence: Option<Arc<Evidence>>,
     ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>> {
-        let link = self.link.clone();
+        let (link, resync) = (self.link.clone(), Arc::clone(&self.resync));
         Box::pin(async move {
-            fetch_jwt(&link, &entry, &audience).await.map_err(|refusal| {
+            fetch_jwt(&link, &entry, &audience, evidence.as_deref()).await.map_err(|refusal| {
+                let refusal = of_the_token(refusal);
+                if refusal.reason == Reason::NotFound {
+                    resync.notify_one();
+                }
                 debug!(entry = %entry.id, error = %refusal, "failed to fetch a JWT-SVID");
                 let public = format!("could not fetch JWT-SVID: {}", told_to_workloads(&refusal));
                 Refusal { public, ..refusal }
@@ -294,14 +367,34 @@ impl JwtIssuer for ServerJwt {
     }
 }
 
-async fn fetch_jwt(link: &Link, entry: &AuthorizedEntry, audience: &[String]) -> Result<JwtSvid, Refusal> {
-    let call = link.call("fetch a JWT-SVID", JWT_CALL, |channel| {
-        let request = NewJwtsvidRequest { entry_id: entry.id.to_string(), audience: audience.to_vec() };
-        async move { Ok(SvidClient::new(channel).new_jwtsvid(request).await?.into_inner()) }
-    });
-    let answer = call.await.map_err(|error| error.refusal)?;
+/// What a refusal says of the token that was asked for. An agent that has to attest or to renew is refused whatever it asks, and
+/// soon no more: that is no word on the entry. Of a ban nothing is to be held back until all else is.
+fn of_the_token(refusal: Refusal) -> Refusal {
+    match refusal.agent_fault {
+        Some(AgentFault::Banned) | None => refusal,
+        Some(_) => Refusal { reason: Reason::Unavailable, ..refusal },
+    }
+}
+
+async fn fetch_jwt(
+    link: &Link,
+    entry: &AuthorizedEntry,
+    audience: &[String],
+    evidence: Option<&Evidence>,
+) -> Result<JwtSvid, Refusal> {
+    let asked = match link.takes_evidence() {
+        true => match ask_jwt_on_evidence(link, entry, audience, evidence).await {
+            Err(error) if error.is_unimplemented() => {
+                link.set_takes_evidence(false);
+                ask_jwt(link, entry, audience).await
+            }
+            other => other,
+        },
+        false => ask_jwt(link, entry, audience).await,
+    };
+    let answer = asked.map_err(|error| error.refusal)?;
     let wrong = |why: String| Refusal::unavailable(format!("the server sent {why}"));
-    let wire = answer.svid.ok_or_else(|| wrong("no token".to_owned()))?;
+    let wire = answer.ok_or_else(|| wrong("no token".to_owned()))?;
     let svid =
         convert::svid::jwt_from_wire(&wire).map_err(|error| wrong(format!("a malformed token: {error}")))?;
     if *svid.id() != entry.spiffe_id {
@@ -313,6 +406,56 @@ async fn fetch_jwt(link: &Link, entry: &AuthorizedEntry, audience: &[String]) ->
     Ok(svid)
 }
 
+async fn ask_jwt_on_evidence(
+    link: &Link,
+    entry: &AuthorizedEntry,
+    audience: &[String],
+    evidence: Option<&Evidence>,
+) -> Result<Option<types::Jwtsvid>, CallError> {
+    let request = MintJwtsvidRequest {
+        entry_id: entry.id.to_string(),
+        audience: audience.to_vec(),
+        evidence: evidence.map(|evidence| grounds::to_wire(link, evidence, entry)),
+    };
+    let call = link.call(JWT, JWT_CALL, |channel| {
+        let request = request.clone();
+        async move { Ok(SyncClient::new(channel).mint_jwtsvid(request).await?.into_inner()) }
+    });
+    Ok(call.await?.svid)
+}
+
+async fn ask_jwt(
+    link: &Link,
+    entry: &AuthorizedEntry,
+    audience: &[String],
+) -> Result<Option<types::Jwtsvid>, CallError> {
+    let call = link.call(JWT, JWT_CALL, |channel| {
+        let request = NewJwtsvidRequest { entry_id: entry.id.to_string(), audience: audience.to_vec() };
+        async move { Ok(SvidClient::new(channel).new_jwtsvid(request).await?.into_inner()) }
+    });
+    Ok(call.await?.svid)
+}
+
+const JWT: &str = "fetch a JWT-SVID";
+
 /// One attempt; the cache retries within its own budget. Longer than the server lets a call wait in line by default, so that
 /// its refusal is heard, with when to come again.
 const JWT_CALL: Duration = Duration::from_secs(12);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_agent_lacks_is_no_word_on_a_token() {
+        use AgentFault::{Banned, Expired, MustReattest, NotActive, NotAttested};
+        let refused = |fault| of_the_token(Refusal::denied("agent is not accepted").with_agent_fault(fault));
+        for fault in [Expired, NotAttested, NotActive, MustReattest] {
+            assert_eq!(refused(fault).reason, Reason::Unavailable, "{fault:?}");
+        }
+        assert_eq!(refused(Banned).reason, Reason::Denied);
+        for reason in [Reason::Denied, Reason::NotFound] {
+            assert_eq!(of_the_token(Refusal::new(reason, "no")).reason, reason);
+        }
+    }
+}

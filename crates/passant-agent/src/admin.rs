@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use nix::unistd::Uid;
 use passant_attest::peer::{Peer, PeerError};
-use passant_core::SpiffeId;
+use passant_core::{Instance, SpiffeId};
 use passant_daemon::goaway::Farewells;
 use passant_daemon::grpc::{ReflectionError, add_reflection};
 use passant_daemon::log_rate::LogRate;
@@ -44,21 +44,28 @@ const MODE: u32 = 0o600;
 pub(crate) struct Admin {
     socket: PrivateSocket,
     attestation: Arc<Attestation>,
+    boot_id: String,
 }
 
 /// What calls are answered from.
 struct Service {
     vitals: Arc<AgentVitals>,
     attestation: Arc<Attestation>,
+    boot_id: String,
 }
 
 impl Admin {
-    /// Listens on `path`; clients are answered once it is served. Inside a tokio runtime.
+    /// Listens on `path`; clients are answered once it is served. Inside a tokio runtime. Processes are those of the boot
+    /// `boot_id`.
     ///
     /// # Errors
     /// See [`PlaceError`].
-    pub(crate) fn bind(path: &Path, attestation: Arc<Attestation>) -> Result<Self, PlaceError> {
-        Ok(Self { socket: PrivateSocket::bind(path, MODE, None)?, attestation })
+    pub(crate) fn bind(
+        path: &Path,
+        attestation: Arc<Attestation>,
+        boot_id: String,
+    ) -> Result<Self, PlaceError> {
+        Ok(Self { socket: PrivateSocket::bind(path, MODE, None)?, attestation, boot_id })
     }
 
     /// What is served: with reflection.
@@ -70,8 +77,8 @@ impl Admin {
         vitals: Arc<AgentVitals>,
         stop: CancellationToken,
     ) -> Result<impl Future<Output = ()> + Send + 'static, ReflectionError> {
-        let Self { socket, attestation } = self;
-        let service = NodeServer::new(Service { vitals, attestation });
+        let Self { socket, attestation, boot_id } = self;
+        let service = NodeServer::new(Service { vitals, attestation, boot_id });
         let routes = add_reflection(Routes::default(), descriptors::NODE)?;
         let routes = routes.add_service(service.max_decoding_message_size(ADMIN_REQUEST_BYTES));
         Ok(async move {
@@ -164,32 +171,43 @@ impl Caller {
 }
 
 impl Service {
-    /// Attests the process as if it had connected, so that what is told is what would happen.
-    async fn process(&self, pid: u32, caller: Caller) -> Process {
+    /// Attests the process as if it had connected, so that what is told is what would happen. And names it as stops do.
+    async fn process(&self, pid: u32, caller: Caller) -> (Process, Option<Instance>) {
         if pid == 0 {
-            return Process::None;
+            return (Process::None, None);
         }
         // Here, another process may well have that number.
         if caller.is_foreign() {
-            return Process::Unknown(PeerError::ForeignPidNamespace);
+            return (Process::Unknown(PeerError::ForeignPidNamespace), None);
         }
         match Peer::of_pid(pid) {
-            Ok(peer) => Process::Attested(self.attestation.ask_each(&peer).await),
-            Err(error) => Process::Unknown(error),
+            Ok(peer) => {
+                let instance = Instance::new(&self.boot_id, peer.pid(), peer.start_time()).ok();
+                (Process::Attested(self.attestation.ask_each(&peer).await), instance)
+            }
+            Err(error) => (Process::Unknown(error), None),
         }
     }
 
-    fn explained(&self, process: &Process, wanted: Option<&SpiffeId>) -> ExplainResponse {
+    fn explained(
+        &self,
+        process: &Process,
+        instance: Option<Instance>,
+        wanted: Option<&SpiffeId>,
+    ) -> ExplainResponse {
         let AgentVitals { health, cache, link, host, .. } = &*self.vitals;
         let (bundles, entries, report) = (cache.bundles(), cache.known(), health.borrow().clone());
         let svid_of = |id: &_| cache.svid_of(id);
         let is_confirmed = cache.is_confirmed();
         let (not_ready, mint_trouble) = cache.troubles();
+        let stops = cache.stops();
         let scene = Scene {
             trust_domain: cache.trust_domain(),
             now: host.now(),
             node: link.id().zip(link.not_after()),
-            fault: *link.faults().borrow(),
+            fault: link.fault(),
+            stops: &stops,
+            instance,
             server: link.address().to_string(),
             troubles: &report.troubles,
             attestors: self.attestation.methods(),
@@ -223,8 +241,8 @@ impl Node for Service {
                     .map_err(|error| Status::invalid_argument(format!("spiffe_id: {error}")))?,
             ),
         };
-        let process = self.process(pid, caller).await;
-        Ok(Response::new(self.explained(&process, wanted.as_ref())))
+        let (process, instance) = self.process(pid, caller).await;
+        Ok(Response::new(self.explained(&process, instance, wanted.as_ref())))
     }
 }
 

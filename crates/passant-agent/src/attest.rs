@@ -40,6 +40,10 @@ pub(crate) struct Evidence {
     /// Whether an attestor could not be asked and nothing recent is known from it: that something does *not* match is
     /// then not known.
     pub(crate) is_partial: bool,
+    /// The attestors that found it, in order of their names.
+    pub(crate) attestors: Vec<&'static str>,
+    /// When the oldest of it was found.
+    pub(crate) at: Instant,
 }
 
 /// What was found of one peer so far, to be handed in again.
@@ -215,7 +219,14 @@ impl Attestation {
         findings.retain(|_, finding| now.duration_since(finding.at) <= self.max_age);
         let selectors = findings.values().flat_map(|finding| finding.selectors.iter().cloned()).collect();
         let is_partial = self.attestors.iter().any(|attestor| !findings.contains_key(attestor.method()));
-        Known { identity, findings, evidence: Arc::new(Evidence { selectors, is_partial }), at: now }
+        let attestors = findings.keys().copied().collect();
+        let at = findings.values().map(|finding| finding.at).min().unwrap_or(now);
+        Known {
+            identity,
+            findings,
+            evidence: Arc::new(Evidence { selectors, is_partial, attestors, at }),
+            at: now,
+        }
     }
 }
 

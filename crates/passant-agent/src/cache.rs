@@ -4,126 +4,34 @@
 //! (pure, changes only through its transitions); here stand the subscriptions. A subscriber is woken only when what it
 //! may see has changed.
 
+mod seen;
+mod slot;
 mod state;
+mod stops;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passant_core::bundle::Bundle;
 use passant_core::jwt_svid::JwtSvid;
-use passant_core::x509_svid::X509Svid;
 use passant_core::{
-    AuthorizedEntry, EntryId, Host, Refusal, Secret, Selectors, SpiffeId, TrustDomain, UnixTime,
+    AuthorizedEntry, EntryId, Evidence, Host, Instance, Refusal, Selectors, SpiffeId, TrustDomain, UnixTime,
 };
 use tokio::sync::{Notify, watch};
 
+use crate::grounds;
 use crate::jwt_cache::{JwtCache, JwtIssuer};
-use crate::plan::{self, Action};
+use crate::plan::{self, Action, Why};
 
+pub use seen::{Bundles, Identities, Identity, Update};
 #[cfg(test)]
-pub(crate) use state::Failed;
-pub(crate) use state::{Census, Held, MintFailure, Minted, Slot, State, SvidLook, View};
-
-/// What a workload may see now.
-#[derive(Clone, Debug)]
-pub enum Update {
-    /// Not known yet, or not valid any more; the text says why and is safe for a stranger. Answer Unavailable.
-    NotReady(String),
-    /// No entry matches, in a view that the server confirmed within the last 30 s. Answer PermissionDenied.
-    NoIdentity,
-    /// Every SVID here is unexpired at the time of [`Subscription::current`]. The first one of a subscription holds an
-    /// SVID for each matching entry; later ones may lack those that have just appeared or have expired.
-    Ready(Arc<Identities>),
-}
-
-impl Update {
-    /// Whether a workload that has `other` learns nothing from `self`.
-    fn tells_the_same_as(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::NotReady(one), Self::NotReady(two)) => one == two,
-            (Self::NoIdentity, Self::NoIdentity) => true,
-            (Self::Ready(one), Self::Ready(two)) => one.tells_the_same_as(two),
-            (Self::NotReady(_) | Self::NoIdentity | Self::Ready(_), _) => false,
-        }
-    }
-}
-
-/// The identities of one workload and the bundles to verify its peers with.
-#[derive(Clone, Debug)]
-pub struct Identities {
-    /// In entry-id order; never empty. Hints may repeat: the Workload API decides which one is served.
-    pub svids: Vec<Identity>,
-    /// The bundle of the own trust domain.
-    pub bundle: Arc<Bundle>,
-    /// The bundles of the trust domains that the matching entries federate with, as far as they are held.
-    pub federated: BTreeMap<TrustDomain, Arc<Bundle>>,
-}
-
-impl Identities {
-    fn tells_the_same_as(&self, other: &Self) -> bool {
-        self.svids.len() == other.svids.len()
-            && self.svids.iter().zip(&other.svids).all(|(one, two)| {
-                Arc::ptr_eq(&one.svid, &two.svid)
-                    && one.entry.id == two.entry.id
-                    && one.entry.hint == two.entry.hint
-            })
-            && Arc::ptr_eq(&self.bundle, &other.bundle)
-            && self.federated.len() == other.federated.len()
-            && self
-                .federated
-                .iter()
-                .zip(&other.federated)
-                .all(|(one, two)| one.0 == two.0 && Arc::ptr_eq(one.1, two.1))
-    }
-}
-
-/// One X509-SVID with its key.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// The entry it was issued for.
-    pub entry: Arc<AuthorizedEntry>,
-    /// The chain, leaf first, without the root.
-    pub svid: Arc<X509Svid>,
-    /// The private key, PKCS#8 DER.
-    pub key: Arc<Secret<Vec<u8>>>,
-}
-
-/// The bundles held.
-#[derive(Clone, Debug, Default)]
-pub struct Bundles {
-    /// The bundle of the own trust domain; none before the first attestation.
-    pub own: Option<Arc<Bundle>>,
-    /// The bundles of federated trust domains.
-    pub federated: BTreeMap<TrustDomain, Arc<Bundle>>,
-}
-
-impl Bundles {
-    /// The bundle of `trust_domain`, own or federated.
-    pub fn of(&self, trust_domain: &TrustDomain) -> Option<Arc<Bundle>> {
-        self.own
-            .as_ref()
-            .filter(|own| own.trust_domain == *trust_domain)
-            .or_else(|| self.federated.get(trust_domain))
-            .map(Arc::clone)
-    }
-
-    /// What remains for a workload that has `entries`: the own bundle, and those its entries federate with.
-    #[must_use]
-    pub fn for_entries(&self, entries: &[Arc<AuthorizedEntry>]) -> Self {
-        let wanted: BTreeSet<&TrustDomain> = entries.iter().flat_map(|entry| &entry.federates_with).collect();
-        Self {
-            own: self.own.clone(),
-            federated: self
-                .federated
-                .iter()
-                .filter(|(trust_domain, _)| wanted.contains(trust_domain))
-                .map(|(trust_domain, bundle)| (trust_domain.clone(), Arc::clone(bundle)))
-                .collect(),
-        }
-    }
-}
+pub(crate) use slot::Failed;
+pub(crate) use slot::{Held, Seat, Slot, Supply};
+pub(crate) use state::{Census, Changed, Cursor, Delta, Fit, MintFailure, Minted, State, SvidLook, View};
+pub(crate) use stops::Stops;
 
 /// The handle to everything this agent holds for workloads. Cheap to clone; all clones share.
 #[derive(Clone)]
@@ -139,6 +47,8 @@ struct Shared {
     work: Notify,
     /// Wakes whoever syncs: a workload waits for what the server has not said.
     need: Notify,
+    /// Wakes whoever tells the server that what it said has taken effect.
+    quiet: Notify,
     jwt: JwtCache,
 }
 
@@ -146,20 +56,90 @@ struct Book {
     state: State,
     subscribers: BTreeMap<u64, Subscriber>,
     next_subscriber: u64,
+    /// Subscribers that have not yet looked at what they were woken for.
+    unheard: BTreeSet<u64>,
+    /// Subscribers whose entries were changed by a push, and that wait for an SVID of them.
+    awaiting: BTreeSet<u64>,
+    /// What to look at for the next mint.
+    due: Due,
+    /// How often something was pushed.
+    pushes: u64,
+    /// Processes that were refused an SVID of their own.
+    refused: u64,
+}
+
+/// What the next [`Cache::plan`] has to look at.
+struct Due {
+    /// Everything, not only `entries`.
+    all: bool,
+    entries: BTreeSet<EntryId>,
+    /// When the first of the SVIDs held becomes due that was not yet at the last look at everything; what takes its place or
+    /// goes meanwhile may leave this too early.
+    soonest: Option<UnixTime>,
 }
 
 struct Subscriber {
     selectors: Selectors,
+    /// What is known of the process, and by whom.
+    evidence: Option<Arc<Evidence>>,
     matched: BTreeSet<EntryId>,
+    /// Whether the process was refused an SVID of its own.
+    is_refused: bool,
     /// Whether the complete first set was given.
     complete_once: bool,
     latest: watch::Sender<Update>,
 }
 
+/// What workloads are served, in figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// The sequence number of the own bundle.
+    pub(crate) bundle_sequence: u64,
+    pub(crate) x509_svids: usize,
+    pub(crate) jwt_svids: usize,
+    /// Open streams.
+    pub(crate) streams: usize,
+    /// When the last SVID held ends.
+    pub(crate) last_end: Option<UnixTime>,
+}
+
+/// An SVID to be minted.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) seat: Seat,
+    pub(crate) entry: Arc<AuthorizedEntry>,
+    /// What is known of a process that waits for it; nothing if it is minted ahead, or if that was too long ago for one that
+    /// several share.
+    pub(crate) evidence: Option<Arc<Evidence>>,
+    /// Whether a workload has none meanwhile.
+    pub(crate) is_awaited: bool,
+}
+
+/// Why [`Cache::plan`] is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Time has passed.
+    Clock,
+    /// Something has changed.
+    News,
+}
+
+/// Changed entries for which it is worth finding out whom they concern; with more, everybody looks.
+const SETTLED_SINGLY: usize = 64;
+
 impl Cache {
     /// An empty cache: every subscriber is [`Update::NotReady`] until the first sync.
     pub fn new(trust_domain: TrustDomain, host: Host, issuer: Arc<dyn JwtIssuer>) -> Self {
-        let book = Book { state: State::default(), subscribers: BTreeMap::new(), next_subscriber: 0 };
+        let book = Book {
+            state: State::default(),
+            subscribers: BTreeMap::new(),
+            next_subscriber: 0,
+            unheard: BTreeSet::new(),
+            awaiting: BTreeSet::new(),
+            due: Due { all: true, entries: BTreeSet::new(), soonest: None },
+            pushes: 0,
+            refused: 0,
+        };
         let jwt = JwtCache::new(host.clone(), issuer);
         Self {
             shared: Arc::new(Shared {
@@ -168,6 +148,7 @@ impl Cache {
                 book: Mutex::new(book),
                 work: Notify::new(),
                 need: Notify::new(),
+                quiet: Notify::new(),
                 jwt,
             }),
         }
@@ -179,22 +160,35 @@ impl Cache {
     }
 
     /// Follows what a workload with `selectors` may see. The entries that match are minted while the subscription
-    /// lives.
+    /// lives, those apart of which each process has an SVID of its own: it is not known who this is.
     pub fn subscribe(&self, selectors: &Selectors) -> Subscription {
+        self.follow(selectors.clone(), None)
+    }
+
+    /// The same for the process that `evidence` is of. SVIDs that it waits for are minted on that.
+    pub fn subscribe_as(&self, evidence: &Arc<Evidence>) -> Subscription {
+        self.follow(evidence.selectors.clone(), Some(Arc::clone(evidence)))
+    }
+
+    fn follow(&self, selectors: Selectors, evidence: Option<Arc<Evidence>>) -> Subscription {
         let now = self.now();
         let mut book = self.shared.book();
         let id = book.next_subscriber;
         book.next_subscriber += 1;
         let latest = watch::Sender::new(Update::NotReady(String::new()));
         let mut subscriber = Subscriber {
-            selectors: selectors.clone(),
+            selectors,
+            evidence,
             matched: BTreeSet::new(),
+            is_refused: false,
             complete_once: false,
             latest,
         };
-        subscriber.settle(&book.state, now);
+        subscriber.settle(&mut book.state, now);
+        book.refused += u64::from(subscriber.is_refused);
         let receiver = subscriber.latest.subscribe();
-        if book.state.lacks_any(&subscriber.matched, now) {
+        if book.state.lacks_any(&subscriber.matched, subscriber.process(), now) {
+            book.due.entries.extend(subscriber.matched.iter().cloned());
             self.shared.work.notify_one();
         }
         if matches!(*receiver.borrow(), Update::NotReady(_)) {
@@ -203,6 +197,32 @@ impl Cache {
         book.subscribers.insert(id, subscriber);
         drop(book);
         Subscription { shared: Arc::clone(&self.shared), id, receiver }
+    }
+
+    /// Whether nothing is to be served to the process.
+    pub(crate) fn is_stopped(&self, process: &Instance) -> bool {
+        self.shared.book().state.stops().cover_process(process)
+    }
+
+    /// The process has exited: what it had of its own goes.
+    pub(crate) fn exited(&self, process: &Instance) {
+        self.shared.book().state.forget_process(process);
+    }
+
+    /// What is stopped.
+    pub(crate) fn stops(&self) -> Stops {
+        self.shared.book().state.stops().clone()
+    }
+
+    /// Takes over the stops that were known when the agent last ran.
+    pub(crate) fn learn_stops(&self, stops: Stops) {
+        self.shared.book().state.learn_stops(stops, &mut Changed::default());
+    }
+
+    /// Processes that have an SVID of their own, or wait for it; and how many were refused one.
+    pub(crate) fn processes(&self) -> (usize, u64) {
+        let book = self.shared.book();
+        (book.state.seats(), book.refused)
     }
 
     /// The entries that a workload with `selectors` has, in entry-id order; those for secret stores are left out.
@@ -248,12 +268,45 @@ impl Cache {
     ///
     /// # Errors
     /// Invalid for an empty or oversized audience; denied with `no identity issued` when no entry fits in a confirmed
-    /// view; unavailable when the view is not confirmed, or when the server fails and no unexpired token is cached.
+    /// view; unavailable when the view is not confirmed, or when the server fails and no unexpired token is cached; not found or
+    /// denied when the server says that there is none.
     pub async fn jwt_svids(
         &self,
         selectors: &Selectors,
         audience: Vec<String>,
         spiffe_id: Option<SpiffeId>,
+    ) -> Result<Vec<(Arc<AuthorizedEntry>, JwtSvid)>, Refusal> {
+        self.issue_jwt_svids(selectors, audience, spiffe_id, None).await
+    }
+
+    /// The same for the process that `evidence` is of.
+    ///
+    /// # Errors
+    /// As there; also denied when the process is stopped.
+    pub async fn jwt_svids_as(
+        &self,
+        evidence: &Arc<Evidence>,
+        audience: Vec<String>,
+        spiffe_id: Option<SpiffeId>,
+    ) -> Result<Vec<(Arc<AuthorizedEntry>, JwtSvid)>, Refusal> {
+        let refuse_if_stopped = || match self.is_stopped(&evidence.instance) {
+            true => Err(Refusal::denied("no identity issued")),
+            false => Ok(()),
+        };
+        refuse_if_stopped()?;
+        let evidence_of_it = Some(Arc::clone(evidence));
+        let issued = self.issue_jwt_svids(&evidence.selectors, audience, spiffe_id, evidence_of_it).await?;
+        // The server was asked meanwhile.
+        refuse_if_stopped()?;
+        Ok(issued)
+    }
+
+    async fn issue_jwt_svids(
+        &self,
+        selectors: &Selectors,
+        audience: Vec<String>,
+        spiffe_id: Option<SpiffeId>,
+        evidence: Option<Arc<Evidence>>,
     ) -> Result<Vec<(Arc<AuthorizedEntry>, JwtSvid)>, Refusal> {
         let entries = {
             let now = self.now();
@@ -275,7 +328,7 @@ impl Cache {
             }
             entries
         };
-        let mut issued = self.shared.jwt.fetch_all(entries, audience).await?;
+        let mut issued = self.shared.jwt.fetch_all(entries, audience, evidence).await?;
         // The server was asked meanwhile: what it or an operator has taken away is not handed out any more.
         let book = self.shared.book();
         if let Some(why) = book.state.not_ready() {
@@ -291,20 +344,113 @@ impl Cache {
     }
 
     /// Takes over what the server said. Entries that `view` does not mention are dropped at once.
-    pub(crate) fn learn(&self, view: View) {
+    ///
+    /// `asked_at` is what [`Self::pushes`] was when the server was asked: what was pushed since then is newer, and stays.
+    pub(crate) fn learn(&self, view: View, asked_at: u64) {
         let now = self.now();
         let mut book = self.shared.book();
+        if book.pushes != asked_at {
+            return;
+        }
         let changed = book.state.learn(view, now);
-        book.settle_all(now);
-        let bundle = book.state.bundles().own;
+        book.settle(now, |_| true);
+        self.acted(book, &changed);
+    }
+
+    /// Takes over what the server pushed; the answer says whether it adds up. Nothing while all is withheld.
+    pub(crate) fn apply(&self, delta: Delta) -> Option<Fit> {
+        let now = self.now();
+        let mut book = self.shared.book();
+        let was_confirmed = book.state.is_confirmed(now);
+        let (changed, fit) = book.state.apply(delta, now)?;
+        book.pushes += 1;
+        let all = changed.bundle
+            || changed.federated
+            || changed.processes
+            || !was_confirmed
+            || changed.ids.len() > SETTLED_SINGLY;
+        let concerns = |subscriber: &Subscriber| {
+            changed.ids.iter().any(|id| subscriber.matched.contains(id))
+                || changed.put.iter().any(|entry| subscriber.selectors.contains_all(&entry.selectors))
+        };
+        book.settle(now, |subscriber| all || concerns(subscriber));
+        let Book { state, subscribers, awaiting, .. } = &mut *book;
+        let put: BTreeSet<&EntryId> = changed.put.iter().map(|entry| &entry.id).collect();
+        awaiting.extend(subscribers.iter().filter_map(|(id, subscriber)| {
+            let is_new = subscriber.matched.iter().any(|matched| put.contains(matched));
+            (is_new && subscriber.awaits(state, now)).then_some(*id)
+        }));
+        self.acted(book, &changed);
+        Some(fit)
+    }
+
+    /// The server says that nothing has changed up to `cursor`. False where that cannot be.
+    pub(crate) fn confirm(&self, cursor: Cursor) -> bool {
+        let now = self.now();
+        let mut book = self.shared.book();
+        let was_confirmed = book.state.is_confirmed(now);
+        let goes_on = book.state.confirm(cursor, now);
+        if goes_on && !was_confirmed {
+            book.settle(now, |_| true);
+        }
+        goes_on
+    }
+
+    /// Where in the server's history the view stands, if it was pushed, and its digest.
+    pub(crate) fn standing(&self) -> (Option<Cursor>, u64) {
+        let book = self.shared.book();
+        (book.state.cursor().cloned(), book.state.digest())
+    }
+
+    /// The next one who pushes is to say all there is.
+    pub(crate) fn lose_cursor(&self) {
+        self.shared.book().state.lose_cursor();
+    }
+
+    /// How often something was pushed.
+    pub(crate) fn pushes(&self) -> u64 {
+        self.shared.book().pushes
+    }
+
+    /// What is served at this moment.
+    pub(crate) fn served(&self) -> Served {
+        let (jwt_svids, last_jwt) = self.shared.jwt.census();
+        let book = self.shared.book();
+        let census = book.state.census();
+        Served {
+            bundle_sequence: book.state.bundles().own.map_or(0, |bundle| bundle.sequence),
+            x509_svids: census.svids,
+            jwt_svids,
+            streams: book.subscribers.len(),
+            last_end: census.last_end.max(last_jwt),
+        }
+    }
+
+    /// Resolves once every workload that was woken has taken what there is for it, and none waits for an SVID of what was
+    /// pushed last, as far as it can be had.
+    pub(crate) async fn quiet(&self) {
+        while !self.shared.book().is_quiet() {
+            self.shared.quiet.notified().await;
+        }
+    }
+
+    /// What follows from what the server said, for others.
+    fn acted(&self, mut book: MutexGuard<'_, Book>, changed: &Changed) {
+        book.due.entries.extend(changed.ids.iter().cloned());
+        book.due.all |= changed.bundle;
+        let is_quiet = book.is_quiet();
+        let bundle = book.state.bundles().own.filter(|_| changed.bundle);
         drop(book);
-        if changed.bundle
-            && let Some(bundle) = bundle
-        {
+        let put: BTreeSet<&EntryId> = changed.put.iter().map(|entry| &entry.id).collect();
+        self.shared.jwt.forget(&changed.ids.iter().filter(|id| !put.contains(id)).collect());
+        if let Some(bundle) = bundle {
             self.shared.jwt.purge(&bundle);
         }
-        if changed.entries || changed.bundle {
+        if changed.bundle || !changed.ids.is_empty() {
             self.shared.work.notify_one();
+        }
+        if is_quiet {
+            self.shared.quiet.notify_one();
         }
     }
 
@@ -313,27 +459,30 @@ impl Cache {
         let now = self.now();
         let mut book = self.shared.book();
         if book.state.learn_bundle(Arc::clone(&bundle)) {
-            book.settle_all(now);
+            book.due.all = true;
+            book.settle(now, |_| true);
         }
         drop(book);
         self.shared.jwt.purge(&bundle);
     }
 
     /// Takes over the outcome of minting, for each entry asked for.
-    pub(crate) fn minted(&self, outcomes: Vec<(EntryId, Result<Minted, MintFailure>)>) {
+    pub(crate) fn minted(&self, outcomes: Vec<(Seat, Result<Minted, MintFailure>)>) {
         let now = self.now();
         let mut book = self.shared.book();
-        let touched: BTreeSet<EntryId> = outcomes.iter().map(|(id, _)| id.clone()).collect();
-        for (id, outcome) in outcomes {
+        let touched: BTreeSet<EntryId> = outcomes.iter().map(|(seat, _)| seat.entry.clone()).collect();
+        for (seat, outcome) in outcomes {
             match outcome {
-                Ok(minted) => book.state.put(&id, minted, now),
-                Err(failure) => book.state.fail(&id, failure, now, &self.shared.host),
+                Ok(minted) => {
+                    let soonest = book.due.soonest.map_or(minted.renew_at, |due| due.min(minted.renew_at));
+                    book.due.soonest = Some(soonest);
+                    book.state.put(&seat, minted, now);
+                }
+                Err(failure) => book.state.fail(&seat, failure, now, &self.shared.host),
             }
         }
-        let Book { state, subscribers, .. } = &mut *book;
-        for subscriber in subscribers.values_mut().filter(|each| !each.matched.is_disjoint(&touched)) {
-            subscriber.settle(state, now);
-        }
+        book.settle(now, |subscriber| !subscriber.matched.is_disjoint(&touched));
+        self.hush(&book);
     }
 
     /// Why the server mints nothing at present, for those who wait.
@@ -341,7 +490,7 @@ impl Cache {
         let now = self.now();
         let mut book = self.shared.book();
         if book.state.mint_trouble(why) {
-            book.settle_all(now);
+            book.settle(now, |_| true);
         }
     }
 
@@ -362,7 +511,7 @@ impl Cache {
         let now = self.now();
         let mut book = self.shared.book();
         book.state.withhold(why);
-        book.settle_all(now);
+        book.settle(now, |_| true);
         drop(book);
         self.shared.jwt.clear();
     }
@@ -372,29 +521,49 @@ impl Cache {
         let now = self.now();
         let mut book = self.shared.book();
         book.state.lift();
-        book.settle_all(now);
+        book.due.all = true;
+        book.settle(now, |_| true);
     }
 
     /// Looks at the clock: drops what has expired, and says what to mint now, most urgent first.
-    pub(crate) fn plan(&self) -> Vec<Arc<AuthorizedEntry>> {
+    ///
+    /// With [`Look::News`] it looks only at what has changed since the last time, unless that was too much.
+    pub(crate) fn plan(&self, look: Look) -> Vec<Wish> {
         let now = self.now();
         let mut book = self.shared.book();
-        let wanted = book.wanted();
+        let news = mem::take(&mut book.due.entries);
+        let all = mem::take(&mut book.due.all) || look == Look::Clock;
+        if all {
+            book.state.forget_idle(now);
+        }
+        let actions = match all {
+            true => plan::plan(now, &book.state, &book.wanted()),
+            false => plan::plan_news(now, &book.state, &news, |id| book.is_wanted(id)),
+        };
         let mut mint = Vec::new();
-        for action in plan::plan(now, &book.state, &wanted) {
+        let mut dropped = BTreeSet::new();
+        for action in actions {
             match action {
-                Action::Drop(id) => book.state.drop_svid(&id),
-                Action::Mint { entry, .. } => mint.push(entry),
+                Action::Drop(seat) => {
+                    book.state.drop_svid(&seat);
+                    dropped.insert(seat.entry);
+                }
+                Action::Mint { seat, entry, why } => mint.push((seat, entry, why == Why::Awaited)),
             }
         }
-        book.settle_all(now);
+        let mint = book.on_evidence(mint, now);
+        book.settle(now, |subscriber| all || !subscriber.matched.is_disjoint(&dropped));
+        if all {
+            // As of this look: what becomes due while it is acted on is the next one, and not to be passed over.
+            book.due.soonest = plan::next_due(now, &book.state);
+        }
         mint
     }
 
-    /// How long until the next SVID held becomes due; none while none is held.
+    /// How long until the next SVID held becomes due, or became so since the last look at the clock; none while none is held.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         let now = self.now();
-        plan::next_due(now, &self.shared.book().state).map(|due| now.until(due))
+        self.shared.book().due.soonest.map(|due| now.until(due))
     }
 
     /// How it stands with the SVID of one entry.
@@ -417,7 +586,8 @@ impl Cache {
     pub(crate) fn someone_waits(&self) -> bool {
         let now = self.now();
         let book = self.shared.book();
-        book.state.lacks_any(&book.wanted(), now)
+        let mut subscribers = book.subscribers.values();
+        subscribers.any(|one| book.state.lacks_any(&one.matched, one.process(), now))
     }
 
     /// Resolves when a workload has come that cannot be answered.
@@ -428,6 +598,12 @@ impl Cache {
     /// Resolves when there may be something to mint.
     pub(crate) async fn work(&self) {
         self.shared.work.notified().await;
+    }
+
+    fn hush(&self, book: &Book) {
+        if book.is_quiet() {
+            self.shared.quiet.notify_one();
+        }
     }
 
     fn now(&self) -> UnixTime {
@@ -449,10 +625,62 @@ impl Shared {
 }
 
 impl Book {
-    fn settle_all(&mut self, now: UnixTime) {
-        for subscriber in self.subscribers.values_mut() {
-            subscriber.settle(&self.state, now);
+    /// Those of the subscribers for which `concerns` holds look at what they may see now.
+    fn settle(&mut self, now: UnixTime, concerns: impl Fn(&Subscriber) -> bool) {
+        let Self { state, subscribers, unheard, awaiting, refused, .. } = self;
+        for (id, subscriber) in subscribers.iter_mut().filter(|(_, subscriber)| concerns(subscriber)) {
+            let was_refused = subscriber.is_refused;
+            if subscriber.settle(state, now) {
+                unheard.insert(*id);
+            }
+            *refused += u64::from(subscriber.is_refused && !was_refused);
+            if awaiting.contains(id) && !subscriber.awaits(state, now) {
+                awaiting.remove(id);
+            }
         }
+    }
+
+    /// What is to be minted, each with what is known of a process that waits for it.
+    ///
+    /// Of several, that which was found out last: a process of which nothing new can be found out takes nothing from others.
+    fn on_evidence(&self, mint: Vec<(Seat, Arc<AuthorizedEntry>, bool)>, now: UnixTime) -> Vec<Wish> {
+        let mut by_entry: BTreeMap<&EntryId, &Arc<Evidence>> = BTreeMap::new();
+        let mut by_process: BTreeMap<&Instance, &Arc<Evidence>> = BTreeMap::new();
+        let rank = |evidence: &Evidence| (grounds::is_fresh(evidence, now), evidence.attested_at);
+        let is_later = |one: &Evidence, than: &Evidence| rank(one) > rank(than);
+        let subscribers = if mint.is_empty() { None } else { Some(self.subscribers.values()) };
+        for subscriber in subscribers.into_iter().flatten() {
+            let Some(evidence) = &subscriber.evidence else { continue };
+            let held = by_process.entry(&evidence.instance).or_insert(evidence);
+            if is_later(evidence, held) {
+                *held = evidence;
+            }
+            // What a server would not believe any more is worse than nothing, where nothing will do.
+            let matched = if grounds::is_fresh(evidence, now) { Some(&subscriber.matched) } else { None };
+            for id in matched.into_iter().flatten() {
+                let held = by_entry.entry(id).or_insert(evidence);
+                if is_later(evidence, held) {
+                    *held = evidence;
+                }
+            }
+        }
+        let wish = |(seat, entry, is_awaited): (Seat, Arc<AuthorizedEntry>, bool)| {
+            let evidence = match &seat.process {
+                // What is for one process is minted on nothing else.
+                Some(process) => Some(Arc::clone(by_process.get(process)?)),
+                None => by_entry.get(&seat.entry).copied().map(Arc::clone),
+            };
+            Some(Wish { seat, entry, evidence, is_awaited })
+        };
+        mint.into_iter().filter_map(wish).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.unheard.is_empty() && self.awaiting.is_empty()
+    }
+
+    fn is_wanted(&self, id: &EntryId) -> bool {
+        self.subscribers.values().any(|subscriber| subscriber.matched.contains(id))
     }
 
     fn wanted(&self) -> BTreeSet<EntryId> {
@@ -461,10 +689,25 @@ impl Book {
 }
 
 impl Subscriber {
-    /// Looks at what may be seen now and wakes the subscriber if that differs from what it was last told.
-    fn settle(&mut self, state: &State, now: UnixTime) {
-        let (update, matched) = state.seen_by(&self.selectors, self.complete_once, now);
-        self.matched = matched;
+    fn process(&self) -> Option<&Instance> {
+        self.evidence.as_ref().map(|evidence| &evidence.instance)
+    }
+
+    /// Whether an SVID that it lacks may still come.
+    fn awaits(&self, state: &State, now: UnixTime) -> bool {
+        state.awaits_any(&self.matched, self.process(), now)
+    }
+
+    /// Looks at what may be seen now and wakes the subscriber if that differs from what it was last told; true then.
+    fn settle(&mut self, state: &mut State, now: UnixTime) -> bool {
+        let process = self.evidence.as_ref().map(|evidence| &evidence.instance);
+        let entries = match process {
+            Some(process) if state.stops().cover_process(process) => Vec::new(),
+            Some(_) | None => state.matching(&self.selectors),
+        };
+        self.matched = entries.iter().map(|entry| entry.id.clone()).collect();
+        self.is_refused = process.is_some_and(|process| !state.admit(process, &self.matched, now));
+        let update = state.seen_by(&entries, process, self.complete_once, now);
         self.complete_once = matches!(update, Update::Ready(_));
         self.latest.send_if_modified(|latest| {
             let differs = !update.tells_the_same_as(latest);
@@ -472,7 +715,7 @@ impl Subscriber {
                 *latest = update;
             }
             differs
-        });
+        })
     }
 }
 
@@ -492,8 +735,19 @@ impl Subscription {
         if let Some(subscriber) = subscribers.get_mut(&self.id) {
             subscriber.settle(state, now);
         }
+        book.unheard.remove(&self.id);
+        if book.is_quiet() {
+            self.shared.quiet.notify_one();
+        }
         drop(book);
         self.receiver.borrow_and_update().clone()
+    }
+
+    /// What is known of the process was found out anew; its selectors are the same.
+    pub(crate) fn renew_evidence(&self, evidence: &Arc<Evidence>) {
+        if let Some(subscriber) = self.shared.book().subscribers.get_mut(&self.id) {
+            subscriber.evidence = Some(Arc::clone(evidence));
+        }
     }
 
     /// Waits until what may be seen differs from what [`Self::current`] returned last. Cancel safe.
@@ -513,7 +767,19 @@ impl fmt::Debug for Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.shared.book().subscribers.remove(&self.id);
+        let now = self.shared.host.clock.now();
+        let mut book = self.shared.book();
+        let gone = book.subscribers.remove(&self.id);
+        if let Some(process) = gone.as_ref().and_then(Subscriber::process)
+            && !book.subscribers.values().any(|other| other.process() == Some(process))
+        {
+            book.state.idle(process, now);
+        }
+        book.unheard.remove(&self.id);
+        book.awaiting.remove(&self.id);
+        if book.is_quiet() {
+            self.shared.quiet.notify_one();
+        }
     }
 }
 
@@ -522,7 +788,11 @@ mod tests {
     use std::future::Future;
     use std::pin::Pin;
 
+    use passant_core::entry::EntryOptions;
+    use passant_core::{KeyScope, Secret};
+
     use super::*;
+    use crate::limits;
     use crate::testing::ca::{Ca, foreign_bundle};
     use crate::testing::{NOW, by_id, entry, entry_id, following_host, id, secs, selectors, trust_domain};
 
@@ -533,6 +803,7 @@ mod tests {
             &self,
             _: Arc<AuthorizedEntry>,
             _: Vec<String>,
+            _: Option<Arc<Evidence>>,
         ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>> {
             Box::pin(async { Err(Refusal::precondition("no tokens here")) })
         }
@@ -557,7 +828,7 @@ mod tests {
                 bundle: Arc::clone(&self.bundle),
                 federated: BTreeMap::new(),
             };
-            self.cache.learn(view);
+            self.cache.learn(view, self.cache.pushes());
         }
 
         /// Mints for `entry`, to end `life` seconds from the beginning of the test.
@@ -571,7 +842,7 @@ mod tests {
                 bundle: Arc::clone(&self.bundle),
                 vouched: true,
             };
-            self.cache.minted(vec![(entry.id.clone(), Ok(minted))]);
+            self.cache.minted(vec![(entry.id.clone().into(), Ok(minted))]);
         }
     }
 
@@ -679,7 +950,7 @@ mod tests {
         assert_eq!(ids(&subscription.current()), ["/a"]);
         tokio::time::advance(secs(100)).await;
         assert!(!is_woken(&mut subscription).await);
-        assert_eq!(bench.cache.plan().len(), 1);
+        assert_eq!(bench.cache.plan(Look::Clock).len(), 1);
         assert!(is_woken(&mut subscription).await);
     }
 
@@ -701,6 +972,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_becomes_due_while_something_else_is_done_is_not_passed_over() {
+        let bench = Bench::new();
+        let (a, b) = (entry("a", 1), entry("b", 1));
+        bench.learn(&[a.clone(), b.clone()]);
+        bench.mint(&a, 100);
+        bench.mint(&b, 200);
+        assert!(bench.cache.plan(Look::Clock).is_empty());
+        assert_eq!(bench.cache.next_due(), Some(secs(50)));
+        tokio::time::advance(secs(50)).await;
+        assert!(bench.cache.plan(Look::News).is_empty(), "something else was pushed at that very moment");
+        assert_eq!(bench.cache.next_due(), Some(Duration::ZERO));
+        let due = bench.cache.plan(Look::Clock);
+        assert_eq!(due.iter().map(|wish| wish.entry.id.as_str()).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(bench.cache.next_due(), Some(secs(50)), "b, while a is asked for");
+        tokio::time::advance(secs(50)).await;
+        assert_eq!(bench.cache.next_due(), Some(Duration::ZERO), "b became due before the answer for a came");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_workload_sees_the_foreign_bundles_of_its_own_entries_only() {
         let bench = Bench::new();
         let foreign = |name| TrustDomain::parse(name).unwrap();
@@ -709,7 +999,7 @@ mod tests {
         let federated: BTreeMap<_, _> =
             ["one.test", "two.test"].map(|name| (foreign(name), Arc::new(foreign_bundle(name)))).into();
         let bundle = Arc::clone(&bench.bundle);
-        bench.cache.learn(View { entries: by_id([a.clone(), b]), bundle, federated });
+        bench.cache.learn(View { entries: by_id([a.clone(), b]), bundle, federated }, 0);
         bench.mint(&a, 100);
         let mut subscription = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
         let Update::Ready(identities) = subscription.current() else { panic!("not ready") };
@@ -747,7 +1037,7 @@ mod tests {
         assert!(is_woken(&mut subscription).await);
         assert!(matches!(subscription.current(), Update::NotReady(why) if why == "this node is banned"));
         assert!(bench.cache.entries(&selectors(&["unix:uid:1"])).is_empty());
-        assert!(bench.cache.plan().is_empty());
+        assert!(bench.cache.plan(Look::Clock).is_empty());
         bench.cache.lift();
         bench.learn(std::slice::from_ref(&a));
         assert!(matches!(subscription.current(), Update::NotReady(_)), "the old SVID and key are gone");
@@ -767,6 +1057,89 @@ mod tests {
         assert!(matches!(subscription.current(), Update::NotReady(_)));
     }
 
+    /// What a server pushes that has nothing but `entries` after it.
+    fn pushed(
+        bench: &Bench,
+        put: &[&AuthorizedEntry],
+        removed: &[&str],
+        after: &[&AuthorizedEntry],
+    ) -> Delta {
+        let shares =
+            after.iter().map(|entry| passant_core::view_digest::share(entry.id.as_str(), entry.revision));
+        Delta {
+            cursor: Cursor { lineage: "one".to_owned(), revision: 1 },
+            digest: shares.fold(0, u64::wrapping_add),
+            is_snapshot: false,
+            put: put.iter().map(|entry| (*entry).clone()).collect(),
+            left_out: Vec::new(),
+            removed: removed.iter().map(|id| (*id).to_owned()).collect(),
+            bundle: Some(Arc::clone(&bench.bundle)),
+            federated: Vec::new(),
+            removed_federated: Vec::new(),
+            stops: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_push_wakes_only_those_whom_it_concerns() {
+        let bench = Bench::new();
+        let (a, b, c) = (entry("a", 1), entry("b", 2), entry("c", 1));
+        assert_eq!(bench.cache.apply(pushed(&bench, &[&a, &b], &[], &[&a, &b])), Some(Fit::Yes));
+        bench.mint(&a, 3600);
+        bench.mint(&b, 3600);
+        let mut first = bench.cache.subscribe(&selectors(&["unix:uid:1"]));
+        let mut second = bench.cache.subscribe(&selectors(&["unix:uid:2"]));
+        assert_eq!((ids(&first.current()), ids(&second.current())), (vec!["/a"], vec!["/b"]));
+        assert_eq!(bench.cache.apply(pushed(&bench, &[&c], &[], &[&a, &b, &c])), Some(Fit::Yes));
+        assert!(!is_woken(&mut first).await && !is_woken(&mut second).await, "its SVID is yet to come");
+        assert_eq!(
+            bench.cache.plan(Look::News).iter().map(|wish| wish.entry.id.as_str()).collect::<Vec<_>>(),
+            ["c"]
+        );
+        bench.mint(&c, 3600);
+        assert!(is_woken(&mut first).await && !is_woken(&mut second).await);
+        assert_eq!(ids(&first.current()), ["/a", "/c"]);
+        assert_eq!(bench.cache.apply(pushed(&bench, &[], &["b"], &[&a, &c])), Some(Fit::Yes));
+        assert!(!is_woken(&mut first).await && is_woken(&mut second).await);
+        assert!(matches!(second.current(), Update::NoIdentity));
+        // An entry that comes to match, and one that ceases to.
+        let moved = AuthorizedEntry { revision: 1, selectors: selectors(&["unix:uid:2"]), ..a };
+        assert_eq!(bench.cache.apply(pushed(&bench, &[&moved], &[], &[&moved, &c])), Some(Fit::Yes));
+        assert!(is_woken(&mut first).await && is_woken(&mut second).await);
+        assert_eq!((ids(&first.current()), ids(&second.current())), (vec!["/c"], vec!["/a"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_pushed_while_the_server_was_polled_stays() {
+        let bench = Bench::new();
+        let (a, b) = (entry("a", 1), entry("b", 1));
+        let asked_at = bench.cache.pushes();
+        assert_eq!(bench.cache.apply(pushed(&bench, &[&a], &[], &[&a])), Some(Fit::Yes));
+        let (entries, bundle) = (by_id([b]), Arc::clone(&bench.bundle));
+        bench.cache.learn(View { entries, bundle, federated: BTreeMap::new() }, asked_at);
+        assert!(bench.cache.known().contains_key(&entry_id("a")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_add_up_is_not_confirmed_and_has_no_place_in_history() {
+        let bench = Bench::new();
+        let (a, b) = (entry("a", 1), entry("b", 2));
+        let cursor = || Cursor { lineage: "one".to_owned(), revision: 3 };
+        assert!(!bench.cache.confirm(cursor()), "there is nothing to be confirmed");
+        assert_eq!(bench.cache.apply(pushed(&bench, &[&a], &[], &[&a, &b])), Some(Fit::No));
+        assert!(!bench.cache.is_confirmed() && bench.cache.standing().0.is_none());
+        assert!(!bench.cache.confirm(cursor()));
+        let snapshot = Delta { is_snapshot: true, ..pushed(&bench, &[&b], &[], &[&b]) };
+        assert_eq!(bench.cache.apply(snapshot), Some(Fit::Yes));
+        assert!(!bench.cache.known().contains_key(&entry_id("a")));
+        assert!(bench.cache.confirm(cursor()));
+        assert_eq!(bench.cache.standing().0, Some(cursor()));
+        bench.cache.withhold("banned");
+        assert_eq!(bench.cache.apply(pushed(&bench, &[&a], &[], &[&a])), None, "it was under way");
+        bench.cache.lift();
+        assert_eq!(bench.cache.standing(), (None, 0));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn entries_for_secret_stores_are_served_to_nobody() {
         let bench = Bench::new();
@@ -777,11 +1150,47 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_processes_share_is_minted_on_the_newest_evidence_or_on_none() {
+        let bench = Bench::new();
+        let own = EntryOptions { key_scope: KeyScope::Instance, ..EntryOptions::default() };
+        bench.learn(&[entry("a", 1), AuthorizedEntry { options: own, ..entry("b", 1) }]);
+        let found = |pid, ago| {
+            Arc::new(Evidence {
+                selectors: selectors(&["unix:uid:1"]),
+                instance: Instance::new("boot", pid, 7).unwrap(),
+                attestors: vec!["unix".to_owned()],
+                attested_at: UnixTime::from_secs(NOW - ago),
+            })
+        };
+        let told = |bench: &Bench, entry: &str| {
+            let wishes = bench.cache.plan(Look::Clock).into_iter();
+            wishes
+                .filter(|wish| wish.entry.id.as_str() == entry)
+                .map(|wish| wish.evidence.map(|evidence| evidence.attested_at.secs() - NOW))
+                .collect::<Vec<_>>()
+        };
+        let too_old = i64::try_from(limits::EVIDENCE_AGE.as_secs()).unwrap() + 1;
+        let _frozen = bench.cache.subscribe_as(&found(1, too_old));
+        assert_eq!(told(&bench, "a"), [None]);
+        assert_eq!(told(&bench, "b"), [Some(-too_old)], "it is minted on nothing else");
+        let mut others = Vec::new();
+        // The last one before the clock was set back.
+        for (pid, ago, newest) in [(2, 20, -20), (3, 10, -10), (4, 30, -10), (5, -600, -10)] {
+            others.push(bench.cache.subscribe_as(&found(pid, ago)));
+            assert_eq!(told(&bench, "a"), [Some(newest)], "{pid}");
+        }
+        let _same = bench.cache.subscribe_as(&found(1, 5));
+        assert_eq!(told(&bench, "b")[0], Some(-5));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_subscription_puts_its_entries_first_and_its_end_takes_them_back() {
         let bench = Bench::new();
         let on_demand = AuthorizedEntry { disable_x509_svid_prefetch: true, ..entry("b", 2) };
         bench.learn(&[entry("a", 1), on_demand]);
-        let order = |bench: &Bench| bench.cache.plan().iter().map(|it| it.id.to_string()).collect::<Vec<_>>();
+        let order = |bench: &Bench| {
+            bench.cache.plan(Look::Clock).iter().map(|it| it.entry.id.to_string()).collect::<Vec<_>>()
+        };
         assert_eq!(order(&bench), ["a"]);
         assert!(!bench.cache.someone_waits());
         let subscription = bench.cache.subscribe(&selectors(&["unix:uid:2"]));

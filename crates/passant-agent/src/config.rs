@@ -46,8 +46,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Holds agent-data.json; made with mode 0700 if missing.
     pub data_dir: PathBuf,
-    /// Where the server listens.
-    pub server_address: ServerAddress,
+    /// Where the servers of the trust domain listen.
+    pub server_address: ServerAddresses,
     /// What the first connection is verified by, as long as no bundle is stored.
     pub bootstrap: Bootstrap,
     /// How the node proves itself.
@@ -77,6 +77,10 @@ pub struct ServerAddress {
     port: u16,
     name: ServerName<'static>,
 }
+
+/// Where the servers of one trust domain listen: one at least, and none twice.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerAddresses(Vec<ServerAddress>);
 
 /// What the server is verified by before a bundle is stored.
 #[derive(Clone, Debug)]
@@ -222,16 +226,11 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         root.parse("trust_domain", trust_domain, TrustDomain::parse, "write a name as in \"example.org\"");
     let data_dir =
         root.required("data_dir", "name a directory that only the agent may read").map(PathBuf::from);
-    let server_address =
-        root.required("server_address", "write host:port, as in \"passant.example.org:8081\"");
-    let server_address = root.parse(
-        "server_address",
-        server_address,
-        ServerAddress::parse,
-        "write host:port, as in \"passant.example.org:8081\" or \"[2001:db8::1]:8081\"",
-    );
+    let server_address = read_server_address(root);
     let sync_interval = root.duration("sync_interval", Duration::from_secs(5), (1, 60));
-    let evidence_max_age = root.duration("evidence_max_age", Duration::from_secs(300), (1, 86_400));
+    // What is kept for longer, a server would not believe: identities would be kept that cannot be renewed.
+    let evidence_max_age = (1, limits::EVIDENCE_AGE.as_secs());
+    let evidence_max_age = root.duration("evidence_max_age", Duration::from_secs(300), evidence_max_age);
     let x509_key_type = root.choice(
         "x509_key_type",
         KeyType::EcP256,
@@ -318,6 +317,32 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         probe: probe?,
         log: log?,
     })
+}
+
+fn read_server_address(root: &mut Section<'_>) -> Option<ServerAddresses> {
+    const REMEDY: &str =
+        "write host:port, as in \"passant.example.org:8081\" or \"[2001:db8::1]:8081\", or a list of them";
+    if !root.has("server_address") {
+        root.fault("server_address", "is missing", REMEDY);
+        return None;
+    }
+    let mut addresses = Vec::new();
+    for text in root.one_or_more("server_address") {
+        match ServerAddress::parse(&text) {
+            Ok(address) => addresses.push(address),
+            Err(what) => {
+                root.fault("server_address", &what, REMEDY);
+                return None;
+            }
+        }
+    }
+    match ServerAddresses::new(addresses) {
+        Ok(addresses) => Some(addresses),
+        Err(what) => {
+            root.fault("server_address", &what, REMEDY);
+            None
+        }
+    }
 }
 
 /// `workloads` is the directory of the Workload API: containers are given all of it.
@@ -457,6 +482,43 @@ impl ServerAddress {
     }
 }
 
+impl ServerAddresses {
+    /// Takes one address to [`limits::SERVERS`] of them.
+    ///
+    /// # Errors
+    /// What is wrong, for the operator.
+    pub fn new(addresses: Vec<ServerAddress>) -> Result<Self, String> {
+        if addresses.is_empty() {
+            return Err("names no server".to_owned());
+        }
+        if addresses.len() > limits::SERVERS {
+            return Err(format!("names more than {} servers", limits::SERVERS));
+        }
+        let twice = |place: usize| addresses[..place].contains(&addresses[place]);
+        match (0..addresses.len()).find(|place| twice(*place)) {
+            Some(place) => Err(format!("names {} twice", addresses[place])),
+            None => Ok(Self(addresses)),
+        }
+    }
+
+    /// All of them, in the order of the configuration.
+    pub fn all(&self) -> &[ServerAddress] {
+        &self.0
+    }
+}
+
+impl From<ServerAddress> for ServerAddresses {
+    fn from(address: ServerAddress) -> Self {
+        Self(vec![address])
+    }
+}
+
+impl fmt::Debug for ServerAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.0).finish()
+    }
+}
+
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {
@@ -551,7 +613,7 @@ mod tests {
     fn the_least_configuration_takes_every_default() {
         let config = Config::parse("agent.toml", LEAST).unwrap();
         assert_eq!(config.trust_domain.as_str(), "example.org");
-        assert_eq!(config.server_address.to_string(), "passant.example.org:8081");
+        assert_eq!(format!("{:?}", config.server_address), "[passant.example.org:8081]");
         assert_eq!(config.workload_api.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.admin_socket.as_deref(), Some(Path::new("/var/lib/passant/agent/admin.sock")));
         assert_eq!(config.sync_interval, Duration::from_secs(5));
@@ -702,6 +764,15 @@ mod tests {
     }
 
     #[test]
+    fn evidence_is_not_kept_for_longer_than_a_server_believes_it() {
+        let with = |age: &str| Config::parse("f", &format!("evidence_max_age = \"{age}\"\n{LEAST}"));
+        assert_eq!(with("8m").unwrap().evidence_max_age, limits::EVIDENCE_AGE);
+        let fault = with("8m1s").unwrap_err().faults()[0].clone();
+        assert_eq!(fault.key, "evidence_max_age");
+        assert_eq!(fault.remedy, "write a time from 1 to 480 seconds, as in \"300s\"");
+    }
+
+    #[test]
     fn exactly_one_way_to_bootstrap_is_demanded() {
         let with = |bootstrap: &str| {
             Config::parse("f", &LEAST.replace("bundle = \"/etc/passant/bundle.pem\"", bootstrap))
@@ -725,6 +796,27 @@ mod tests {
             ["", "a.example", "a.example:", "a.example:0", "a.example:65536", "::1:80", "a b:80", ":80"]
         {
             assert!(ServerAddress::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn several_servers_may_be_named_each_once() {
+        let with = |servers: &str| {
+            Config::parse("agent.toml", &LEAST.replace("\"passant.example.org:8081\"", servers))
+        };
+        let config = with("[\"a.example:1\", \"[::1]:2\"]").unwrap();
+        assert_eq!(format!("{:?}", config.server_address), "[a.example:1, [::1]:2]");
+        let many =
+            (1..=limits::SERVERS + 1).map(|port| format!("\"a:{port}\"")).collect::<Vec<_>>().join(", ");
+        for (servers, fault) in [
+            ("[]", "names no server"),
+            ("[\"a:1\", \"b\"]", "has no port"),
+            ("[\"a:1\", \"b:1\", \"a:1\"]", "names a:1 twice"),
+            (&format!("[{many}]"), "more than 16"),
+            ("7", "has the wrong type"),
+        ] {
+            let error = with(servers).unwrap_err().to_string();
+            assert!(error.contains("server_address") && error.contains(fault), "{servers}: {error}");
         }
     }
 

@@ -3,13 +3,15 @@
 //! One `Link` holds what decides that: the address, the bundle to verify the server with, and the node SVID to be known
 //! by. Its channel reconnects by itself; a new SVID gets a new channel, since the certificate is bound to the connection.
 
+mod servers;
+
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -17,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use passant_core::bundle::Bundle;
 use passant_core::keys::SigningKey;
 use passant_core::x509_svid::{self, X509Svid, X509SvidError};
-use passant_core::{AgentFault, Host, Reason, Refusal, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{AgentFault, Host, Reason, Refusal, SpiffeId, TrustDomain, UnixTime, X509Authority};
 use passant_daemon::label::Outcome;
 use passant_proto::status::from_status;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -35,7 +37,8 @@ use tokio_rustls::client::TlsStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::config::ServerAddress;
+use self::servers::Servers;
+use crate::config::{ServerAddress, ServerAddresses};
 use crate::limits;
 use crate::metrics::Metrics;
 
@@ -54,12 +57,20 @@ pub(crate) struct Link {
 }
 
 struct Inner {
-    address: ServerAddress,
+    servers: Arc<Servers>,
     route: Route,
     provider: Arc<CryptoProvider>,
     verifier: Arc<ServerVerifier>,
     current: ArcSwapOption<Connection>,
     generations: AtomicU64,
+    /// Counts the connections that were put in the place of others, and those that were given up.
+    epoch: watch::Sender<u64>,
+    /// Counts the streams to the server that came about.
+    established: Arc<watch::Sender<u64>>,
+    /// Whether the server takes evidence with what it is asked to mint.
+    takes_evidence: AtomicBool,
+    /// How many seconds the server's clock is ahead of this host's, where that is worth minding.
+    clock_ahead: AtomicI64,
     /// The last fault that the server found in the identity of the current generation.
     fault: watch::Sender<Option<AgentFault>>,
     metrics: Arc<Metrics>,
@@ -99,7 +110,7 @@ impl Link {
     /// A link without identity and without bundle. With `insecure_bootstrap`, the server's chain is not verified as long
     /// as there is no bundle; its SPIFFE ID always is.
     pub(crate) fn new(
-        address: ServerAddress,
+        addresses: ServerAddresses,
         trust_domain: &TrustDomain,
         insecure_bootstrap: bool,
         route: Route,
@@ -107,6 +118,7 @@ impl Link {
         metrics: Arc<Metrics>,
     ) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let servers = Arc::new(Servers::new(addresses, &host));
         let verifier = Arc::new(ServerVerifier {
             server_id: trust_domain.server_id(),
             bundle: ArcSwapOption::empty(),
@@ -116,12 +128,16 @@ impl Link {
         });
         Self {
             inner: Arc::new(Inner {
-                address,
+                servers,
                 route,
                 provider,
                 verifier,
                 current: ArcSwapOption::empty(),
                 generations: AtomicU64::new(0),
+                epoch: watch::Sender::new(0),
+                established: Arc::new(watch::Sender::new(0)),
+                takes_evidence: AtomicBool::new(false),
+                clock_ahead: AtomicI64::new(0),
                 fault: watch::Sender::new(None),
                 metrics,
             }),
@@ -129,11 +145,13 @@ impl Link {
     }
 
     /// Verifies the server by `bundle` from the next handshake on.
-    /// If authorities have changed, the connection is made anew, so that the server is verified again too.
+    /// If an authority has gone, the connection is made anew, so that the server is verified again too. One more does not
+    /// make a server doubtful that those before vouched for, and would make a whole fleet connect at once.
     pub(crate) fn trust(&self, bundle: Arc<Bundle>) {
         let before = self.inner.verifier.bundle.swap(Some(Arc::clone(&bundle)));
-        let changed = before.is_none_or(|before| before.x509_authorities != bundle.x509_authorities);
-        if let (true, Some(connection)) = (changed, self.inner.current.load_full()) {
+        let stays = |old: &X509Authority| bundle.x509_authorities.iter().any(|new| new.der == old.der);
+        let has_lost = before.is_none_or(|before| !before.x509_authorities.iter().all(stays));
+        if let (true, Some(connection)) = (has_lost, self.inner.current.load_full()) {
             self.replace(&connection);
         }
     }
@@ -149,12 +167,59 @@ impl Link {
         let generation = self.inner.generations.fetch_add(1, Ordering::SeqCst) + 1;
         self.inner.fault.send_replace(None);
         self.inner.current.store(Some(Arc::new(Connection { generation, identity, channel })));
+        self.inner.turn_epoch();
         Ok(())
     }
 
     /// Forgets the identity: every call that needs it fails at once.
     pub(crate) fn forget_identity(&self) {
         self.inner.current.store(None);
+        self.inner.turn_epoch();
+    }
+
+    /// Changes whenever calls go over another connection than before, or over none.
+    pub(crate) fn epochs(&self) -> watch::Receiver<u64> {
+        self.inner.epoch.subscribe()
+    }
+
+    /// Changes whenever a stream to the server has come about: another server may be at its end.
+    pub(crate) fn established(&self) -> watch::Receiver<u64> {
+        self.inner.established.subscribe()
+    }
+
+    /// Whether the server takes evidence with what it is asked to mint.
+    pub(crate) fn takes_evidence(&self) -> bool {
+        self.inner.takes_evidence.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_takes_evidence(&self, takes: bool) {
+        self.inner.takes_evidence.store(takes, Ordering::SeqCst);
+    }
+
+    /// `at` by this host's clock, as the server's would show it if the two are far apart.
+    pub(crate) fn as_the_server_counts(&self, at: UnixTime) -> UnixTime {
+        UnixTime::from_secs(at.secs().saturating_add(self.inner.clock_ahead.load(Ordering::SeqCst)))
+    }
+
+    /// The server's clock is `seconds` ahead of this host's; how many it was thought to be.
+    pub(crate) fn set_clock_ahead(&self, seconds: i64) -> i64 {
+        self.inner.clock_ahead.swap(seconds, Ordering::SeqCst)
+    }
+
+    /// The connection now used is to be made anew: nothing is heard on it any more.
+    pub(crate) fn give_up_connection(&self) {
+        if let Some(connection) = self.inner.current.load_full() {
+            self.replace(&connection);
+        }
+    }
+
+    /// The server has found `fault` in the identity that was used as `generation`.
+    pub(crate) fn found(&self, fault: AgentFault, generation: u64) {
+        let current = self.inner.current.load();
+        // One found under an older SVID is settled already.
+        if current.as_ref().is_some_and(|now| now.generation == generation) {
+            self.inner.fault.send_if_modified(|held| held.replace(fault) != Some(fault));
+        }
     }
 
     /// Where what is done over this link is counted.
@@ -169,7 +234,18 @@ impl Link {
 
     /// Where the server is looked for.
     pub(crate) fn address(&self) -> &ServerAddress {
-        &self.inner.address
+        self.inner.servers.current()
+    }
+
+    /// The server that is asked now is of no use: the next one is asked, if there is another.
+    pub(crate) fn leave_server(&self) {
+        self.inner.servers.leave_current();
+        self.give_up_connection();
+    }
+
+    /// Whether there is another server to go to.
+    pub(crate) fn has_other_servers(&self) -> bool {
+        self.inner.servers.are_several()
     }
 
     /// When the identity now used ends.
@@ -182,9 +258,17 @@ impl Link {
         self.inner.generations.load(Ordering::SeqCst)
     }
 
-    /// The server accepts the identity now used after all: what it found before is not to be acted on again.
-    pub(crate) fn accepted(&self) {
-        self.inner.fault.send_if_modified(|held| held.take().is_some());
+    /// The server accepts the identity that was used as `generation` after all: what it found before is not to be acted on
+    /// again. To be called before anything else is heard of the server, which may be that it has found a fault since.
+    pub(crate) fn accepted(&self, generation: u64) {
+        if self.generation() == generation {
+            self.inner.fault.send_if_modified(|held| held.take().is_some());
+        }
+    }
+
+    /// The last fault that the server found in the identity now used.
+    pub(crate) fn fault(&self) -> Option<AgentFault> {
+        *self.inner.fault.borrow()
     }
 
     /// Whether there is an identity to call with.
@@ -235,17 +319,9 @@ impl Link {
                 }
             };
             if let Some(fault) = refusal.agent_fault {
-                self.report(&connection, fault);
+                self.found(fault, connection.generation);
             }
             return Err(CallError { what, refusal });
-        }
-    }
-
-    /// A fault counts only if it is about the identity now used: one found under an older SVID is settled already.
-    fn report(&self, connection: &Connection, fault: AgentFault) {
-        let current = self.inner.current.load();
-        if current.as_ref().is_some_and(|now| now.generation == connection.generation) {
-            self.inner.fault.send_if_modified(|held| held.replace(fault) != Some(fault));
         }
     }
 
@@ -258,13 +334,17 @@ impl Link {
             channel,
         });
         self.inner.current.compare_and_swap(dead, Some(fresh));
+        self.inner.turn_epoch();
     }
 }
 
 impl Inner {
+    fn turn_epoch(&self) {
+        self.epoch.send_modify(|epoch| *epoch += 1);
+    }
+
     fn channel(&self, identity: Option<&Arc<NodeIdentity>>) -> Result<Channel, LinkError> {
-        let address = self.address.clone();
-        let authority = address.to_string();
+        let authority = self.servers.current().to_string();
         // The scheme is http because TLS is ours, not tonic's; the server is told https, as it should be.
         let endpoint = Endpoint::from_shared(format!("http://{authority}"))
             .and_then(|endpoint| endpoint.user_agent(concat!("passant-agent/", env!("CARGO_PKG_VERSION"))))
@@ -272,17 +352,17 @@ impl Inner {
         let origin = format!("https://{authority}").parse().map_err(|_| LinkError::Address(authority))?;
         match &self.route {
             Route::Tls(dial) => {
-                let (tls, name) = (Arc::new(self.tls(identity)?), address.server_name());
+                let (tls, servers) = (Arc::new(self.tls(identity)?), Arc::clone(&self.servers));
                 let (dial, metrics) = (Arc::clone(dial), Arc::clone(&self.metrics));
+                let established = Arc::clone(&self.established);
                 let connector = tower::service_fn(move |_: http::Uri| {
                     let tls = TlsConnector::from(Arc::clone(&tls));
-                    let (name, dialled) = (name.clone(), dial.dial(&address));
-                    let metrics = Arc::clone(&metrics);
+                    let (servers, dial) = (Arc::clone(&servers), Arc::clone(&dial));
+                    let (metrics, established) = (Arc::clone(&metrics), Arc::clone(&established));
                     async move {
-                        let connected = connect(dialled, name, &tls).await;
-                        let outcome = if connected.is_ok() { Outcome::Done } else { Outcome::Failed };
-                        metrics.connections.of(outcome).inc();
-                        connected.map(TokioIo::new)
+                        let stream = connect_to_any(&servers, &*dial, &tls, &metrics).await?;
+                        established.send_modify(|count| *count += 1);
+                        Ok::<_, io::Error>(TokioIo::new(stream))
                     }
                 });
                 Ok(endpoint.origin(origin).connect_with_connector_lazy(connector))
@@ -290,9 +370,15 @@ impl Inner {
             Route::Plain(network) => {
                 let (network, verifier) = (Arc::clone(network), Arc::clone(&self.verifier));
                 let shown = identity.map(|identity| identity.svid.chain().to_vec());
+                let established = Arc::clone(&self.established);
                 let connector = tower::service_fn(move |_: http::Uri| {
                     let (opened, verifier) = (network.open(shown.clone()), Arc::clone(&verifier));
-                    async move { connect_plainly(opened, &verifier).await.map(TokioIo::new) }
+                    let established = Arc::clone(&established);
+                    async move {
+                        let stream = connect_plainly(opened, &verifier).await?;
+                        established.send_modify(|count| *count += 1);
+                        Ok::<_, io::Error>(TokioIo::new(stream))
+                    }
                 });
                 Ok(endpoint.origin(origin).connect_with_connector_lazy(connector))
             }
@@ -419,6 +505,30 @@ where
     }
 }
 
+/// A connection to the server that is used, or else to the next one that answers. Whoever does not wait for the end finds
+/// the next one in use already.
+async fn connect_to_any(
+    servers: &Servers,
+    dial: &dyn Dial,
+    tls: &TlsConnector,
+    metrics: &Metrics,
+) -> io::Result<TlsStream<Box<dyn Wire>>> {
+    let mut last = None;
+    for (place, address) in servers.in_turn() {
+        let connected = connect(dial.dial(address), address.server_name(), tls).await;
+        let outcome = if connected.is_ok() { Outcome::Done } else { Outcome::Failed };
+        metrics.connections.of(outcome).inc();
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => {
+                servers.leave(place);
+                last = Some(error);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no server")))
+}
+
 async fn connect(
     dialled: impl Future<Output = io::Result<Box<dyn Wire>>>,
     name: ServerName<'static>,
@@ -536,7 +646,7 @@ impl fmt::Debug for NodeIdentity {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("address", &self.inner.address).finish_non_exhaustive()
+        f.debug_struct("Link").field("address", self.address()).finish_non_exhaustive()
     }
 }
 
@@ -654,7 +764,14 @@ mod tests {
     fn link(insecure_bootstrap: bool) -> Link {
         let address = ServerAddress::parse("server.example.org:8081").unwrap();
         let route = Route::Tls(Arc::new(Tcp));
-        Link::new(address, &trust_domain(), insecure_bootstrap, route, following_host(), Arc::default())
+        Link::new(
+            address.into(),
+            &trust_domain(),
+            insecure_bootstrap,
+            route,
+            following_host(),
+            Arc::default(),
+        )
     }
 
     fn identity(ca: &Ca) -> Arc<NodeIdentity> {
@@ -673,9 +790,9 @@ mod tests {
         let older = link.inner.current.load_full().unwrap();
         link.identify(identity(&ca)).unwrap();
         let newer = link.inner.current.load_full().unwrap();
-        link.report(&older, AgentFault::NotActive);
+        link.found(AgentFault::NotActive, older.generation);
         assert_eq!(*link.faults().borrow(), None);
-        link.report(&newer, AgentFault::NotActive);
+        link.found(AgentFault::NotActive, newer.generation);
         assert_eq!(*link.faults().borrow(), Some(AgentFault::NotActive));
         link.identify(identity(&ca)).unwrap();
         assert_eq!(*link.faults().borrow(), None);

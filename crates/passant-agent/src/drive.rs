@@ -1,8 +1,10 @@
-//! When does the agent talk to its server of its own accord? One task tends the node's SVID and syncs.
+//! When does the agent talk to its server of its own accord? One task tends the node's SVID, and polls a server that cannot
+//! push.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use passant_core::bundle::Bundle;
 use passant_core::{AgentFault, Host, TrustDomain};
 use passant_daemon::label::Outcome;
 use passant_daemon::vitals::Alive;
@@ -16,6 +18,7 @@ use crate::cache::Cache;
 use crate::connect::{CallError, Link};
 use crate::health::{Health, Part};
 use crate::node::Node;
+use crate::push::{Ties, Way};
 use crate::{limits, sync};
 
 /// Tends and syncs, in turn.
@@ -29,6 +32,7 @@ pub(crate) struct Driver {
     pub(crate) sync_interval: Duration,
     /// Others ask for a sync soon by this.
     pub(crate) resync: Arc<Notify>,
+    pub(crate) ties: Arc<Ties>,
 }
 
 /// The least time between two syncs, however often somebody asks.
@@ -38,6 +42,8 @@ impl Driver {
     /// Runs until told to stop; being stopped in the middle of anything loses nothing.
     pub(crate) async fn run(mut self, stop: CancellationToken, alive: Alive) {
         let mut faults = self.link.faults();
+        let mut ways = self.ties.way();
+        let mut way = Way::default();
         let mut pace = Pace::new(self.sync_interval);
         // A stored SVID is announced once; a fresh one is announced by the attestation.
         tokio::select! {
@@ -50,17 +56,22 @@ impl Driver {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = self.turn(&mut faults, &mut pace) => {}
+                () = self.turn(&mut faults, &mut ways, &mut way, &mut pace) => {}
             }
             let look = self.node.due().min(Instant::now() + limits::LOOK_AGAIN);
-            let wake = if self.link.is_identified() { look.min(pace.due) } else { look };
+            let wake = if self.link.is_identified() && way.polls { look.min(pace.due) } else { look };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 changed = faults.changed() => if changed.is_err() { return },
-                () = self.resync.notified() => pace.soon(),
+                changed = ways.changed() => if changed.is_err() { return },
+                () = self.resync.notified() => {
+                    pace.soon();
+                    self.ties.doubt();
+                }
                 () = self.cache.need() => {
                     pace.hurry();
+                    self.ties.hurry();
                     self.node.hurry();
                 }
                 () = tokio::time::sleep_until(wake) => {}
@@ -74,7 +85,16 @@ impl Driver {
         }
     }
 
-    async fn turn(&mut self, faults: &mut watch::Receiver<Option<AgentFault>>, pace: &mut Pace) {
+    async fn turn(
+        &mut self,
+        faults: &mut watch::Receiver<Option<AgentFault>>,
+        ways: &mut watch::Receiver<Way>,
+        way: &mut Way,
+        pace: &mut Pace,
+    ) {
+        let new_way = ways.borrow_and_update().clone();
+        self.heed(&new_way, way, pace).await;
+        *way = new_way;
         let fault = *faults.borrow_and_update();
         if let Some(fault) = fault {
             self.node.found(fault).await;
@@ -85,14 +105,37 @@ impl Driver {
             // What was refused to the SVID before is not refused to this one.
             pace.now();
         }
-        if Instant::now() >= pace.due && self.link.is_identified() {
+        if way.polls && Instant::now() >= pace.due && self.link.is_identified() {
             let outcome = self.sync().await;
             pace.after(outcome, &self.cache, &self.host);
         }
     }
 
+    /// What follows from how the watch goes on.
+    async fn heed(&mut self, new: &Way, old: &Way, pace: &mut Pace) {
+        if new.polls && !old.polls {
+            pace.soon();
+        }
+        if new.welcomes != old.welcomes {
+            self.node.accepted();
+        }
+        let is_new = |bundle: &Arc<Bundle>| old.bundle.as_ref().is_none_or(|old| !Arc::ptr_eq(old, bundle));
+        if let Some(bundle) = new.bundle.as_ref().filter(|bundle| is_new(bundle))
+            && self.node.learn_bundle(bundle)
+        {
+            // That it is here, the watch reports.
+            self.node.keep_bundle().await;
+        }
+        if new.stops_changed != old.stops_changed {
+            self.node.keep_stops(new.stops.list()).await;
+            self.ties.kept(new.stops_changed);
+        }
+    }
+
     async fn sync(&mut self) -> Result<(), CallError> {
+        let asked_at = self.cache.pushes();
         let known = sync::Known { entries: self.cache.known(), federated: self.cache.bundles().federated };
+        let (generation, faults) = (self.link.generation(), self.link.faults());
         let began = Instant::now();
         let polled = sync::poll(&self.link, &self.trust_domain, known).await;
         let metrics = self.link.metrics();
@@ -102,13 +145,18 @@ impl Driver {
                 debug!(entries = view.entries.len(), federated = view.federated.len(),
                     took = ?began.elapsed(), "synced");
                 metrics.sync.since(began);
-                self.node.accepted();
+                // What was found while it was polled is newer than the beginning of its answer.
+                if !faults.has_changed().unwrap_or(true) {
+                    self.link.accepted(generation);
+                    self.node.accepted();
+                }
                 // The server is verified by the new bundle before an SVID under it is asked for.
                 let bundle_changed = self.node.learn_bundle(&view.bundle);
-                self.cache.learn(view);
+                self.cache.learn(view, asked_at);
                 self.health.good(Part::Sync);
                 if bundle_changed {
                     self.node.keep_bundle().await;
+                    self.node.post_status().await;
                 }
                 Ok(())
             }

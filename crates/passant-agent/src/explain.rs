@@ -11,12 +11,13 @@ use passant_attest::peer::PeerError;
 use passant_attest::workload::unix;
 use passant_core::explanation::{Candidate, Cause, Code, Explanation, Have, Nearest};
 use passant_core::{
-    AgentFault, AuthorizedEntry, EntryId, Selector, Selectors, SpiffeId, TrustDomain, UnixTime,
+    AgentFault, AuthorizedEntry, EntryId, Instance, Selector, Selectors, SpiffeId, Stop, TrustDomain,
+    UnixTime,
 };
 use passant_daemon::exit::with_causes;
 
 use crate::attest::Unanswered;
-use crate::cache::{Bundles, SvidLook};
+use crate::cache::{Bundles, Stops, SvidLook};
 use crate::health::Part;
 use crate::limits::EXPLAINED_CANDIDATES;
 use crate::node::BANNED;
@@ -39,6 +40,10 @@ pub(crate) struct Scene<'a> {
     pub(crate) node: Option<(SpiffeId, UnixTime)>,
     /// What the server last found wrong with that.
     pub(crate) fault: Option<AgentFault>,
+    /// What operators have stopped.
+    pub(crate) stops: &'a Stops,
+    /// The process that is asked about, as stops name it, if it is there.
+    pub(crate) instance: Option<Instance>,
     /// Where the server is looked for.
     pub(crate) server: String,
     pub(crate) troubles: &'a BTreeMap<Part, String>,
@@ -75,10 +80,15 @@ pub(crate) fn explain(process: &Process, wanted: Option<&SpiffeId>, scene: &Scen
     let mut told = Explanation::default();
     facts(process, scene, &mut told);
     let unknown = of_process(process);
+    let stopped = of_whole(scene);
     let is_served = match process {
-        Process::Attested(_) if unknown.is_none() => of_entries(process, wanted, scene, &mut told),
+        Process::Attested(_) if unknown.is_none() => {
+            of_entries(process, wanted, scene, &mut told) && stopped.is_empty()
+        }
         Process::None | Process::Unknown(_) | Process::Attested(_) => false,
     };
+    told.causes.extend(stopped);
+    told.causes.extend(of_hidden(is_served, scene));
     if matches!(process, Process::None) && scene.confirmed.is_some() && scene.entries.is_empty() {
         told.causes.push(nothing_near(None, scene));
     }
@@ -119,6 +129,48 @@ fn facts(process: &Process, scene: &Scene<'_>, told: &mut Explanation) {
             told.fact("attestor", format!("{method}: {says}"));
         }
     }
+}
+
+/// Stops of all that the agent has, and of the process.
+fn of_whole(scene: &Scene<'_>) -> Vec<Cause> {
+    let agent = of_agent(scene);
+    let all = scene.stops.of_agent().map(|stop| {
+        let blocks = format!("all that this agent has is {}", stopped(stop));
+        Code::Stopped.blocks(blocks, resume(&format!("agent {agent}")))
+    });
+    let process =
+        scene.instance.as_ref().and_then(|process| Some((process, scene.stops.of_process(process)?)));
+    let process = process.map(|(process, stop)| {
+        let blocks = format!("the process {process} is {}", stopped(stop));
+        Code::Stopped.blocks(blocks, resume(&format!("instance {agent} {process}")))
+    });
+    all.into_iter().chain(process).collect()
+}
+
+/// Stops of entries of which the server tells nothing else any more: whether the process matches one is not known here.
+fn of_hidden(is_served: bool, scene: &Scene<'_>) -> Vec<Cause> {
+    let hidden = scene.stops.of_entries().filter(|(id, _)| !scene.entries.contains_key(*id));
+    let told = hidden.take(if is_served { 0 } else { EXPLAINED_CANDIDATES });
+    let cause = |(id, stop): (&EntryId, &Stop)| {
+        let limits = format!(
+            "the entry {id} of this node is {}; for whom it is, only the server knows",
+            stopped(stop)
+        );
+        Code::Stopped.limits(limits, resume(&format!("entry {id}"))).of(id)
+    };
+    told.map(cause).collect()
+}
+
+fn stopped(stop: &Stop) -> String {
+    format!("stopped since {}: {}", stop.since, stop.reason)
+}
+
+fn resume(argument: &str) -> String {
+    format!("once its reason is gone, at the server: `passant stop resume {argument} --reason TEXT`")
+}
+
+fn of_agent(scene: &Scene<'_>) -> String {
+    scene.node.as_ref().map_or_else(|| "AGENT".to_owned(), |(id, _)| id.to_string())
 }
 
 /// What is wrong with the node's own identity.
@@ -294,6 +346,10 @@ fn of_svid(entry: &AuthorizedEntry, scene: &Scene<'_>) -> Option<Cause> {
             format!("if a workload is to have it: `passant entry update {id} --store-svid=false`"),
         ));
     }
+    if let Some((_, stop)) = scene.stops.of_entries().find(|(stopped, _)| *stopped == id) {
+        let blocks = format!("the entry {id} is {}", stopped(stop));
+        return Some(Code::Stopped.blocks(blocks, resume(&format!("entry {id}"))));
+    }
     let SvidLook { not_after, failed, on_demand } = (scene.svid_of)(id);
     if not_after.is_some_and(|end| scene.now < end) {
         return None;
@@ -384,7 +440,7 @@ fn is_discovered(selector: &Selector) -> bool {
 }
 
 fn nothing_near(wanted: Option<&SpiffeId>, scene: &Scene<'_>) -> Cause {
-    let agent = scene.node.as_ref().map_or_else(|| "AGENT".to_owned(), |(id, _)| id.to_string());
+    let agent = of_agent(scene);
     match wanted {
         Some(id) if !id.is_member_of(scene.trust_domain) => Code::OtherTrustDomain.blocks(
             format!("{id} is not of {}, the trust domain of this agent", scene.trust_domain),

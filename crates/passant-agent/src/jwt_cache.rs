@@ -11,7 +11,7 @@ use passant_core::bundle::Bundle;
 use passant_core::jwt_svid::JwtSvid;
 use passant_core::lifetime::renew_at;
 use passant_core::refusal::Reason;
-use passant_core::{AuthorizedEntry, EntryId, Host, Refusal, UnixTime};
+use passant_core::{AuthorizedEntry, EntryId, Evidence, Host, Refusal, UnixTime};
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -19,16 +19,18 @@ use crate::limits;
 
 /// Who issues JWT-SVIDs: the server, seen from the cache.
 pub trait JwtIssuer: Send + Sync {
-    /// Asks for one new JWT-SVID of `entry`. The answer is checked: it names the entry's SPIFFE ID and each audience.
+    /// Asks for one new JWT-SVID of `entry`, on what is known of the process that wants it. The answer is checked: it
+    /// names the entry's SPIFFE ID and each audience.
     fn issue(
         &self,
         entry: Arc<AuthorizedEntry>,
         audience: Vec<String>,
+        evidence: Option<Arc<Evidence>>,
     ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>>;
 }
 
 /// JWT-SVIDs by entry and audience. A token is fresh until half its life, spread; then a new one is fetched, and the old
-/// one is returned as long as it is valid if the server fails. Requests for the same token share one fetch.
+/// one is returned as long as it is valid if the server fails, but not if it says that there is none. Requests for the same token share one fetch.
 #[derive(Clone)]
 pub(crate) struct JwtCache {
     inner: Arc<Inner>,
@@ -86,6 +88,7 @@ impl JwtCache {
         &self,
         entries: Vec<Arc<AuthorizedEntry>>,
         audience: Vec<String>,
+        evidence: Option<Arc<Evidence>>,
     ) -> Result<Vec<(Arc<AuthorizedEntry>, JwtSvid)>, Refusal> {
         let audience = checked(audience)?;
         let mut tasks = JoinSet::new();
@@ -95,7 +98,8 @@ impl JwtCache {
             while tasks.len() < limits::JWT_FETCHES_AT_ONCE {
                 let Some((place, entry)) = waiting.next() else { break };
                 let (inner, audience) = (Arc::clone(&self.inner), audience.clone());
-                tasks.spawn(async move { (place, inner.fetch(entry, audience).await) });
+                let evidence = evidence.clone();
+                tasks.spawn(async move { (place, inner.fetch(entry, audience, evidence).await) });
             }
             match tasks.join_next().await {
                 Some(Ok((place, svid))) => drop(done.insert(place, svid?)),
@@ -129,6 +133,20 @@ impl JwtCache {
         }
     }
 
+    /// How many tokens are held, expired ones included, and when the last of them ends.
+    pub(crate) fn census(&self) -> (usize, Option<UnixTime>) {
+        let table = self.inner.table();
+        let ends = table.cells.values().filter_map(|used| Some(used.cell.held().as_ref()?.svid.expires_at()));
+        ends.fold((0, None), |(count, last), end| (count + 1, last.max(Some(end))))
+    }
+
+    /// Drops the tokens of these entries.
+    pub(crate) fn forget(&self, entries: &BTreeSet<&EntryId>) {
+        if !entries.is_empty() {
+            self.inner.table().cells.retain(|key, _| !entries.contains(&key.entry));
+        }
+    }
+
     /// Drops every token.
     pub(crate) fn clear(&self) {
         self.inner.table().cells.clear();
@@ -136,9 +154,14 @@ impl JwtCache {
 }
 
 impl Inner {
-    async fn fetch(&self, entry: Arc<AuthorizedEntry>, audience: Vec<String>) -> Result<JwtSvid, Refusal> {
+    async fn fetch(
+        &self,
+        entry: Arc<AuthorizedEntry>,
+        audience: Vec<String>,
+        evidence: Option<Arc<Evidence>>,
+    ) -> Result<JwtSvid, Refusal> {
         if entry.jwt_svid_include_jti {
-            return self.issue(&entry, &audience, limits::JWT_BUDGET).await;
+            return self.issue(&entry, &audience, evidence.as_ref(), limits::JWT_BUDGET).await;
         }
         let cell = self.cell(&entry.id, &audience);
         if let Some(svid) = cell.fresh(&entry, self.host.now()) {
@@ -152,11 +175,12 @@ impl Inner {
         let someone_just_failed = cell.ended.load(Ordering::SeqCst) != ended;
         if let (true, Some((reason, public))) = (someone_just_failed, flight.as_ref()) {
             let failure = Refusal::new(*reason, public.clone());
+            // If the server said that there is none, there is no spare any more.
             return cell.spare(&entry, self.host.now()).ok_or(failure);
         }
         let spare = cell.spare(&entry, self.host.now());
         let budget = if spare.is_some() { limits::JWT_BUDGET_WITH_SPARE } else { limits::JWT_BUDGET };
-        let outcome = self.issue(&entry, &audience, budget).await;
+        let outcome = self.issue(&entry, &audience, evidence.as_ref(), budget).await;
         cell.ended.fetch_add(1, Ordering::SeqCst);
         match outcome {
             Ok(svid) => {
@@ -166,6 +190,9 @@ impl Inner {
             }
             Err(refusal) => {
                 *flight = Some((refusal.reason, refusal.public.clone()));
+                if is_withdrawn(refusal.reason) {
+                    *cell.held() = None;
+                }
                 // Looked at again: the wait may have outlived it, or a taint may have purged it.
                 let Some(spare) = cell.spare(&entry, self.host.now()) else { return Err(refusal) };
                 warn!(entry = %entry.id, spiffe_id = %entry.spiffe_id, error = %refusal,
@@ -180,12 +207,13 @@ impl Inner {
         &self,
         entry: &Arc<AuthorizedEntry>,
         audience: &[String],
+        evidence: Option<&Arc<Evidence>>,
         budget: Duration,
     ) -> Result<JwtSvid, Refusal> {
         let end = tokio::time::Instant::now() + budget;
         let mut wait = Duration::from_millis(500);
         loop {
-            let asked = self.issuer.issue(Arc::clone(entry), audience.to_vec());
+            let asked = self.issuer.issue(Arc::clone(entry), audience.to_vec(), evidence.cloned());
             let refusal = match tokio::time::timeout_at(end, asked).await {
                 Ok(Ok(svid)) if svid.expires_at() > self.host.now() => return Ok(svid),
                 Ok(Ok(svid)) => {
@@ -297,6 +325,21 @@ fn standing(bundle: &Bundle, svid: &JwtSvid) -> Standing {
     }
 }
 
+/// Whether the server has said that nothing is to be had: the entry is gone or stopped, or not the process's.
+fn is_withdrawn(reason: Reason) -> bool {
+    match reason {
+        Reason::NotFound | Reason::Denied => true,
+        Reason::Invalid
+        | Reason::Unauthenticated
+        | Reason::AlreadyExists
+        | Reason::Precondition
+        | Reason::Exhausted
+        | Reason::Unavailable
+        | Reason::Unimplemented
+        | Reason::Internal => false,
+    }
+}
+
 /// A new entry may not have reached the server that was asked, hence not found.
 fn may_help_to_ask_again(reason: Reason) -> bool {
     match reason {
@@ -348,6 +391,7 @@ mod tests {
             &self,
             entry: Arc<AuthorizedEntry>,
             audience: Vec<String>,
+            _: Option<Arc<Evidence>>,
         ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>> {
             let server = Self::clone(self);
             Box::pin(async move {
@@ -392,7 +436,7 @@ mod tests {
 
     async fn fetch(cache: &JwtCache, entry: &AuthorizedEntry, audience: &[&str]) -> Result<JwtSvid, Refusal> {
         let audience = audience.iter().map(|one| (*one).to_owned()).collect();
-        let mut fetched = cache.fetch_all(vec![Arc::new(entry.clone())], audience).await?;
+        let mut fetched = cache.fetch_all(vec![Arc::new(entry.clone())], audience, None).await?;
         Ok(fetched.remove(0).1)
     }
 
@@ -464,6 +508,23 @@ mod tests {
         assert_eq!(fetch(&cache, &a, &["x"]).await.unwrap().token(), first.token());
         tokio::time::advance(secs(100)).await;
         assert_eq!(fetch(&cache, &a, &["x"]).await.unwrap_err().reason, Reason::Unavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_old_token_is_handed_out_once_the_server_has_said_that_there_is_none() {
+        for reason in [Reason::NotFound, Reason::Denied] {
+            let (server, cache) = start();
+            let a = entry("a", 1);
+            fetch(&cache, &a, &["x"]).await.unwrap();
+            tokio::time::advance(secs(200)).await;
+            server.fail(Some(reason));
+            *server.takes.lock().unwrap() = secs(1);
+            let both = tokio::join!(fetch(&cache, &a, &["x"]), fetch(&cache, &a, &["x"]));
+            assert_eq!((both.0.unwrap_err().reason, both.1.unwrap_err().reason), (reason, reason));
+            // Nor when it says nothing any more.
+            server.fail(Some(Reason::Unavailable));
+            assert_eq!(fetch(&cache, &a, &["x"]).await.unwrap_err().reason, Reason::Unavailable);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -541,7 +602,7 @@ mod tests {
         let (_, cache) = start();
         let many: Vec<String> = (0..=limits::AUDIENCES).map(|n| n.to_string()).collect();
         for audience in [vec![], vec![String::new()], many] {
-            let refusal = cache.fetch_all(vec![Arc::new(entry("a", 1))], audience).await.unwrap_err();
+            let refusal = cache.fetch_all(vec![Arc::new(entry("a", 1))], audience, None).await.unwrap_err();
             assert_eq!(refusal.reason, Reason::Invalid);
         }
     }

@@ -5,9 +5,11 @@
 //! | what may an operator configure? | [`config`] |
 //! | how is the server reached and known? | [`connect`] |
 //! | how does the node come by its own SVID, and keep it? | `node` |
-//! | when is the server asked, and what does it say? | `drive`, `sync` |
+//! | how does the agent hear at once of what has changed? | `push` |
+//! | when is a server asked that cannot push, and what does it say? | `drive`, `sync` |
 //! | what may each workload see, and when does it hear of a change? | [`cache`] |
 //! | which SVIDs must be minted or dropped now, and how are they had? | `plan`, `act` |
+//! | what is a server told of the process that asks? | `grounds` |
 //! | which JWT-SVID does a workload get? | [`jwt_cache`] |
 //! | what is wrong with this agent right now? | [`health`] |
 //! | which selectors does a peer have? | `attest` |
@@ -17,8 +19,8 @@
 //! | what is counted and timed? | [`metrics`] |
 //! | can it be relied on? | `vitals` |
 //!
-//! Three tasks run: one drives (the node's own SVID and the sync), one mints, one serves the Workload API. They share the
-//! [`cache::Cache`] and the link to the server, and nothing else.
+//! Four tasks run: one drives (the node's own SVID, and polls where need be), one watches the server, one mints, one serves
+//! the Workload API. They share the [`cache::Cache`] and the link to the server, and little else.
 
 mod act;
 mod admin;
@@ -29,12 +31,14 @@ pub mod config;
 pub mod connect;
 mod drive;
 mod explain;
+mod grounds;
 pub mod health;
 pub mod jwt_cache;
 pub mod limits;
 pub mod metrics;
 mod node;
 mod plan;
+mod push;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -50,7 +54,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use passant_attest::workload::WorkloadAttestor;
-use passant_core::Host;
+use passant_core::{Host, Instance};
 use passant_daemon::grpc::{Health as GrpcHealth, ReflectionError, add_reflection};
 use passant_daemon::private_socket::PlaceError;
 use passant_daemon::probe::{ProbeError, Probing};
@@ -73,6 +77,7 @@ use crate::drive::Driver;
 use crate::health::{Health, HealthReport};
 use crate::metrics::Metrics;
 use crate::node::{DataDir, Node, OpenError};
+use crate::push::{Push, Ties};
 use crate::vitals::AgentVitals;
 use crate::workload_api::{Arrival, Endpoint};
 
@@ -131,11 +136,13 @@ impl Agent {
         let attestors = config.workload_attestors.iter();
         let attestors = attestors.map(|method| Arc::from(method.clone().attestor(&host))).collect();
         let metrics = Arc::new(Metrics::default());
-        let settings = settings(&config, attestors, &metrics);
+        let boot_id = boot_id(&host);
+        let settings = settings(&config, attestors, boot_id.clone(), &metrics);
         let admin_socket = config.admin_socket.clone();
         let parts = Parts::assemble(config, host.clone(), data, Route::Tls(Arc::new(Tcp)), metrics)?;
         let endpoint = Endpoint::bind(settings, parts.cache.clone(), host)?;
-        let admin = admin_socket.map(|path| Admin::bind(&path, endpoint.attestation())).transpose()?;
+        let admin =
+            admin_socket.map(|path| Admin::bind(&path, endpoint.attestation(), boot_id)).transpose()?;
         let mut running = parts.run(endpoint, admin).await?;
         if let Some(probing) = &probing {
             probing.watch(Arc::<AgentVitals>::clone(&running.vitals));
@@ -151,7 +158,7 @@ impl Agent {
     pub async fn start_on(stage: Stage, config: Config, host: Host) -> Result<Running, StartError> {
         let data = DataDir::on(stage.disk, &config.trust_domain);
         let metrics = Arc::new(Metrics::default());
-        let settings = settings(&config, stage.attestors, &metrics);
+        let settings = settings(&config, stage.attestors, STAGE_BOOT.to_owned(), &metrics);
         let parts = Parts::assemble(config, host.clone(), data, Route::Plain(stage.network), metrics)?;
         let endpoint = Endpoint::over(stage.workloads, settings, parts.cache.clone(), host);
         parts.run(endpoint, None).await
@@ -173,6 +180,7 @@ pub struct Stage {
 fn settings(
     config: &Config,
     attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    boot_id: String,
     metrics: &Arc<Metrics>,
 ) -> workload_api::Settings {
     workload_api::Settings {
@@ -180,7 +188,21 @@ fn settings(
         attestors,
         evidence_max_age: config.evidence_max_age,
         allowed_foreign_claims: config.workload_api.allowed_foreign_jwt_claims.clone(),
+        boot_id,
         metrics: Arc::clone(metrics),
+    }
+}
+
+/// The boot of a machine that is none.
+const STAGE_BOOT: &str = "stage";
+
+/// What the kernel calls this boot. Where it does not tell, no other boot is mistaken for this run of the agent.
+fn boot_id(host: &Host) -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let id = read.as_deref().map(str::trim).unwrap_or_default();
+    match Instance::new(id, 1, 0) {
+        Ok(_) => id.to_owned(),
+        Err(_) => host.uuid(),
     }
 }
 
@@ -190,6 +212,7 @@ struct Parts {
     cache: Cache,
     vitals: Arc<AgentVitals>,
     driver: Driver,
+    push: Push,
     minter: Minter,
     health: watch::Receiver<HealthReport>,
 }
@@ -212,10 +235,10 @@ impl Parts {
             host.clone(),
             Arc::clone(&metrics),
         );
-        let issuer = Arc::new(ServerJwt::new(link.clone()));
+        let resync = Arc::new(Notify::new());
+        let issuer = Arc::new(ServerJwt::new(link.clone(), Arc::clone(&resync)));
         let cache = Cache::new(trust_domain.clone(), host.clone(), issuer);
         let health = Health::new();
-        let resync = Arc::new(Notify::new());
         let node = Node::open(
             trust_domain.clone(),
             config.node_attestor,
@@ -245,10 +268,28 @@ impl Parts {
             parts: LiveParts::default(),
             registries: vec![metrics.registry(&cache, &link, &host), process::registry(host.now())],
         });
-        let driver =
-            Driver { trust_domain, host, link, cache: cache.clone(), health, node, sync_interval, resync };
+        let ties = Arc::new(Ties::default());
+        let push = Push::new(
+            trust_domain.clone(),
+            host.clone(),
+            link.clone(),
+            cache.clone(),
+            health.clone(),
+            Arc::clone(&ties),
+        );
+        let driver = Driver {
+            trust_domain,
+            host,
+            link,
+            cache: cache.clone(),
+            health,
+            node,
+            sync_interval,
+            resync,
+            ties,
+        };
         let socket = config.workload_api.socket;
-        Ok(Self { socket, cache, vitals, driver, minter, health: watch })
+        Ok(Self { socket, cache, vitals, driver, push, minter, health: watch })
     }
 
     async fn run(self, endpoint: Endpoint, admin: Option<Admin>) -> Result<Running, StartError> {
@@ -259,6 +300,7 @@ impl Parts {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(self.driver.run(stop.clone(), part("drive")));
+        tasks.spawn(self.push.run(stop.clone(), part("push")));
         tasks.spawn(self.minter.run(stop.clone(), part("mint")));
         tasks.spawn(part("workload_api").during(serve(endpoint, stop.clone())));
         if let Some(admin) = admin {

@@ -78,6 +78,12 @@ pub struct Metrics {
     pub syncs: Family<Outcome, Counter>,
     /// How long the syncs took that went well.
     pub sync: Seconds,
+    /// Watches of the server that have ended.
+    pub watches: Family<Outcome, Counter>,
+    /// Updates that a server pushed.
+    pub updates: Counter,
+    /// What a server pushed and that did not add up.
+    pub push_faults: Counter,
     /// How long the calls took by which X509-SVIDs were asked for.
     pub mint: Family<Outcome, Seconds>,
     /// How many were asked for in one call.
@@ -145,6 +151,9 @@ impl Metrics {
     fn register(&self, to: &mut Registry) {
         to.register("syncs", "Synchronizations with the server", &self.syncs);
         to.register("sync_seconds", "Time of the synchronizations that went well", &self.sync);
+        to.register("watches", "Watches of the server that have ended", &self.watches);
+        to.register("updates", "Updates that the server has pushed", &self.updates);
+        to.register("push_faults", "What the server has pushed and that did not add up", &self.push_faults);
         to.register("mint_seconds", "Time of the calls by which X509-SVIDs were asked for", &self.mint);
         to.register("mint_batch_svids", "X509-SVIDs that were asked for in one call", &self.mint_batch);
         to.register("mint_failures", "Calls for X509-SVIDs that failed as a whole", &self.mint_failures);
@@ -184,6 +193,20 @@ fn watch_cache(registry: &mut Registry, cache: &Cache, host: &Host) {
     let held = cache.clone();
     registry
         .watch("entries", "Registration entries of this node", move |()| Some(count(held.census().entries)));
+    let held = cache.clone();
+    registry.watch("stops", "Stops that concern this node", move |()| Some(count(held.stops().list().len())));
+    let held = cache.clone();
+    registry.watch(
+        "processes_with_own_svid",
+        "Places of processes that have an X509-SVID of their own",
+        move |()| Some(count(held.processes().0)),
+    );
+    let held = cache.clone();
+    registry.watch_counter(
+        "processes_refused",
+        "Processes that were refused an X509-SVID of their own",
+        move || Some(f64::from(u32::try_from(held.processes().1).unwrap_or(u32::MAX))),
+    );
     let held = cache.clone();
     registry.watch("x509_svids", "X509-SVIDs held for workloads", move |()| Some(count(held.census().svids)));
     let held = cache.clone();

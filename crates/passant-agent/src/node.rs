@@ -16,7 +16,7 @@ use passant_core::bundle::Bundle;
 use passant_core::csr;
 use passant_core::keys::{KeyType, SigningKey};
 use passant_core::lifetime::renew_at;
-use passant_core::{AgentFault, Host, Reason, Refusal, TrustDomain, UnixTime};
+use passant_core::{AgentFault, Host, Reason, Refusal, Stop, TrustDomain, UnixTime};
 use passant_daemon::exit::with_causes;
 use passant_daemon::label::Outcome;
 use passant_proto::agent::agent_client::AgentClient;
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::backoff::{self, Backoff};
-use crate::cache::Cache;
+use crate::cache::{Cache, Stops};
 use crate::config::{self, Bootstrap, FileError, NodeAttestor, TokenSource};
 use crate::connect::{CallError, Link, NodeIdentity};
 use crate::health::{Health, Part};
@@ -180,6 +180,7 @@ impl Node {
             }
             None => node.trust_bootstrap()?,
         }
+        node.cache.learn_stops(Stops::new(node.stored.stops.clone()));
         if let Some(identity) = node.stored.identity.clone() {
             info!(id = %identity.svid.id(), not_after = %identity.svid.not_after(), "node SVID loaded");
             node.assume(identity);
@@ -291,9 +292,11 @@ impl Node {
         }
     }
 
-    /// The SVID was accepted: whatever was found before is over.
+    /// The SVID was accepted: whatever was found before is over, unless more was found since.
     pub(crate) fn accepted(&mut self) {
-        self.link.accepted();
+        if self.link.fault().is_some() {
+            return;
+        }
         if self.fault.take().is_some() {
             self.refused.succeeded();
             self.health.good(Part::Node);
@@ -323,7 +326,7 @@ impl Node {
         }
     }
 
-    /// Takes over the bundle of a sync: verifies the server by it, and looks whether it still vouches for us. True if it
+    /// Takes over a bundle that the server told of: verifies the server by it, and looks whether it still vouches for us. True if it
     /// differs from the one held; then [`Self::keep_bundle`] is to follow.
     pub(crate) fn learn_bundle(&mut self, bundle: &Arc<Bundle>) -> bool {
         if self.stored.bundle.as_ref().is_some_and(|held| **held == **bundle) {
@@ -338,10 +341,15 @@ impl Node {
         true
     }
 
-    /// Writes the new bundle to disk, and tells the server that it is here.
+    /// Writes the new bundle to disk.
     pub(crate) async fn keep_bundle(&mut self) {
         self.save().await;
-        self.post_status().await;
+    }
+
+    /// Writes what is stopped to disk, so that it stays stopped when the agent starts anew.
+    pub(crate) async fn keep_stops(&mut self, stops: &[Stop]) {
+        self.stored.stops = stops.to_vec();
+        self.save().await;
     }
 
     /// Tells the server which agent this is. Failure is only said: nothing depends on it.
@@ -429,6 +437,7 @@ impl Node {
             bundle: Some(Arc::clone(&attested.bundle)),
             pending: None,
             spent: token_hash.or(self.stored.spent),
+            stops: self.stored.stops.clone(),
         };
         self.save().await;
         self.link.trust(Arc::clone(&attested.bundle));

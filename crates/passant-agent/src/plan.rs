@@ -4,18 +4,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use passant_core::{AuthorizedEntry, EntryId, UnixTime};
+use passant_core::{AuthorizedEntry, EntryId, Instance, UnixTime};
 
-use crate::cache::{Held, Slot, State};
+use crate::cache::{Held, Seat, Slot, State, Supply};
 use crate::limits;
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Forget the SVID: it has expired, or nobody wants it and it is no longer right.
-    Drop(EntryId),
+    Drop(Seat),
     /// Ask the server for a new SVID.
-    Mint { entry: Arc<AuthorizedEntry>, why: Why },
+    Mint { seat: Seat, entry: Arc<AuthorizedEntry>, why: Why },
 }
 
 /// Why an SVID is minted; the order is the order of urgency.
@@ -38,44 +38,98 @@ pub(crate) enum Why {
 /// `wanted` are the entries that some workload is subscribed to. Minting has a floor: one entry is not minted again
 /// within [`limits::RENEWAL_FLOOR`] of the last time, nor before the wait after a failure is over.
 pub(crate) fn plan(now: UnixTime, state: &State, wanted: &BTreeSet<EntryId>) -> Vec<Action> {
-    let mut drops = Vec::new();
-    let mut mints: Vec<(Why, Arc<AuthorizedEntry>)> = Vec::new();
+    let mut actions = Actions::default();
     let mut prefetched = state.prefetched().peekable();
     for (id, slot) in state.slots() {
         let prefetch = prefetched.next_if_eq(&id).is_some();
-        let keep = wanted.contains(id) || prefetch;
-        if slot.held.is_some() && must_drop(now, slot, keep) {
-            drops.push(Action::Drop(id.clone()));
-        }
-        if let Some(why) = reason(now, slot, wanted.contains(id), keep) {
-            mints.push((why, Arc::clone(&slot.entry)));
+        let is_wanted = wanted.contains(id);
+        actions.look(now, slot, is_wanted, is_wanted || prefetch);
+    }
+    actions.in_order()
+}
+
+/// The same for `news` alone: what has changed, or was asked for just now. What is only to be minted ahead and cannot be
+/// told without looking at everything is left to [`plan`].
+pub(crate) fn plan_news(
+    now: UnixTime,
+    state: &State,
+    news: &BTreeSet<EntryId>,
+    is_wanted: impl Fn(&EntryId) -> bool,
+) -> Vec<Action> {
+    let mut actions = Actions::default();
+    for id in news {
+        if let Some((slot, prefetch)) = state.slot(id) {
+            let is_wanted = is_wanted(id);
+            actions.look(now, slot, is_wanted, is_wanted || prefetch);
         }
     }
-    mints.sort_by_key(|(why, _)| *why);
-    drops.extend(mints.into_iter().map(|(why, entry)| Action::Mint { entry, why }));
-    drops
+    actions.in_order()
+}
+
+#[derive(Default)]
+struct Actions {
+    drops: Vec<Action>,
+    mints: Vec<(Why, Seat, Arc<AuthorizedEntry>)>,
+}
+
+impl Actions {
+    /// One slot: the SVID that all its processes have, and those that each has of its own.
+    fn look(&mut self, now: UnixTime, slot: &Slot, awaited: bool, keep: bool) {
+        let is_shared = !slot.is_per_process();
+        self.look_at(now, slot, None, &slot.shared, awaited && is_shared, keep && is_shared);
+        for (process, own) in &slot.own {
+            let is_open = own.idle_since.is_none();
+            self.look_at(now, slot, Some(process), &own.supply, is_open, is_open);
+        }
+    }
+
+    fn look_at(
+        &mut self,
+        now: UnixTime,
+        slot: &Slot,
+        process: Option<&Instance>,
+        supply: &Supply,
+        awaited: bool,
+        keep: bool,
+    ) {
+        let entry = &slot.entry;
+        let seat = || Seat { entry: entry.id.clone(), process: process.cloned() };
+        if supply.held.is_some() && must_drop(now, entry, supply, keep) {
+            self.drops.push(Action::Drop(seat()));
+        }
+        if let Some(why) = reason(now, entry, supply, awaited, keep) {
+            self.mints.push((why, seat(), Arc::clone(entry)));
+        }
+    }
+
+    fn in_order(self) -> Vec<Action> {
+        let Self { drops: mut actions, mut mints } = self;
+        mints.sort_by_key(|(why, ..)| *why);
+        actions.extend(mints.into_iter().map(|(why, seat, entry)| Action::Mint { seat, entry, why }));
+        actions
+    }
 }
 
 /// Expired, or unwanted and no longer right: the next workload is to wait for a right one.
-fn must_drop(now: UnixTime, slot: &Slot, keep: bool) -> bool {
-    match slot.usable(now) {
+fn must_drop(now: UnixTime, entry: &AuthorizedEntry, supply: &Supply, keep: bool) -> bool {
+    match supply.usable(now) {
         None => true,
-        Some(held) => !keep && (!held.vouched || held.revision != slot.entry.revision),
+        Some(held) => !keep && (!held.vouched || held.revision != entry.revision),
     }
 }
 
-fn reason(now: UnixTime, slot: &Slot, awaited: bool, keep: bool) -> Option<Why> {
-    if !keep || slot.failed.as_ref().is_some_and(|failed| !has_passed(now, failed.at, failed.wait)) {
+fn reason(now: UnixTime, entry: &AuthorizedEntry, supply: &Supply, awaited: bool, keep: bool) -> Option<Why> {
+    if !keep || supply.failed.as_ref().is_some_and(|failed| !has_passed(now, failed.at, failed.wait)) {
         return None;
     }
-    match slot.usable(now) {
+    match supply.usable(now) {
         None if awaited => Some(Why::Awaited),
         None => Some(Why::Prefetch),
-        Some(held) => reason_to_replace(now, slot, held),
+        Some(held) => reason_to_replace(now, entry, held),
     }
 }
 
-fn reason_to_replace(now: UnixTime, slot: &Slot, held: &Held) -> Option<Why> {
+fn reason_to_replace(now: UnixTime, entry: &AuthorizedEntry, held: &Held) -> Option<Why> {
     // Until then the other reasons stand: it must not expire in a workload's hands meanwhile.
     if !held.vouched && has_passed(now, held.minted_at, limits::DISTRUST_FLOOR) {
         return Some(Why::Distrusted);
@@ -83,7 +137,7 @@ fn reason_to_replace(now: UnixTime, slot: &Slot, held: &Held) -> Option<Why> {
     if !has_passed(now, held.minted_at, limits::RENEWAL_FLOOR) {
         return None;
     }
-    if held.revision != slot.entry.revision {
+    if held.revision != entry.revision {
         return Some(Why::Revised);
     }
     (held.renew_at <= now).then_some(Why::Due)
@@ -93,7 +147,8 @@ fn reason_to_replace(now: UnixTime, slot: &Slot, held: &Held) -> Option<Why> {
 pub(crate) fn next_due(now: UnixTime, state: &State) -> Option<UnixTime> {
     state
         .slots()
-        .filter_map(|(_, slot)| slot.held.as_ref().map(|held| held.renew_at))
+        .flat_map(|(_, slot)| slot.supplies())
+        .filter_map(|(_, supply)| supply.held.as_ref().map(|held| held.renew_at))
         .filter(|due| now < *due)
         .min()
 }
@@ -143,15 +198,15 @@ mod tests {
                 bundle: Arc::new(self.ca.bundle()),
                 vouched: true,
             };
-            self.state.put(&entry.id, minted_svid, at(minted));
+            self.state.put(&entry.id.clone().into(), minted_svid, at(minted));
         }
 
         /// What is planned at `now`, as text.
         fn at(&self, now: i64, wanted: &[&str]) -> Vec<String> {
             let wanted = wanted.iter().map(|id| entry_id(id)).collect();
             let text = |action| match action {
-                Action::Drop(id) => format!("drop {id}"),
-                Action::Mint { entry, why } => format!("{why:?} {}", entry.id),
+                Action::Drop(seat) => format!("drop {}", seat.entry),
+                Action::Mint { entry, why, .. } => format!("{why:?} {}", entry.id),
             };
             plan(at(now), &self.state, &wanted).into_iter().map(text).collect()
         }
@@ -286,11 +341,11 @@ mod tests {
     async fn a_failed_mint_waits_longer_each_time_and_a_changed_entry_starts_over() {
         let host = following_host();
         let mut bench = Bench::new(vec![entry("a", 1)]);
-        bench.state.fail(&entry_id("a"), MintFailure("no".to_owned()), at(0), &host);
+        bench.state.fail(&entry_id("a").into(), MintFailure("no".to_owned()), at(0), &host);
         assert!(bench.at(0, &["a"]).is_empty());
         assert_eq!(bench.at(2, &["a"]), ["Awaited a"]);
         for _ in 0..20 {
-            bench.state.fail(&entry_id("a"), MintFailure("no".to_owned()), at(0), &host);
+            bench.state.fail(&entry_id("a").into(), MintFailure("no".to_owned()), at(0), &host);
         }
         assert!(bench.at(50, &["a"]).is_empty());
         assert_eq!(bench.at(70, &["a"]), ["Awaited a"]);
@@ -335,7 +390,7 @@ mod tests {
             vouched,
         };
         for (minted, due) in [(minted(true), vec![]), (minted(false), vec!["Distrusted a".to_owned()])] {
-            bench.state.put(&entry_id("a"), minted, at(0));
+            bench.state.put(&entry_id("a").into(), minted, at(0));
             assert_eq!(bench.at(60, &["a"]), due);
         }
     }
@@ -349,7 +404,7 @@ mod tests {
         let bundle = Arc::new(bench.ca.bundle());
         let minted =
             Minted { entry: Arc::new(entry("a", 1)), svid, key, renew_at: at(50), bundle, vouched: true };
-        bench.state.put(&entry_id("a"), minted, at(0));
+        bench.state.put(&entry_id("a").into(), minted, at(0));
         assert_eq!(bench.at(0, &["a"]), ["Awaited a"]);
     }
 }

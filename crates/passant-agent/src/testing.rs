@@ -2,6 +2,7 @@
 //! speaks SPIRE's services from memory.
 
 pub(crate) mod ca;
+pub(crate) mod pushing;
 pub(crate) mod server;
 
 use std::collections::BTreeMap;
@@ -69,6 +70,7 @@ pub(crate) fn entry(name: &str, uid: u32) -> AuthorizedEntry {
         hint: String::new(),
         jwt_svid_include_jti: false,
         disable_x509_svid_prefetch: false,
+        options: passant_core::entry::EntryOptions::default(),
         revision: 0,
         created_at: UnixTime::from_secs(NOW - 100),
     }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod overload;
+mod push;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -60,7 +61,7 @@ impl Rig {
         Config {
             trust_domain: trust_domain(),
             data_dir: self.dir.path().join("data"),
-            server_address: ServerAddress::parse("server.example.org:8081").unwrap(),
+            server_address: ServerAddress::parse("server.example.org:8081").unwrap().into(),
             bootstrap: Bootstrap::Bundle(Box::new(self.fake.world().bundle.clone())),
             node_attestor: NodeAttestor::JoinToken(token),
             workload_api: WorkloadApi {
@@ -98,6 +99,7 @@ impl Rig {
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         let live = &parts.vitals.parts;
         tasks.spawn(parts.driver.run(stop.clone(), live.begin("drive")));
+        tasks.spawn(parts.push.run(stop.clone(), live.begin("push")));
         tasks.spawn(parts.minter.run(stop.clone(), live.begin("mint")));
         Agent { cache: parts.cache, vitals: parts.vitals, health: parts.health, stop, tasks }
     }

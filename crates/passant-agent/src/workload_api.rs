@@ -12,6 +12,7 @@
 //! | who is on this connection? | `caller` |
 //! | how much may one user have under way, and how fast may it ask? | `under_way`, `pace` |
 //! | what does an open stream hear, and when does it end? | `follow` |
+//! | what does a caller get that reads late? | `latest` |
 //! | what do the messages say? | `x509`, `jwt` |
 
 mod caller;
@@ -19,6 +20,7 @@ pub mod filter;
 mod follow;
 mod header;
 mod jwt;
+mod latest;
 pub(crate) mod limits;
 mod listen;
 mod pace;
@@ -51,6 +53,7 @@ use tonic::{Request, Response, Status};
 use self::caller::Caller;
 use self::follow::Call;
 use self::header::SecurityHeader;
+use self::latest::Messages;
 use self::listen::Listener;
 pub use self::listen::{Arrival, ListenError};
 use self::pace::Pace;
@@ -72,6 +75,8 @@ pub struct Settings {
     pub evidence_max_age: Duration,
     /// Claims, beside `sub`, `aud` and `exp`, that ValidateJWTSVID tells of tokens of other trust domains.
     pub allowed_foreign_claims: BTreeSet<String>,
+    /// Tells this boot of the machine from others: letters, digits and dashes.
+    pub boot_id: String,
     /// Where calls and attestations are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -96,6 +101,7 @@ struct Shared {
     attestation: Arc<Attestation>,
     allowed_foreign_claims: BTreeSet<String>,
     pace: Pace,
+    boot_id: String,
     /// What the log is told of callers without identity, by user.
     no_identity: LogRate<u32>,
     /// The same of tokens that are not valid.
@@ -134,6 +140,7 @@ impl Endpoint {
             )),
             allowed_foreign_claims: settings.allowed_foreign_claims,
             pace: Pace::new(),
+            boot_id: settings.boot_id,
             no_identity: LogRate::default(),
             invalid_jwt: LogRate::default(),
             host,
@@ -210,9 +217,9 @@ fn no_wit_svids() -> Status {
 
 #[tonic::async_trait]
 impl SpiffeWorkloadApi for Service {
-    type FetchX509SVIDStream = ReceiverStream<Result<X509svidResponse, Status>>;
-    type FetchX509BundlesStream = ReceiverStream<Result<X509BundlesResponse, Status>>;
-    type FetchJWTBundlesStream = ReceiverStream<Result<JwtBundlesResponse, Status>>;
+    type FetchX509SVIDStream = Messages<Result<X509svidResponse, Status>>;
+    type FetchX509BundlesStream = Messages<Result<X509BundlesResponse, Status>>;
+    type FetchJWTBundlesStream = Messages<Result<JwtBundlesResponse, Status>>;
     type FetchWITSVIDStream = ReceiverStream<Result<WitsvidResponse, Status>>;
     type FetchWITBundlesStream = ReceiverStream<Result<WitBundlesResponse, Status>>;
 

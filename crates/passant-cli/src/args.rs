@@ -5,6 +5,7 @@ mod entry;
 mod explain;
 mod import;
 mod lint;
+mod stop;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -18,12 +19,13 @@ use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
 pub(crate) use self::audit::{Audit, AuditSearch, RecordKind};
 pub(crate) use self::entry::{
-    Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, Export, Import as EntryImport, Match,
-    Shape,
+    Apply, Entry, EntryCreate, EntryFields, EntryFilter, EntryOptions, EntryUpdate, Export,
+    Import as EntryImport, KeyScope, Match, Shape,
 };
 pub(crate) use self::explain::{AgentSocket, Explain};
 pub(crate) use self::import::{Import, LedgerFile, Spire, Undo};
 pub(crate) use self::lint::{Accept, FailOn, Lint};
+pub(crate) use self::stop::{ResumeTarget, StatusTarget, Stop, StopHow, Wait};
 
 /// Identities for workloads: register, inspect and fetch them.
 #[derive(Parser)]
@@ -87,6 +89,9 @@ pub(crate) enum Command {
     /// Agents of attested nodes
     #[command(subcommand, alias = "agents")]
     Agent(Agent),
+    /// Stop at once what is served of an entry, on a node or to a process, and see whom that has reached
+    #[command(subcommand, alias = "stops")]
+    Stop(Stop),
     /// Bundles: the trust domain's own, and those of foreign ones
     #[command(subcommand, alias = "bundles")]
     Bundle(Bundle),
@@ -257,7 +262,7 @@ pub(crate) enum Agent {
         #[arg(value_parser = SpiffeId::parse)]
         spiffe_id: SpiffeId,
     },
-    /// Forget an agent: it has to attest again
+    /// Forget an agent: it has to attest again. What is stopped of it stays stopped
     Evict {
         /// Its SPIFFE ID
         #[arg(value_parser = SpiffeId::parse)]

@@ -15,6 +15,8 @@ pub(crate) mod import;
 pub(crate) mod jwt;
 pub(crate) mod lint;
 pub(crate) mod logger;
+pub(crate) mod rollout;
+pub(crate) mod stop;
 pub(crate) mod store;
 pub(crate) mod svid;
 pub(crate) mod token;

@@ -20,6 +20,8 @@ use passant_proto::import::import_client::ImportClient;
 use passant_proto::localauthority::local_authority_client::LocalAuthorityClient;
 use passant_proto::logger::logger_client::LoggerClient;
 use passant_proto::node::node_client::NodeClient;
+use passant_proto::options::entry_client::EntryClient as OptionsClient;
+use passant_proto::stop::stop_client::StopClient;
 use passant_proto::store::store_client::StoreClient;
 use passant_proto::svid::svid_client::SvidClient;
 use passant_proto::trustdomain::trust_domain_client::TrustDomainClient;
@@ -52,7 +54,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// The largest answer taken, in bytes: a page of entries at its bounds, or thousands of SVIDs.
 const ANSWER_BYTES: usize = 64 << 20;
 
-/// A channel to the server's socket for operators.
+/// A channel to the server's socket for operators. Clones share it.
+#[derive(Clone)]
 pub(crate) struct Server(Channel);
 
 impl Server {
@@ -142,6 +145,15 @@ impl Server {
     /// For services without a client here.
     pub(crate) fn channel(&self) -> Channel {
         self.0.clone()
+    }
+
+    /// Entries with what stands beside SPIRE's fields.
+    pub(crate) fn options(&self) -> OptionsClient<Channel> {
+        OptionsClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub(crate) fn stops(&self) -> StopClient<Channel> {
+        StopClient::new(self.0.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
     pub(crate) fn store(&self) -> StoreClient<Channel> {

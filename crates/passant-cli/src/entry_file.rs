@@ -11,6 +11,7 @@ use std::io::{self, BufReader, Read};
 use std::rc::Rc;
 
 use anyhow::anyhow;
+use passant_proto::options::{KeyScope, Options};
 use passant_proto::types;
 use passant_proto::types::entry::AdditionalAttributes;
 use serde::de::{
@@ -21,6 +22,8 @@ use serde::de::{
 #[derive(Debug)]
 pub(crate) struct Written {
     pub(crate) entry: types::Entry,
+    /// What it says beside SPIRE's fields; nothing is as with SPIRE.
+    pub(crate) options: Options,
     /// The line of the file on which it begins, from 1.
     pub(crate) line: usize,
     /// Members that are no fields of an entry here: a newer SPIRE may have written them.
@@ -113,8 +116,8 @@ impl<'de> Visitor<'de> for Top<'_> {
             (true, false) => Ok(()),
             (true, true) => Err(A::Error::custom("this is an entry and a list of entries at once")),
             (false, true) => {
-                let Partial { entry, unknown, .. } = alone;
-                (self.each)(Written { entry, line, unknown }).map_err(A::Error::custom)
+                let Partial { entry, options, unknown, .. } = alone;
+                (self.each)(Written { entry, options, line, unknown }).map_err(A::Error::custom)
             }
             (false, false) => Err(A::Error::missing_field("entries")),
         }
@@ -158,15 +161,15 @@ impl<'de> DeserializeSeed<'de> for One<'_> {
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Written, D::Error> {
         // The brace that opens the entry was looked at already, and nothing behind it.
         let line = self.lines.get();
-        let (entry, unknown) = json.deserialize_map(Members)?;
-        Ok(Written { entry, line, unknown })
+        let Partial { entry, options, unknown, .. } = json.deserialize_map(Members)?;
+        Ok(Written { entry, options, line, unknown })
     }
 }
 
 struct Members;
 
 impl<'de> Visitor<'de> for Members {
-    type Value = (types::Entry, Vec<String>);
+    type Value = Partial;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an entry")
@@ -177,7 +180,7 @@ impl<'de> Visitor<'de> for Members {
         while let Some(name) = members.next_key::<String>()? {
             partial.read(name, &mut members)?;
         }
-        Ok((partial.entry, partial.unknown))
+        Ok(partial)
     }
 }
 
@@ -185,6 +188,7 @@ impl<'de> Visitor<'de> for Members {
 #[derive(Default)]
 struct Partial {
     entry: types::Entry,
+    options: Options,
     unknown: Vec<String>,
     seen: BTreeSet<String>,
 }
@@ -221,6 +225,10 @@ impl Partial {
             "additional_attributes" => {
                 let more: Option<Attributes> = members.next_value()?;
                 entry.additional_attributes = more.map(|more| more.taken(&mut self.unknown));
+            }
+            "options" => {
+                let told: Option<Told> = members.next_value()?;
+                self.options = told.map(|told| told.taken(&mut self.unknown)).unwrap_or_default();
             }
             _ => {
                 members.next_value::<IgnoredAny>()?;
@@ -281,6 +289,35 @@ impl Attributes {
             disable_x509_svid_prefetch: self.disable_x509_svid_prefetch,
             jwt_svid_include_jti: self.jwt_svid_include_jti,
         }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Told {
+    #[serde(default)]
+    key_scope: Scope,
+    #[serde(default)]
+    strict: bool,
+    #[serde(flatten)]
+    others: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Scope {
+    #[default]
+    Node,
+    Instance,
+}
+
+impl Told {
+    fn taken(self, unknown: &mut Vec<String>) -> Options {
+        unknown.extend(self.others.keys().map(|name| format!("options.{name}")));
+        let key_scope = match self.key_scope {
+            Scope::Node => KeyScope::Unspecified,
+            Scope::Instance => KeyScope::Instance,
+        };
+        Options { key_scope: key_scope.into(), strict: self.strict, ..Options::default() }
     }
 }
 

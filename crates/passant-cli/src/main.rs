@@ -33,6 +33,7 @@ async fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         Command::Entry(command) => commands::entry::run(command, &server, out).await,
         Command::Token(command) => commands::token::run(command, &server, out).await,
         Command::Agent(command) => commands::agent::run(command, &server, out).await,
+        Command::Stop(command) => commands::stop::run(command, &server, out).await,
         Command::Access(command) => commands::access::run(command, &server, out).await,
         Command::Federation(command) => commands::federation::run(command, &server, out).await,
         Command::Import(command) => commands::import::run(command, &server, out).await,

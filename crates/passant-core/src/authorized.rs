@@ -1,63 +1,80 @@
 //! Which entries may an agent ask SVIDs for?
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::entry::{Entry, EntryId};
+use crate::entry::{Entry, is_server};
 use crate::selector::Selectors;
 use crate::spiffe_id::SpiffeId;
 use crate::time::UnixTime;
 
 /// The registration entries as a graph: who stands below whom.
 pub trait EntryGraph {
-    /// Visits the entries whose parent ID is `parent`.
-    fn for_each_child(&self, parent: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>));
+    /// Visits the entries whose parent ID is `parent`, in entry-ID order.
+    fn for_each_child<'a>(&'a self, parent: &SpiffeId, visit: &mut dyn FnMut(&'a Arc<Entry>));
+
+    /// Whether an entry names `spiffe_id`, the SPIFFE ID of another entry, as its parent. It may say yes where none does, but
+    /// is asked once for every entry of an agent.
+    fn may_be_parent(&self, spiffe_id: &SpiffeId) -> bool;
 
     /// Visits the entries that grant `spiffe_id`, node aliases among them.
-    fn for_each_granting(&self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>));
+    fn for_each_granting<'a>(&'a self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&'a Arc<Entry>));
 
     /// Visits the node aliases (entries whose parent is the server) that share at least one selector with `selectors`.
     /// It may visit others too, and one of them twice.
-    fn for_each_alias(&self, selectors: &Selectors, visit: &mut dyn FnMut(&Arc<Entry>));
+    fn for_each_alias<'a>(&'a self, selectors: &Selectors, visit: &mut dyn FnMut(&'a Arc<Entry>));
 }
 
-/// All entries that the agent `agent_id`, attested with `node_selectors`, may serve at `now`, by id.
+/// Entries of most agents: room is made for so many at once.
+const SOME_ENTRIES: usize = 128;
+
+/// All entries that the agent `agent_id`, attested with `node_selectors`, may serve at `now`, in entry-ID order.
 ///
 /// As in SPIRE: the entries below the agent's own ID, and below every node alias whose selectors the node has all of;
 /// and, below each entry so found, the entries that name it as their parent. The aliases themselves are not served.
 /// An entry past its end is left out, and so is what hangs below only it.
-pub fn authorized(
-    graph: &dyn EntryGraph,
+pub fn authorized<G: EntryGraph>(
+    graph: &G,
     agent_id: &SpiffeId,
     node_selectors: &Selectors,
     now: UnixTime,
-) -> BTreeMap<EntryId, Arc<Entry>> {
-    let mut parents = vec![agent_id.clone()];
+) -> Vec<Arc<Entry>> {
+    let mut parents = vec![agent_id];
     graph.for_each_alias(node_selectors, &mut |alias| {
         if !alias.has_ended(now) && node_selectors.contains_all(&alias.selectors) {
-            parents.push(alias.spiffe_id.clone());
+            parents.push(&alias.spiffe_id);
         }
     });
     let mut seen = BTreeSet::new();
-    let mut found = BTreeMap::new();
+    let mut found = Vec::with_capacity(SOME_ENTRIES);
+    // How many parents had entries: those of one are in order already.
+    let mut runs = 0;
     while let Some(parent) = parents.pop() {
-        if !seen.insert(parent.clone()) {
+        // Node aliases are all below the server, and nothing else is.
+        if is_server(parent) || !seen.insert(parent) {
             continue;
         }
-        graph.for_each_child(&parent, &mut |entry| {
-            if !entry.is_node_alias() && !entry.has_ended(now) {
-                parents.push(entry.spiffe_id.clone());
-                found.insert(entry.id.clone(), Arc::clone(entry));
+        let before = found.len();
+        graph.for_each_child(parent, &mut |entry| {
+            if !entry.has_ended(now) {
+                found.push(Arc::clone(entry));
+                if graph.may_be_parent(&entry.spiffe_id) {
+                    parents.push(&entry.spiffe_id);
+                }
             }
         });
+        runs += usize::from(found.len() > before);
+    }
+    if runs > 1 {
+        found.sort_by(|one, other| one.id.cmp(&other.id));
     }
     found
 }
 
 /// Whether `entry` is among [`authorized`], without looking for the others: the way up from one entry is short, while the
 /// way down from an agent leads to all of its entries.
-pub fn is_authorized(
-    graph: &dyn EntryGraph,
+pub fn is_authorized<G: EntryGraph>(
+    graph: &G,
     agent_id: &SpiffeId,
     node_selectors: &Selectors,
     entry: &Entry,
@@ -66,29 +83,28 @@ pub fn is_authorized(
     if entry.is_node_alias() || entry.has_ended(now) {
         return false;
     }
-    let mut parents = vec![entry.parent_id.clone()];
+    let mut parents = vec![&entry.parent_id];
     let mut seen = BTreeSet::new();
     while let Some(parent) = parents.pop() {
-        if parent == *agent_id {
+        if parent == agent_id {
             return true;
         }
-        if seen.contains(&parent) {
+        if !seen.insert(parent) {
             continue;
         }
         let mut is_of_node = false;
-        graph.for_each_granting(&parent, &mut |above| {
+        graph.for_each_granting(parent, &mut |above| {
             if above.has_ended(now) {
                 return;
             }
             match above.is_node_alias() {
                 true => is_of_node |= node_selectors.contains_all(&above.selectors),
-                false => parents.push(above.parent_id.clone()),
+                false => parents.push(&above.parent_id),
             }
         });
         if is_of_node {
             return true;
         }
-        seen.insert(parent);
     }
     false
 }
@@ -98,22 +114,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::entry::EntryDraft;
+    use crate::entry::{EntryDraft, EntryId};
     use crate::selector::Selector;
     use crate::trust_domain::TrustDomain;
 
     struct Listed(Vec<Arc<Entry>>);
 
     impl EntryGraph for Listed {
-        fn for_each_child(&self, parent: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>)) {
+        fn for_each_child<'a>(&'a self, parent: &SpiffeId, visit: &mut dyn FnMut(&'a Arc<Entry>)) {
             self.0.iter().filter(|e| e.parent_id == *parent).for_each(visit);
         }
 
-        fn for_each_granting(&self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>)) {
+        fn may_be_parent(&self, _: &SpiffeId) -> bool {
+            true
+        }
+
+        fn for_each_granting<'a>(&'a self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&'a Arc<Entry>)) {
             self.0.iter().filter(|e| e.spiffe_id == *spiffe_id).for_each(visit);
         }
 
-        fn for_each_alias(&self, _: &Selectors, visit: &mut dyn FnMut(&Arc<Entry>)) {
+        fn for_each_alias<'a>(&'a self, _: &Selectors, visit: &mut dyn FnMut(&'a Arc<Entry>)) {
             self.0.iter().filter(|e| e.is_node_alias()).for_each(visit);
         }
     }
@@ -136,8 +156,8 @@ mod tests {
     fn ids(entries: Vec<Arc<Entry>>, node: &[&str], now: i64) -> Vec<String> {
         let agent = id("/spire/agent/x/1");
         authorized(&Listed(entries), &agent, &selectors(node), UnixTime::from_secs(now))
-            .into_keys()
-            .map(String::from)
+            .iter()
+            .map(|entry| entry.id.to_string())
             .collect()
     }
 
@@ -208,8 +228,9 @@ mod tests {
             let (agent, node, now) = (id("/spire/agent/x/1"), selectors(&node), UnixTime::from_secs(1));
             let graph = Listed(entries);
             let found = authorized(&graph, &agent, &node, now);
+            prop_assert!(found.is_sorted_by(|one, other| one.id < other.id));
             for entry in &graph.0 {
-                let is_found = found.contains_key(&entry.id);
+                let is_found = found.contains(entry);
                 prop_assert_eq!(is_authorized(&graph, &agent, &node, entry, now), is_found, "{}", entry.id);
             }
         }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,13 +12,13 @@ use crate::limits::{
 };
 use crate::selector::Selectors;
 use crate::spiffe_id::SpiffeId;
+use crate::text::{self, ShortText};
 use crate::time::UnixTime;
 use crate::trust_domain::TrustDomain;
 
 /// The id of a registration entry: 1 to 255 bytes of `A-Z a-z 0-9 - . _`, chosen by the server or by the caller.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct EntryId(Arc<str>);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId(ShortText);
 
 /// A registration entry: which SPIFFE ID a workload with these selectors gets on the nodes below `parent_id`.
 ///
@@ -57,6 +56,9 @@ pub struct Entry {
     pub jwt_svid_include_jti: bool,
     /// Whether agents mint its X509-SVID only when a workload asks.
     pub disable_x509_svid_prefetch: bool,
+    /// What stands beside SPIRE's fields.
+    #[serde(default, skip_serializing_if = "EntryOptions::is_default")]
+    pub options: EntryOptions,
     /// Grows with each change of the entry. Deleted and made again, it gets one that no agent has seen for it.
     pub revision: u64,
     /// When it was first registered.
@@ -96,6 +98,32 @@ pub struct EntryDraft {
     pub jwt_svid_include_jti: bool,
     /// See [`Entry::disable_x509_svid_prefetch`].
     pub disable_x509_svid_prefetch: bool,
+    /// See [`Entry::options`].
+    pub options: EntryOptions,
+}
+
+/// What Passant knows of an entry beyond SPIRE's fields. By default an entry behaves as with SPIRE.
+///
+/// When it is minted is no option: that is [`Entry::disable_x509_svid_prefetch`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryOptions {
+    /// For whom a key is made.
+    #[serde(default)]
+    pub key_scope: KeyScope,
+    /// Whether the entry is kept from agents that cannot honour all of this, SPIRE's among them.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+/// For whom a key, and the X509-SVID with it, is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyScope {
+    /// One for all processes of a node that match, as with SPIRE.
+    #[default]
+    Node,
+    /// One for each process, which its streams share until it exits.
+    Instance,
 }
 
 /// What an agent is told of an entry: enough to match workloads and to ask for SVIDs by id.
@@ -121,6 +149,8 @@ pub struct AuthorizedEntry {
     pub jwt_svid_include_jti: bool,
     /// See [`Entry::disable_x509_svid_prefetch`].
     pub disable_x509_svid_prefetch: bool,
+    /// See [`Entry::options`].
+    pub options: EntryOptions,
     /// See [`Entry::revision`].
     pub revision: u64,
     /// See [`Entry::created_at`].
@@ -205,7 +235,7 @@ impl EntryId {
     pub fn parse(text: &str) -> Result<Self, EntryError> {
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
         if (1..=ENTRY_ID_BYTES).contains(&text.len()) && text.bytes().all(legal) {
-            Ok(Self(Arc::from(text)))
+            Ok(Self(ShortText::new(text)))
         } else {
             Err(EntryError::BadId)
         }
@@ -213,7 +243,7 @@ impl EntryId {
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 }
 
@@ -236,6 +266,7 @@ impl EntryDraft {
             hint: String::new(),
             jwt_svid_include_jti: false,
             disable_x509_svid_prefetch: false,
+            options: EntryOptions::default(),
         }
     }
 
@@ -269,6 +300,7 @@ impl EntryDraft {
             hint: self.hint,
             jwt_svid_include_jti: self.jwt_svid_include_jti,
             disable_x509_svid_prefetch: self.disable_x509_svid_prefetch,
+            options: self.options,
             revision,
             created_at,
         })
@@ -341,6 +373,13 @@ fn at_most(what: &'static str, have: usize, most: usize) -> Result<(), EntryErro
     if have > most { Err(EntryError::TooMany { what, most }) } else { Ok(()) }
 }
 
+impl EntryOptions {
+    /// Whether nothing is said beyond SPIRE's fields.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Entry {
     /// Whether its end has come: true from the very second of [`Entry::expires_at`].
     pub fn has_ended(&self, now: UnixTime) -> bool {
@@ -349,7 +388,7 @@ impl Entry {
 
     /// Whether it is a node alias: its parent is the server, its selectors are a node's.
     pub fn is_node_alias(&self) -> bool {
-        self.parent_id.path() == "/spire/server"
+        is_server(&self.parent_id)
     }
 
     /// The draft that would register it again, for a change of some of its fields.
@@ -370,8 +409,14 @@ impl Entry {
             hint: self.hint.clone(),
             jwt_svid_include_jti: self.jwt_svid_include_jti,
             disable_x509_svid_prefetch: self.disable_x509_svid_prefetch,
+            options: self.options,
         }
     }
+}
+
+/// Whether `id` is that of servers: what stands below it are node aliases.
+pub(crate) fn is_server(id: &SpiffeId) -> bool {
+    id.path() == "/spire/server"
 }
 
 /// Whether `name` can stand as a DNS SAN: labels of letters, digits and inner dashes, optionally below one wildcard.
@@ -390,27 +435,21 @@ pub fn is_dns_name(name: &str) -> bool {
 
 impl fmt::Display for EntryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for EntryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
-impl TryFrom<String> for EntryId {
-    type Error = EntryError;
-
-    fn try_from(text: String) -> Result<Self, EntryError> {
-        Self::parse(&text)
-    }
-}
+text::serde_as_text!(EntryId, "an entry ID");
 
 impl From<EntryId> for String {
     fn from(id: EntryId) -> Self {
-        id.0.as_ref().to_owned()
+        id.as_str().to_owned()
     }
 }
 

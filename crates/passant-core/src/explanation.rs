@@ -27,6 +27,8 @@ pub enum Code {
     NodeBanned,
     /// The server does not know the agent.
     NodeUnknown,
+    /// An operator stopped it: the entry, all that the agent has, or the process.
+    Stopped,
     /// The server's store takes no changes.
     StoreStopped,
     /// The decision record takes nothing, so that nothing is signed.
@@ -147,7 +149,7 @@ pub struct Explanation {
 
 impl Code {
     /// All of them, in order.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::NoSuchProcess,
         Self::ForeignPidNamespace,
         Self::ProcessUnreadable,
@@ -155,6 +157,7 @@ impl Code {
         Self::ReservedId,
         Self::NodeBanned,
         Self::NodeUnknown,
+        Self::Stopped,
         Self::StoreStopped,
         Self::RecordStopped,
         Self::NoActiveAuthority,
@@ -198,6 +201,7 @@ impl Code {
             Self::ReservedId => "reserved_id",
             Self::NodeBanned => "node_banned",
             Self::NodeUnknown => "node_unknown",
+            Self::Stopped => "stopped",
             Self::StoreStopped => "store_stopped",
             Self::RecordStopped => "record_stopped",
             Self::NoActiveAuthority => "no_active_authority",

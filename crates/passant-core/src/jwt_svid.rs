@@ -10,7 +10,8 @@ use ring::signature::{
     RSA_PKCS1_2048_8192_SHA512, RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512,
     UnparsedPublicKey, VerificationAlgorithm,
 };
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::bundle::{Bundle, JwtAuthority};
@@ -147,6 +148,31 @@ pub enum JwtSvidError {
     Sign(#[source] KeyError),
 }
 
+/// The header of a token that is made here.
+#[derive(Serialize)]
+struct Header<'a> {
+    alg: &'static str,
+    kid: &'a str,
+    typ: &'static str,
+}
+
+/// The claims of a token that is made here.
+#[derive(Serialize)]
+struct Members<'a> {
+    aud: &'a [String],
+    exp: i64,
+    iat: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jti: Option<&'a str>,
+    sub: &'a str,
+}
+
+fn written(part: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(part).expect("texts and numbers can be written")
+}
+
 /// Makes a signed token: ES256 or ES384 as the key's type says, header `alg`, `kid` and `typ` only (JWT-SVID 2).
 ///
 /// `aud` is always an array, as SPIRE writes it.
@@ -162,13 +188,12 @@ pub fn sign(claims: &JwtClaims, key: &dyn SigningKey, key_id: &str) -> Result<St
         KeyType::EcP256 => Algorithm::Es256,
         KeyType::EcP384 => Algorithm::Es384,
     };
-    let header = json!({ "alg": algorithm.name(), "kid": key_id, "typ": "JWT" });
-    let mut token = encode(header.to_string().as_bytes());
+    let mut token = encode(&written(&Header { alg: algorithm.name(), kid: key_id, typ: "JWT" }));
     token.push('.');
-    token.push_str(&encode(Value::Object(claims.to_json()).to_string().as_bytes()));
+    BASE64_URL_SAFE_NO_PAD.encode_string(written(&claims.members()), &mut token);
     let signature = key.sign(token.as_bytes(), SignatureForm::Fixed).map_err(JwtSvidError::Sign)?;
     token.push('.');
-    token.push_str(&encode(&signature));
+    BASE64_URL_SAFE_NO_PAD.encode_string(&signature, &mut token);
     if token.len() > JWT_SVID_BYTES { Err(JwtSvidError::TooLong) } else { Ok(token) }
 }
 
@@ -186,18 +211,15 @@ impl JwtClaims {
         if self.exp <= self.iat { Err(JwtSvidError::BadMember("exp")) } else { Ok(()) }
     }
 
-    fn to_json(&self) -> Map<String, Value> {
-        let mut members = Map::new();
-        members.insert("sub".to_owned(), self.sub.as_str().into());
-        members.insert("aud".to_owned(), self.aud.clone().into());
-        members.insert("exp".to_owned(), self.exp.secs().into());
-        members.insert("iat".to_owned(), self.iat.secs().into());
-        for (name, value) in [("jti", &self.jti), ("iss", &self.iss)] {
-            if let Some(value) = value {
-                members.insert(name.to_owned(), value.as_str().into());
-            }
+    fn members(&self) -> Members<'_> {
+        Members {
+            aud: &self.aud,
+            exp: self.exp.secs(),
+            iat: self.iat.secs(),
+            iss: self.iss.as_deref(),
+            jti: self.jti.as_deref(),
+            sub: self.sub.as_str(),
         }
-        members
     }
 }
 
@@ -483,6 +505,7 @@ mod tests {
 
     use base64::prelude::BASE64_STANDARD;
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
     use crate::host::Host;
@@ -505,6 +528,10 @@ mod tests {
             jti: None,
             iss: None,
         }
+    }
+
+    fn members() -> Map<String, Value> {
+        serde_json::from_slice(&written(&claims().members())).unwrap()
     }
 
     /// A trust domain with keys `k0`, `k1`, ... of the given kinds.
@@ -538,14 +565,14 @@ mod tests {
 
         /// A good token but for some claims; null takes one away.
         fn with_claims(&self, changes: Value) -> String {
-            let mut members = claims().to_json();
+            let mut members = members();
             members.extend(changes.as_object().unwrap().clone());
             members.retain(|_, value| !value.is_null());
             self.forge(r#"{"alg":"ES256","kid":"k0"}"#, &Value::Object(members).to_string())
         }
 
         fn with_header(&self, header: &str) -> String {
-            self.forge(header, &Value::Object(claims().to_json()).to_string())
+            self.forge(header, &Value::Object(members()).to_string())
         }
 
         fn verify_at(&self, token: &str, now: UnixTime) -> Result<JwtSvid, JwtSvidError> {

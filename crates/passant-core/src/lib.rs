@@ -7,6 +7,9 @@
 //! |---|---|
 //! | what is a valid SPIFFE ID, trust domain, selector? | [`spiffe_id`], [`trust_domain`], [`selector`] |
 //! | what does a registration entry hold, and which entries fit? | [`entry`], [`matching`], [`authorized`] |
+//! | what does an agent know of the process it asks for; what may be stopped? | [`evidence`], [`stop`] |
+//! | how are millions of entries held in little memory? | [`texts`] |
+//! | do two sets of entries agree? | [`view_digest`] |
 //! | when does a thing end, when is it renewed? | [`time`], [`lifetime`] |
 //! | what is a valid X509-SVID, JWT-SVID, CSR, serial number? | [`x509_svid`], [`jwt_svid`], [`csr`], [`serial`] |
 //! | how is JSON read that others signed or sent, how is PEM written? | [`strict_json`], [`pem_text`] |
@@ -22,6 +25,7 @@ pub mod bundle;
 pub mod bundle_document;
 pub mod csr;
 pub mod entry;
+pub mod evidence;
 pub mod explanation;
 pub mod federation;
 pub mod host;
@@ -37,9 +41,13 @@ pub mod secret;
 pub mod selector;
 pub mod serial;
 pub mod spiffe_id;
+pub mod stop;
 pub mod strict_json;
+mod text;
+pub mod texts;
 pub mod time;
 pub mod trust_domain;
+pub mod view_digest;
 pub mod x509_svid;
 
 #[cfg(test)]
@@ -47,7 +55,8 @@ mod test_ca;
 
 pub use bundle::{Bundle, JwtAuthority, X509Authority};
 pub use csr::Csr;
-pub use entry::{AuthorizedEntry, Entry, EntryDraft, EntryId};
+pub use entry::{AuthorizedEntry, Entry, EntryDraft, EntryId, EntryOptions, KeyScope};
+pub use evidence::Evidence;
 pub use federation::{EndpointProfile, EndpointUrl, FederationRelationship};
 pub use host::Host;
 pub use jwt_svid::{JwtClaims, JwtSvid};
@@ -56,6 +65,7 @@ pub use secret::Secret;
 pub use selector::{Selector, Selectors};
 pub use serial::Serial;
 pub use spiffe_id::SpiffeId;
+pub use stop::{Instance, Stop, StopReason, StopTarget};
 pub use time::UnixTime;
 pub use trust_domain::TrustDomain;
 pub use x509_svid::X509Svid;

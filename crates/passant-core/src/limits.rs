@@ -61,3 +61,15 @@ pub const JWT_CLOCK_SKEW: Duration = Duration::from_secs(60);
 pub const STATUS_MESSAGE_BYTES: usize = 3072;
 /// The longest time to ask again that is said or believed: whoever errs, or means ill, keeps nobody away for longer.
 pub const RETRY_HINT: Duration = Duration::from_secs(60 * 60);
+
+/// The text of an instance: a boot ID of 36 bytes and two numbers take 67.
+pub const INSTANCE_BYTES: usize = 128;
+
+/// Selectors of one process, as evidence names them: of all attestors together, and far more than they find.
+pub const EVIDENCE_SELECTORS: usize = 4 * ENTRY_SELECTORS;
+
+/// Workload attestors that found out something about one process.
+pub const EVIDENCE_ATTESTORS: usize = 32;
+
+/// Why something was stopped, in bytes: a sentence and a link.
+pub const STOP_REASON_BYTES: usize = 512;

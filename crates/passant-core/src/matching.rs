@@ -32,6 +32,30 @@ impl EntryIndex {
         Self { by_selector }
     }
 
+    /// Takes in one more entry, whose ID no entry of the set has. One without selectors is left out.
+    ///
+    /// It stands under the selector that fewest others stand under. That is not always the rarest one, but what many
+    /// entries share fills up first, so that the next one finds room elsewhere.
+    pub fn insert(&mut self, entry: &Arc<AuthorizedEntry>) {
+        let crowd = |selector: &&Selector| self.by_selector.get(*selector).map_or(0, Vec::len);
+        if let Some(free) = entry.selectors.iter().min_by_key(crowd) {
+            self.by_selector.entry(free.clone()).or_default().push(Arc::clone(entry));
+        }
+    }
+
+    /// Takes out the entry with the ID of `entry`, which stands there with the selectors of `entry`.
+    pub fn remove(&mut self, entry: &AuthorizedEntry) {
+        for selector in entry.selectors.iter() {
+            let Some(there) = self.by_selector.get_mut(selector) else { continue };
+            let Some(place) = there.iter().position(|held| held.id == entry.id) else { continue };
+            there.swap_remove(place);
+            if there.is_empty() {
+                self.by_selector.remove(selector);
+            }
+            return;
+        }
+    }
+
     /// Entries whose selectors are all present in `have`, in entry-id order.
     pub fn matching(&self, have: &Selectors) -> Vec<Arc<AuthorizedEntry>> {
         let near = have.iter().filter_map(|selector| self.by_selector.get(selector)).flatten();
@@ -66,6 +90,7 @@ mod tests {
             hint: String::new(),
             jwt_svid_include_jti: false,
             disable_x509_svid_prefetch: false,
+            options: crate::entry::EntryOptions::default(),
             revision: 0,
             created_at: UnixTime::from_secs(0),
         })
@@ -102,6 +127,23 @@ mod tests {
             let expected: Vec<_> =
                 entries.iter().filter(|e| !e.selectors.is_empty() && have.contains_all(&e.selectors)).cloned().collect();
             prop_assert_eq!(EntryIndex::new(&entries).matching(&have), expected);
+        }
+
+        #[test]
+        fn an_index_that_grew_and_shrank_finds_what_a_new_one_finds(
+            entries in prop::collection::vec((prop::collection::vec(0u8..6, 0..4), any::<bool>()), 0..30),
+            have in prop::collection::vec(0u8..6, 0..6),
+        ) {
+            let all = entries.iter().enumerate().map(|(id, (selectors, goes))| (entry(id, selectors), *goes));
+            let all: Vec<_> = all.collect();
+            let mut grown = EntryIndex::default();
+            all.iter().for_each(|(entry, _)| grown.insert(entry));
+            all.iter().filter(|(_, goes)| *goes).for_each(|(entry, _)| grown.remove(entry));
+            let left: Vec<_> = all.iter().filter(|(_, goes)| !goes).map(|(entry, _)| Arc::clone(entry)).collect();
+            let have = set(&have);
+            prop_assert_eq!(grown.matching(&have), EntryIndex::new(&left).matching(&have));
+            left.iter().for_each(|entry| grown.remove(entry));
+            prop_assert!(grown.by_selector.is_empty());
         }
     }
 }

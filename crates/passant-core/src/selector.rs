@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::{SELECTOR_KIND_BYTES, SELECTOR_VALUE_BYTES};
+use crate::text;
 
 /// One attested fact about a node or a workload, written `kind:value`: `unix:uid:1000` has the kind `unix` and the
 /// value `uid:1000`.
 ///
 /// The kind is the attestor's file name and holds no colon; the value is free text and may hold colons.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
     /// Both parts and the colon between them: there are millions of selectors, and one text takes less than two.
-    text: Arc<str>,
+    pub(crate) text: Arc<str>,
 }
 
 /// Why something is no selector.
@@ -45,18 +45,7 @@ impl Selector {
     /// # Errors
     /// When a part is empty or too long, or the kind holds a colon.
     pub fn new(kind: &str, value: &str) -> Result<Self, SelectorError> {
-        if kind.is_empty() {
-            return Err(SelectorError::MissingKind);
-        }
-        if kind.contains(':') {
-            return Err(SelectorError::ColonInKind);
-        }
-        if value.is_empty() {
-            return Err(SelectorError::MissingValue);
-        }
-        if kind.len() > SELECTOR_KIND_BYTES || value.len() > SELECTOR_VALUE_BYTES {
-            return Err(SelectorError::TooLong);
-        }
+        check(kind, value)?;
         Ok(Self { text: Arc::from(format!("{kind}:{value}")) })
     }
 
@@ -66,7 +55,8 @@ impl Selector {
     /// When there is no colon, or as [`Selector::new`].
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let (kind, value) = text.split_once(':').ok_or(SelectorError::MissingColon)?;
-        Self::new(kind, value)
+        check(kind, value)?;
+        Ok(Self { text: Arc::from(text) })
     }
 
     /// The attestor that vouches for it.
@@ -89,6 +79,24 @@ impl Selector {
     }
 }
 
+fn check(kind: &str, value: &str) -> Result<(), SelectorError> {
+    if kind.is_empty() {
+        return Err(SelectorError::MissingKind);
+    }
+    if kind.contains(':') {
+        return Err(SelectorError::ColonInKind);
+    }
+    if value.is_empty() {
+        return Err(SelectorError::MissingValue);
+    }
+    if kind.len() > SELECTOR_KIND_BYTES || value.len() > SELECTOR_VALUE_BYTES {
+        return Err(SelectorError::TooLong);
+    }
+    Ok(())
+}
+
+text::serde_as_text!(Selector, "a selector", shared);
+
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -98,14 +106,6 @@ impl fmt::Display for Selector {
 impl fmt::Debug for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
-    }
-}
-
-impl TryFrom<String> for Selector {
-    type Error = SelectorError;
-
-    fn try_from(text: String) -> Result<Self, SelectorError> {
-        Self::parse(&text)
     }
 }
 
@@ -156,6 +156,11 @@ impl Selectors {
     /// Whether at least one selector of `wanted` is among these.
     pub fn contains_any(&self, wanted: &Self) -> bool {
         wanted.0.iter().any(|selector| self.contains(selector))
+    }
+
+    /// Puts what `equal` makes of each in its place: the same selector, in other memory.
+    pub(crate) fn replace_each(&mut self, equal: impl FnMut(&mut Selector)) {
+        self.0.iter_mut().for_each(equal);
     }
 
     /// Adds one; false when it was there.

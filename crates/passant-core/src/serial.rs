@@ -163,7 +163,9 @@ impl From<Serial> for String {
 
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let digit = |nibble: u8| char::from_digit(u32::from(nibble & 0x0f), 16).unwrap_or('0');
+        let digits: String = self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect();
+        f.write_str(&digits)
     }
 }
 

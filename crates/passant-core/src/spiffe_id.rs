@@ -3,10 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::SPIFFE_ID_BYTES;
+use crate::text;
 use crate::trust_domain::{TrustDomain, check_name};
 
 /// What every SPIFFE ID starts with.
@@ -16,11 +16,10 @@ pub(crate) const SCHEME: &str = "spiffe://";
 ///
 /// Parsed by hand, because URL parsers fold case, drop ports, resolve dots and decode percent signs, all of which
 /// the specification forbids. Two IDs are equal when their bytes are.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpiffeId {
-    text: Arc<str>,
-    path_at: usize,
+    /// Where the path begins is not kept beside it: it is found as fast, and there are millions of IDs.
+    pub(crate) text: Arc<str>,
 }
 
 /// Why a text is no SPIFFE ID.
@@ -80,13 +79,12 @@ impl SpiffeId {
         let (name, path) = rest.split_at(name_len);
         check_name(name)?;
         check_path(path)?;
-        Ok(Self { text: Arc::from(text), path_at: SCHEME.len() + name_len })
+        Ok(Self { text: Arc::from(text) })
     }
 
     /// Puts together parts that are known to be valid.
     pub(crate) fn assemble(trust_domain: &TrustDomain, path: &str) -> Self {
-        let name = trust_domain.as_str();
-        Self { text: Arc::from(format!("{SCHEME}{name}{path}")), path_at: SCHEME.len() + name.len() }
+        Self { text: Arc::from(format!("{SCHEME}{trust_domain}{path}")) }
     }
 
     /// The whole ID as text.
@@ -96,7 +94,7 @@ impl SpiffeId {
 
     /// The trust domain's name.
     pub fn trust_domain_name(&self) -> &str {
-        &self.text[SCHEME.len()..self.path_at]
+        self.parts().0
     }
 
     /// The trust domain that this ID lies in.
@@ -106,7 +104,12 @@ impl SpiffeId {
 
     /// The path with its leading slash, or the empty string for a trust domain's own ID.
     pub fn path(&self) -> &str {
-        &self.text[self.path_at..]
+        self.parts().1
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        let rest = &self.text[SCHEME.len()..];
+        rest.split_at(rest.find('/').unwrap_or(rest.len()))
     }
 
     /// Whether the ID lies in `trust_domain`.
@@ -150,6 +153,8 @@ fn check_path(path: &str) -> Result<(), SpiffeIdError> {
     Ok(())
 }
 
+text::serde_as_text!(SpiffeId, "a SPIFFE ID", shared);
+
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -159,14 +164,6 @@ impl fmt::Display for SpiffeId {
 impl fmt::Debug for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
-    }
-}
-
-impl TryFrom<String> for SpiffeId {
-    type Error = SpiffeIdError;
-
-    fn try_from(text: String) -> Result<Self, SpiffeIdError> {
-        Self::parse(&text)
     }
 }
 

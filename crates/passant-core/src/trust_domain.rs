@@ -3,18 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::limits::TRUST_DOMAIN_BYTES;
 use crate::spiffe_id::{SCHEME, SpiffeId, SpiffeIdError};
+use crate::text;
 
 /// A trust domain name: 1 to 255 bytes of `a-z 0-9 . - _` (SPIFFE-ID 2.1).
 ///
 /// Upper case is refused, never folded (see Decisions in ARCHITECTURE.md). A name that looks like an IP address or that
 /// is no legal DNS name gets no special treatment, and none is ever resolved.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct TrustDomain(Arc<str>);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TrustDomain(pub(crate) Arc<str>);
 
 impl TrustDomain {
     /// Parses a bare name (`example.org`) or a trust domain's SPIFFE ID (`spiffe://example.org`).
@@ -74,6 +72,8 @@ pub(crate) fn check_name(name: &str) -> Result<(), SpiffeIdError> {
     if name.bytes().all(legal) { Ok(()) } else { Err(SpiffeIdError::BadTrustDomainChar) }
 }
 
+text::serde_as_text!(TrustDomain, "a trust domain name", shared);
+
 impl fmt::Display for TrustDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -83,14 +83,6 @@ impl fmt::Display for TrustDomain {
 impl fmt::Debug for TrustDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for TrustDomain {
-    type Error = SpiffeIdError;
-
-    fn try_from(text: String) -> Result<Self, SpiffeIdError> {
-        Self::parse(&text)
     }
 }
 

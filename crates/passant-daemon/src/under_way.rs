@@ -188,6 +188,46 @@ pub struct Sent<B, K: Ord + Clone> {
     clock: Option<AbortHandle>,
 }
 
+/// The body of an answer that lasts and holds no place, in pieces.
+pub struct Pieces<B> {
+    body: B,
+    /// What is left of the frame that was taken from `body`.
+    rest: Bytes,
+}
+
+impl<B> Pieces<B> {
+    /// `body`, piece by piece.
+    pub const fn new(body: B) -> Self {
+        Self { body, rest: Bytes::new() }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Pieces<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if self.rest.is_empty() {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                end @ (Poll::Ready(None | Some(Err(_))) | Poll::Pending) => return end,
+            }
+        }
+        let piece = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+}
+
 struct Leaving<B, K: Ord + Clone> {
     /// Gone once it has taken too long: then neither the answer nor its call is held any longer.
     answer: Option<Answer<B, K>>,
@@ -408,6 +448,12 @@ mod tests {
         let again = calls.enter("a").await.unwrap();
         sizes(Received::new(frames(&[100_000]), again)).await.unwrap();
         assert!(calls.bytes.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_a_place_leaves_in_pieces_too() {
+        let body = Pieces::new(frames(&[2 * PIECE + 5, 3]));
+        assert_eq!(sizes(body).await.unwrap(), [PIECE, PIECE, 5, 3]);
     }
 
     #[tokio::test]

@@ -5,12 +5,15 @@
 
 pub mod bundle;
 pub mod entry;
+pub mod evidence;
 pub mod explanation;
 pub mod federation;
 pub mod filter;
 pub mod id;
 pub mod mask;
+pub mod options;
 pub mod selector;
+pub mod stop;
 pub mod svid;
 #[cfg(test)]
 mod test_certificates;

@@ -43,15 +43,24 @@ pub mod logger;
 #[path = "gen/node.rs"]
 #[rustfmt::skip]
 pub mod node;
+#[path = "gen/options.rs"]
+#[rustfmt::skip]
+pub mod options;
 #[path = "gen/rpc.rs"]
 #[rustfmt::skip]
 pub mod rpc;
+#[path = "gen/stop.rs"]
+#[rustfmt::skip]
+pub mod stop;
 #[path = "gen/store.rs"]
 #[rustfmt::skip]
 pub mod store;
 #[path = "gen/svid.rs"]
 #[rustfmt::skip]
 pub mod svid;
+#[path = "gen/sync.rs"]
+#[rustfmt::skip]
+pub mod sync;
 #[path = "gen/trustdomain.rs"]
 #[rustfmt::skip]
 pub mod trustdomain;

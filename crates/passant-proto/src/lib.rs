@@ -12,20 +12,27 @@
 //! | [`store`] | `passant.store.v1`: how operators back up a server |
 //! | [`federation`] | `passant.federation.v1`: how the fetching of foreign bundles goes |
 //! | [`import`] | `passant.import.v1`: how what another server of the trust domain attested moves here |
+//! | [`sync`] | `passant.sync.v1`: how an agent hears at once of what concerns it, and has SVIDs minted on evidence |
+//! | [`stop`] | `passant.stop.v1`: what takes effect now, and how far it has come |
+//! | [`options`] | `passant.entry.v1`: entries with what Passant knows of them beyond SPIRE's fields |
 //! | [`descriptors`] | descriptions of all services, for reflection |
 //! | [`rpc`] | `google.rpc.Status`, the form of error details |
 //! | [`convert`] | wire to domain and back, one file per thing converted |
 //! | [`status`] | refusal to gRPC status and back |
+//! | [`lean_codec`] | how messages of `passant.sync.v1` are coded: as all others, in less memory |
+//! | [`shared`] | a part of a message that goes out to thousands |
 //!
-//! All but the last two lines are generated from `proto/` by `cargo xtask codegen`. Their clients take any
+//! All but the last four lines are generated from `proto/` by `cargo xtask codegen`. Their clients take any
 //! channel; they do not connect by themselves.
 
 pub mod convert;
 pub mod descriptors;
 mod generated;
+pub mod lean_codec;
+pub mod shared;
 pub mod status;
 
 pub use generated::{
     access, agent, audit, bundle, debug, entry, explain, federation, import, localauthority, logger, node,
-    rpc, store, svid, trustdomain, types, workload,
+    options, rpc, stop, store, svid, sync, trustdomain, types, workload,
 };

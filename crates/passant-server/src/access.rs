@@ -244,7 +244,7 @@ impl Role {
         match target {
             Target::Whole => None,
             Target::Entry(entry) => {
-                let is_changed = verb != Verb::EntryRead;
+                let is_changed = !matches!(verb, Verb::EntryRead | Verb::StopRead);
                 self.lack_of_entry(entry).or_else(|| entry.flag().filter(|_| is_changed).map(Lack::Flag))
             }
             Target::Draft(draft) => self

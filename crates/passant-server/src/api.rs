@@ -15,8 +15,11 @@ mod federation;
 mod import;
 mod local_authority;
 mod logger;
+mod options;
+mod stop;
 mod store;
 mod svid;
+pub(crate) mod sync;
 #[cfg(test)]
 mod tests;
 mod trustdomain;
@@ -39,9 +42,12 @@ use passant_proto::federation::federation_server::FederationServer;
 use passant_proto::import::import_server::ImportServer;
 use passant_proto::localauthority::local_authority_server::LocalAuthorityServer;
 use passant_proto::logger::logger_server::LoggerServer;
+use passant_proto::options::entry_server::EntryServer as OptionsServer;
 use passant_proto::status;
+use passant_proto::stop::stop_server::StopServer;
 use passant_proto::store::store_server::StoreServer;
 use passant_proto::svid::svid_server::SvidServer;
+use passant_proto::sync::sync_server::SyncServer;
 use passant_proto::trustdomain::trust_domain_server::TrustDomainServer;
 use prost::Message;
 use tokio::sync::Semaphore;
@@ -87,6 +93,8 @@ pub(crate) struct Api {
     /// For each explanation that may be found now.
     pub(crate) explanations: Arc<Semaphore>,
     pub(crate) federation: Federation,
+    /// What watches of agents work with, and who watches.
+    pub(crate) watches: Arc<sync::With>,
     /// What the port shows.
     pub(crate) identity: Arc<ServerIdentity>,
     /// When the server started.
@@ -112,7 +120,9 @@ impl Api {
         let (logger, authority) = (LoggerServer::new(self.clone()), LocalAuthorityServer::new(self.clone()));
         let (access, import) = (AccessServer::new(self.clone()), ImportServer::new(self.clone()));
         let (debug, explain) = (DebugServer::new(self.clone()), ExplainServer::new(self.clone()));
-        let (store, audit) = (StoreServer::new(self.clone()), AuditServer::new(self));
+        let (store, sync) = (StoreServer::new(self.clone()), SyncServer::new(self.clone()));
+        let (stop, options) = (StopServer::new(self.clone()), OptionsServer::new(self.clone()));
+        let audit = AuditServer::new(self);
         let routes = health.add_to(Routes::default());
         let routes = add_reflection(routes, descriptors::SERVER)?;
         Ok(routes
@@ -142,12 +152,15 @@ impl Api {
             .add_service(
                 store.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
+            .add_service(options.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
+            .add_service(stop.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(
                 federation.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),
             )
             .add_service(import.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(trust_domain.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .add_service(svid.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
+            .add_service(sync.max_decoding_message_size(MESSAGE).max_encoding_message_size(MESSAGE))
             .prepare())
     }
 }

@@ -303,7 +303,7 @@ fn alias(
     if state.find_duplicate(&draft).is_some() {
         return Ok(None);
     }
-    let id = EntryId::parse(&host.uuid()).map_err(Refusal::internal)?;
+    let id = EntryId::parse(&host.uuid_by_time()).map_err(Refusal::internal)?;
     let entry = draft.register(state.trust_domain(), id, 0, host.now()).map_err(Refusal::internal)?;
     Ok(Some(Change::PutEntry(Arc::new(entry))))
 }

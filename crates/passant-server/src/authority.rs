@@ -417,6 +417,7 @@ impl Turns<'_> {
             reason: asked.reason,
             authority: None,
             at,
+            grounds: None,
         }
     }
 

@@ -26,8 +26,9 @@ use crate::soundness::Audit;
 use crate::state::State;
 use crate::state::change::{Change, Lineage, Revision};
 
-/// The format that this version writes, and the newest that it reads.
-const FORMAT: u64 = 1;
+/// The format that this version writes, and the newest that it reads. The first knew neither stops nor entry options: who
+/// reads only that would lose them.
+const FORMAT: u64 = 2;
 
 /// The first line of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +65,9 @@ pub struct Holds {
     pub nodes: u64,
     /// Registration entries.
     pub entries: u64,
+    /// Stops. Backups made before there were any do not name them.
+    #[serde(default)]
+    pub stops: u64,
 }
 
 /// The last line of a backup.
@@ -150,12 +154,19 @@ impl Holds {
             join_tokens: count(state.tokens().count()),
             nodes: count(state.node_count()),
             entries: count(state.entry_count()),
+            stops: count(state.stops().count()),
         }
     }
 
     /// All objects.
     pub const fn objects(&self) -> u64 {
-        self.bundles + self.relationships + self.authorities + self.join_tokens + self.nodes + self.entries
+        self.bundles
+            + self.relationships
+            + self.authorities
+            + self.join_tokens
+            + self.nodes
+            + self.entries
+            + self.stops
     }
 
     /// Counts one put more.
@@ -167,12 +178,14 @@ impl Holds {
             Change::PutToken(_) => self.join_tokens += 1,
             Change::PutNode(_) => self.nodes += 1,
             Change::PutEntry(_) => self.entries += 1,
+            Change::PutStop(_) => self.stops += 1,
             Change::DeleteBundle(_)
             | Change::DeleteFederation(_)
             | Change::DeleteAuthority(_)
             | Change::DeleteToken(_)
             | Change::DeleteNode(_)
-            | Change::DeleteEntry(_) => {}
+            | Change::DeleteEntry(_)
+            | Change::DeleteStop(_) => {}
         }
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A [`ConnPeer`] is what the transport knows of a connection. On every RPC the service asks [`Callers`] for the role it
 //! needs and gets a value of that role or a refusal; the roles have no other constructor, so a function that takes an
-//! [`AgentCaller`] cannot be reached by anybody else. Chains are verified again whenever the own bundle has changed since:
-//! a revoked authority ends the standing of open connections too.
+//! [`AgentCaller`] cannot be reached by anybody else. Chains are verified again whenever the own bundle has lost an
+//! authority since: a revoked one ends the standing of open connections too.
+
+mod anchors;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,6 +17,7 @@ use passant_core::serial::Serial;
 use passant_core::x509_svid::{self, X509Svid};
 use passant_core::{AgentFault, Entry, EntryId, Host, Reason, Refusal, SpiffeId, UnixTime};
 
+use self::anchors::Anchors;
 use crate::access::explain::refusal_of;
 use crate::access::{Looks, Rights, Role, Target, Verb, Who};
 use crate::journal::Journal;
@@ -44,11 +47,11 @@ pub enum ConnPeer {
     Uninvited(LocalPeer),
 }
 
-/// The client certificate of one connection. Remembers against which bundle its chain was last verified.
+/// The client certificate of one connection. Remembers against which authorities its chain was last verified.
 #[derive(Debug)]
 pub struct PeerSvid {
     svid: X509Svid,
-    /// Sequence number of the own bundle against which the chain was last verified, plus one; 0 for never.
+    /// The mark of the authorities against which the chain was last verified, see [`Anchors`]; 0 for never.
     verified_at: AtomicU64,
 }
 
@@ -124,6 +127,7 @@ pub(crate) trait Rightful: fmt::Display + Sync {
 pub struct Callers {
     journal: Journal,
     rights: Arc<Rights>,
+    anchors: Arc<Anchors>,
     host: Host,
 }
 
@@ -134,6 +138,11 @@ impl ConnPeer {
             Self::Remote { address, .. } => Some(*address),
             Self::Local(_) | Self::Guest(..) | Self::Uninvited(_) => None,
         }
+    }
+
+    /// When the X509-SVID ends that it showed.
+    pub(crate) fn svid_end(&self) -> Option<UnixTime> {
+        self.svid().map(PeerSvid::not_after)
     }
 
     fn svid(&self) -> Option<&PeerSvid> {
@@ -147,7 +156,7 @@ impl ConnPeer {
 impl Callers {
     /// `rights` are those that the configuration gives; their holders may lie in a federated trust domain.
     pub fn new(journal: Journal, rights: Arc<Rights>, host: Host) -> Self {
-        Self { journal, rights, host }
+        Self { journal, rights, anchors: Arc::default(), host }
     }
 
     /// What the configuration gives to whom.
@@ -167,7 +176,7 @@ impl Callers {
         let presented = peer.svid().ok_or_else(|| Refusal::denied("caller does not have an X509-SVID"))?;
         let now = self.host.now();
         let state = self.journal.state();
-        let svid = presented.verify(&state, &self.rights, now)?;
+        let svid = presented.verify(&state, (&self.rights, &self.anchors), now)?;
         match standing(&state, svid, now)? {
             Standing::Active => {}
             Standing::First(_) => self.settle(svid, now).await?,
@@ -194,7 +203,10 @@ impl Callers {
             return Some("admin_ids of the configuration names it".to_owned());
         }
         let now = self.host.now();
-        let entry = state.entries_by_spiffe_id(id).find(|entry| entry.admin && !entry.has_ended(now))?;
+        let gives = |entry: &&Arc<Entry>| {
+            entry.admin && !entry.has_ended(now) && state.entry_stop(&entry.id).is_none()
+        };
+        let entry = state.entries_by_spiffe_id(id).find(gives)?;
         Some(format!("entry {} makes it an administrator", entry.id))
     }
 
@@ -257,19 +269,22 @@ impl Callers {
         let (state, now, svid) = self.verified(peer)?;
         let entry = state
             .entries_by_spiffe_id(svid.id())
-            .find(|entry| entry.downstream && !entry.has_ended(now))
+            .find(|entry| entry.downstream && !entry.has_ended(now) && state.entry_stop(&entry.id).is_none())
             .ok_or_else(not_allowed)?;
         Ok(DownstreamCaller { id: svid.id().clone(), entry: entry.id.clone() })
     }
 
-    /// The SVID of a peer who is asked for nothing but a valid one.
+    /// The SVID of a peer who is asked for nothing but a valid one, of an ID that is not stopped.
     fn verified<'a>(&self, peer: &'a ConnPeer) -> Result<(Arc<State>, UnixTime, &'a X509Svid), Refusal> {
         let presented = peer.svid().ok_or_else(not_allowed)?;
         let now = self.host.now();
         let state = self.journal.state();
-        let svid = presented.verify(&state, &self.rights, now)?;
+        let svid = presented.verify(&state, (&self.rights, &self.anchors), now)?;
         if now > svid.not_after() {
             return Err(Refusal::unauthenticated("X509-SVID of the caller has expired"));
+        }
+        if state.id_stop(svid.id(), now).is_some() {
+            return Err(not_allowed().because(Refusal::denied("what is issued to the caller is stopped")));
         }
         Ok((state, now, svid))
     }
@@ -302,11 +317,21 @@ impl PeerSvid {
         self.svid.id()
     }
 
+    /// When it ends.
+    pub(crate) fn not_after(&self) -> UnixTime {
+        self.svid.not_after()
+    }
+
     /// The SVID, once its chain is known to verify against the bundle of the moment.
     ///
     /// Does not refuse an SVID for having expired since: who asks decides, since an agent is to be told so. A chain that
     /// had expired is verified as of its last second, so that a revoked authority still shows.
-    fn verify(&self, state: &State, rights: &Rights, now: UnixTime) -> Result<&X509Svid, Refusal> {
+    fn verify(
+        &self,
+        state: &State,
+        (rights, anchors): (&Rights, &Anchors),
+        now: UnixTime,
+    ) -> Result<&X509Svid, Refusal> {
         let untrusted = || Refusal::unauthenticated("X509-SVID of the caller is not trusted");
         let is_own = self.svid.id().is_member_of(state.trust_domain());
         // Of other trust domains only those are known that the configuration names.
@@ -314,14 +339,16 @@ impl PeerSvid {
             return Err(untrusted());
         }
         let bundle = state.bundle_of(&self.svid.id().trust_domain()).ok_or_else(untrusted)?;
-        let mark = if is_own { bundle.sequence.saturating_add(1) } else { 0 };
+        let mark = if is_own { anchors.mark(&bundle) } else { 0 };
         if mark != 0 && self.verified_at.load(Ordering::Acquire) == mark {
             return Ok(&self.svid);
         }
         let at = now.min(self.svid.not_after());
         x509_svid::verify(self.svid.chain().to_vec(), &bundle, at)
             .map_err(|error| untrusted().because(error))?;
-        self.verified_at.store(mark, Ordering::Release);
+        if mark != 0 {
+            self.verified_at.store(mark, Ordering::Release);
+        }
         Ok(&self.svid)
     }
 }

@@ -7,4 +7,5 @@ pub(crate) mod entry;
 pub(crate) mod federation;
 pub(crate) mod import;
 pub(crate) mod node;
+pub(crate) mod stop;
 pub(crate) mod token;

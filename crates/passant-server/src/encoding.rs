@@ -2,13 +2,14 @@
 //!
 //! Identifiers and digests as lower-case hex, DER as standard base64.
 
-use std::fmt::Write as _;
-
 /// `bytes` as lower-case hex.
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 0x0f)]);
+    let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text.push(digit(byte >> 4));
+        text.push(digit(*byte));
     }
     text
 }
@@ -96,6 +97,9 @@ mod tests {
     #[test]
     fn hex_reads_back_what_it_wrote_and_nothing_else() {
         assert_eq!(to_hex(&[0, 0x7f, 0xff]), "007fff");
+        for byte in 0..=u8::MAX {
+            assert_eq!(to_hex(&[byte]), format!("{byte:02x}"));
+        }
         assert_eq!(from_hex("007fff"), Some([0, 0x7f, 0xff]));
         assert_eq!(from_hex::<3>("007FFF"), None);
         assert_eq!(from_hex::<3>("007ff"), None);

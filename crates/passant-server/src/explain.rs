@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use passant_attest::node::join_token::{self, Token};
 use passant_core::explanation::{Candidate, Cause, Code, Distance, Explanation, Have, Nearest};
-use passant_core::{Entry, EntryId, Selectors, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{Entry, EntryId, Selectors, SpiffeId, Stop, StopTarget, TrustDomain, UnixTime};
 use passant_daemon::config::edits;
 
 use self::chain::Reach;
@@ -107,12 +107,12 @@ impl<'a> Case<'a> {
             question,
             scene,
             have: Have::new(&question.selectors),
-            of_node: attested.map(|agent| scene.state.authorized_entries(agent, scene.now)),
+            of_node: attested.map(|agent| scene.state.entries_of_node(agent, scene.now)),
             aliases: RefCell::default(),
         }
     }
 
-    /// Whether the issuer would take `entry` from the agent that is asked about.
+    /// Whether the issuer would take `entry` from the agent that is asked about, but for stops.
     fn is_of_node(&self, entry: &Entry) -> bool {
         let of_node = self.of_node.as_deref().unwrap_or_default();
         of_node.binary_search_by(|known| known.id.cmp(&entry.id)).is_ok()
@@ -168,6 +168,7 @@ fn signs(scene: &Scene<'_>, told: &mut Explanation) {
 
 fn node_given(agent: &SpiffeId, scene: &Scene<'_>, told: &mut Explanation) {
     let Some(node) = scene.state.node(agent) else {
+        told.causes.extend(scene.state.agent_stop(agent).map(|stop| stopped(stop)));
         told.causes.push(unknown_node(agent, scene));
         return;
     };
@@ -182,7 +183,28 @@ fn node_given(agent: &SpiffeId, scene: &Scene<'_>, told: &mut Explanation) {
         Some(at) => told.fact("last_sync", at.to_string()),
         None => told.fact("last_sync", "not since this server started"),
     }
-    told.causes.extend(bad_standing(node, scene.now));
+    told.causes.extend(bad_standing(node, scene));
+    let of_node =
+        |stop: &&Arc<Stop>| matches!(&stop.target, StopTarget::Instance { agent: of, .. } if of == agent);
+    match scene.state.stops().filter(of_node).count() {
+        0 => {}
+        some => told.fact("stopped_processes", format!("{some}: see `passant stop list`")),
+    }
+}
+
+/// What an operator stopped is what they want: it is told before anything else that is wrong with it.
+fn stopped(stop: &Stop) -> Cause {
+    let (what, argument) = match &stop.target {
+        StopTarget::Entry(id) => (format!("the entry {id} is"), format!("entry {id}")),
+        StopTarget::Agent(agent) => (format!("all of the agent {agent} is"), format!("agent {agent}")),
+        StopTarget::Instance { agent, instance } => {
+            (format!("the process {instance} of {agent} is"), format!("instance {agent} {instance}"))
+        }
+    };
+    Code::Stopped.blocks(
+        format!("{what} stopped since {} by {}: {}", stop.since, stop.by, stop.reason),
+        format!("once its reason is gone: `passant stop resume {argument} --reason TEXT`"),
+    )
 }
 
 fn unknown_node(agent: &SpiffeId, scene: &Scene<'_>) -> Cause {
@@ -214,13 +236,16 @@ fn unknown_node(agent: &SpiffeId, scene: &Scene<'_>) -> Cause {
 }
 
 /// Why this node gets nothing whatever its entries say.
-fn bad_standing(node: &AttestedNode, now: UnixTime) -> Option<Cause> {
-    let id = &node.id;
+fn bad_standing(node: &AttestedNode, scene: &Scene<'_>) -> Option<Cause> {
+    let (id, now) = (&node.id, scene.now);
     if node.is_banned() {
         let remedy = format!(
             "if the node is to be trusted again: `passant agent evict {id}`, then let it attest anew"
         );
         return Some(Code::NodeBanned.blocks(format!("the node of {id} is banned"), remedy));
+    }
+    if let Some(stop) = scene.state.agent_stop(id) {
+        return Some(stopped(stop));
     }
     // When its SVID ends is not known: the other server may have renewed it.
     if node.adopted == Some(Adopted::Awaited) {
@@ -229,7 +254,7 @@ fn bad_standing(node: &AttestedNode, now: UnixTime) -> Option<Cause> {
             "set the agent's server address to that of this server, and restart the agent",
         ));
     }
-    let end = node.pending.as_ref().map_or(node.not_after, |pending| pending.not_after.max(node.not_after));
+    let end = node.last_end();
     (end < now).then(|| {
         let remedy = if node.can_reattest {
             "start the agent, and look at its log for why it does not attest again by itself"
@@ -418,6 +443,7 @@ fn judge(entry: &Arc<Entry>, case: &Case<'_>) -> Vec<Cause> {
     let (question, scene, have) = (case.question, case.scene, &case.have);
     let id = &entry.id;
     let mut causes = Vec::new();
+    causes.extend(scene.state.entry_stop(id).map(|stop| stopped(stop)));
     if let Some(end) = entry.expires_at.filter(|_| entry.has_ended(scene.now)) {
         causes.push(Code::EntryEnded.blocks(
             format!("the entry {id} for {} ended {end}", entry.spiffe_id),

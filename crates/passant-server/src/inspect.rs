@@ -85,8 +85,14 @@ pub fn data_dir(dir: &Path, host: &Host) -> Vec<Finding> {
 
 fn counts(holds: &backup::Holds) -> String {
     format!(
-        "{} entries, {} nodes, {} join tokens, {} authorities, {} bundles, {} federation relationships",
-        holds.entries, holds.nodes, holds.join_tokens, holds.authorities, holds.bundles, holds.relationships
+        "{} entries, {} nodes, {} join tokens, {} authorities, {} bundles, {} federation relationships, {} stops",
+        holds.entries,
+        holds.nodes,
+        holds.join_tokens,
+        holds.authorities,
+        holds.bundles,
+        holds.relationships,
+        holds.stops
     )
 }
 

@@ -10,6 +10,7 @@
 //! - what is minted (`issue/mint.rs`) uses up its intent and was read back and compared with its order,
 //! - only [`IssuedX509`], [`IssuedJwt`] and [`IssuedDownstream`] show what was minted; for an agent that is after its row is journaled.
 
+mod grounds;
 mod mint;
 mod order;
 mod pool;
@@ -33,6 +34,7 @@ use crate::journal::Journal;
 use crate::metrics::{Kind, Metrics};
 use crate::record::{DecisionLog, Outcome};
 use crate::state::State;
+pub use grounds::Plea;
 use mint::{Approved, Minted};
 pub(crate) use mint::{NodeSvidFacts, is_believed};
 use order::{DownstreamOrder, JwtOrder, Ordered, X509Order};
@@ -57,6 +59,13 @@ pub struct IssueConfig {
     pub key_type: KeyType,
 }
 
+/// The lifetimes of workloads' SVIDs whose entries name none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ttls {
+    pub(crate) x509_svid: Duration,
+    pub(crate) jwt_svid: Duration,
+}
+
 /// Issues SVIDs. Clones share it.
 #[derive(Clone)]
 pub struct Issuer {
@@ -67,6 +76,17 @@ pub struct Issuer {
     pool: SigningPool,
     config: Arc<IssueConfig>,
     metrics: Arc<Metrics>,
+}
+
+/// An X509-SVID that an agent asks for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// By which entry.
+    pub entry_id: String,
+    /// For whose key; a PKCS#10 request in DER.
+    pub csr: Vec<u8>,
+    /// On what grounds.
+    pub plea: Plea,
 }
 
 /// An X509-SVID that may leave the server.
@@ -118,31 +138,51 @@ impl Issuer {
         Self { journal, authorities, record, host, pool, config: Arc::new(config), metrics }
     }
 
+    /// How long SVIDs live whose entries do not say.
+    pub(crate) fn ttls(&self) -> Ttls {
+        Ttls { x509_svid: self.config.x509_svid_ttl, jwt_svid: self.config.jwt_svid_ttl }
+    }
+
     /// Where what is issued is counted.
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Issues an X509-SVID for each pair of entry ID and DER CSR; answers are in the order of the requests.
-    ///
-    /// The whole batch waits for the disk once and is signed on all cores.
-    ///
-    /// # Errors
-    /// Each for itself: Invalid for an empty ID or a CSR that is empty, malformed, wrongly signed, of a weak or oversized
-    /// key, or made out to another SPIFFE ID than the entry's; NotFound for an entry that does not exist, has ended, or is
-    /// not of this agent; Denied for an agent that was banned or removed meanwhile; Unavailable while no signature can be recorded or no authority is valid.
+    /// Issues an X509-SVID for each pair of entry ID and DER CSR, as SPIRE's agents ask for them: see
+    /// [`Issuer::x509_pleaded`].
     pub async fn x509_batch(
         &self,
         caller: &AgentCaller,
         requests: Vec<(String, Vec<u8>)>,
     ) -> Vec<Result<IssuedX509, Refusal>> {
+        let untold = |(entry_id, csr)| Wanted { entry_id, csr, plea: Plea::Untold };
+        self.x509_pleaded(caller, requests.into_iter().map(untold).collect()).await
+    }
+
+    /// Issues what is wanted; answers are in the order of the requests.
+    ///
+    /// The whole batch waits for the disk once and is signed on all cores.
+    ///
+    /// # Errors
+    /// Each for itself: what the grounds are refused for; Invalid for an empty ID or a CSR that is empty, malformed, wrongly signed, of a weak or oversized
+    /// key, or made out to another SPIFFE ID than the entry's; NotFound for an entry that does not exist, has ended, or is
+    /// not of this agent; Denied for an agent that was banned or removed meanwhile; Unavailable while no signature can be recorded or no authority is valid.
+    pub async fn x509_pleaded(
+        &self,
+        caller: &AgentCaller,
+        requests: Vec<Wanted>,
+    ) -> Vec<Result<IssuedX509, Refusal>> {
         let began = Instant::now();
         let scene = self.scene();
-        let state = self.journal.state();
+        let ordered_in = self.journal.state();
+        let state = Arc::clone(&ordered_in);
         let (who, ttl, wanted) = (caller.clone(), self.config.x509_svid_ttl, requests.len());
-        let order = move |(entry_id, der): (String, Vec<u8>)| {
-            let entry = asked_for(&state, &who, &entry_id, &der, scene.now)?;
-            X509Order::workload(&scene, &who, entry, read_csr(&der)?, ttl)
+        let pleas: Vec<Plea> = requests.iter().map(|wanted| wanted.plea.clone()).collect();
+        let order = move |wanted: Wanted| {
+            let Wanted { entry_id, csr, plea } = wanted;
+            let entry = asked_for(&state, &who, &entry_id, &csr, scene.now)?;
+            let grounds = plea.check(&state, &who, entry, scene.now)?;
+            X509Order::workload(&scene, &who, (entry, grounds), read_csr(&csr)?, ttl)
         };
         let pool = self.pool_of(caller);
         let orders = pool.map(requests, order).await;
@@ -152,37 +192,58 @@ impl Issuer {
         let approved = self.approve(orders).await;
         let minted = self.mint(&pool, approved).await;
         let state = self.journal.state();
-        let release = |minted: Minted<X509Svid>, ground: Option<(EntryId, u64)>| {
-            still_stands(&state, caller, ground.as_ref())?;
+        // What this very state allowed when it was ordered, it allows.
+        let is_unchanged = Arc::ptr_eq(&state, &ordered_in);
+        let release = |minted: Minted<X509Svid>, ground: Option<(EntryId, u64)>, plea: &Plea| {
+            let ground = ground.as_ref().filter(|_| !is_unchanged);
+            still_stands(&state, caller, ground)?;
+            plea.stands(&state, caller)?;
             Ok(IssuedX509 { svid: minted.release(&state)? })
         };
-        let issued = minted.into_iter().zip(grounds).map(|(minted, ground)| release(minted?, ground));
+        let issued = minted.into_iter().zip(grounds).zip(&pleas);
+        let issued = issued.map(|((minted, ground), plea)| release(minted?, ground, plea));
         issued
             .inspect(|one| self.metrics.issue.of((Kind::X509Svid, Went::of(one.as_ref()))).since(began))
             .collect()
     }
 
-    /// Issues a JWT-SVID for an entry and one or more audiences. Empty audiences are dropped.
+    /// Issues a JWT-SVID for an entry and one or more audiences, as SPIRE's agents ask for it: see [`Issuer::jwt_pleaded`].
     ///
     /// # Errors
-    /// NotFound for an entry that does not exist, has ended, or is not of this agent; Invalid without audience, or with too
-    /// many or too long ones; Unavailable as [`Issuer::x509_batch`].
+    /// As there.
     pub async fn jwt(
         &self,
         caller: &AgentCaller,
         entry_id: &str,
         audience: Vec<String>,
     ) -> Result<IssuedJwt, Refusal> {
+        self.jwt_pleaded(caller, entry_id, audience, &Plea::Untold).await
+    }
+
+    /// Issues a JWT-SVID for an entry and one or more audiences. Empty audiences are dropped.
+    ///
+    /// # Errors
+    /// What the grounds are refused for; NotFound for an entry that does not exist, has ended, or is not of this agent; Invalid without audience, or with too
+    /// many or too long ones; Unavailable as [`Issuer::x509_batch`].
+    pub async fn jwt_pleaded(
+        &self,
+        caller: &AgentCaller,
+        entry_id: &str,
+        audience: Vec<String>,
+        plea: &Plea,
+    ) -> Result<IssuedJwt, Refusal> {
         let issued = async {
             let now = self.host.now();
             let state = self.journal.state();
             let entry = find(&state, caller, entry_id, now)?;
+            let entry = (entry, plea.check(&state, caller, entry, now)?);
             let order =
                 JwtOrder::workload(&self.tokens(now), caller, entry, audience, self.config.jwt_svid_ttl)?;
             let ground = order.decision().entry.clone();
             let minted = self.mint_one(&self.pool_of(caller), order).await?;
             let state = self.journal.state();
             still_stands(&state, caller, ground.as_ref())?;
+            plea.stands(&state, caller)?;
             Ok(IssuedJwt { svid: minted.release(&state)? })
         };
         self.metrics.issuing(Kind::JwtSvid, issued).await
@@ -231,7 +292,8 @@ impl Issuer {
     ///
     /// # Errors
     /// Invalid for a CSR that is not acceptable, or does not name exactly one SPIFFE ID of a workload of this trust domain;
-    /// Denied for one that no role of the caller covers; Unavailable as [`Issuer::x509_batch`].
+    /// Denied for one that no role of the caller covers; Precondition for an ID all of whose entries are stopped; Unavailable
+    /// as [`Issuer::x509_batch`].
     pub async fn mint_x509(
         &self,
         caller: &Actor,
@@ -244,8 +306,12 @@ impl Issuer {
             let state = self.journal.state();
             let order = X509Order::operator(&self.scene(), caller, csr, ttl, &state)?;
             let pool = self.pool.on_behalf_of(Asker::Operators);
+            let spiffe_id = order.decision().spiffe_id.clone();
+            not_stopped(&state, &spiffe_id, self.host.now())?;
             let minted = self.mint_one(&pool, order).await?;
-            Ok(IssuedX509 { svid: minted.release(&self.journal.state())? })
+            let state = self.journal.state();
+            not_stopped(&state, &spiffe_id, self.host.now())?;
+            Ok(IssuedX509 { svid: minted.release(&state)? })
         };
         self.metrics.issuing(Kind::Minted, issued).await
     }
@@ -254,7 +320,8 @@ impl Issuer {
     ///
     /// # Errors
     /// Invalid for an ID that is not of a workload of this trust domain, and for audiences as in [`Issuer::jwt`]; Denied for
-    /// an ID that no role of the caller covers; Unavailable as [`Issuer::x509_batch`].
+    /// an ID that no role of the caller covers; Precondition for one all of whose entries are stopped; Unavailable as
+    /// [`Issuer::x509_batch`].
     pub async fn mint_jwt(
         &self,
         caller: &Actor,
@@ -266,10 +333,13 @@ impl Issuer {
             let ttl = ttl.unwrap_or(self.config.jwt_svid_ttl);
             let state = self.journal.state();
             let tokens = self.tokens(self.host.now());
-            let order = JwtOrder::operator(&tokens, caller, spiffe_id, audience, ttl, &state)?;
+            let order = JwtOrder::operator(&tokens, caller, spiffe_id.clone(), audience, ttl, &state)?;
+            not_stopped(&state, &spiffe_id, self.host.now())?;
             let pool = self.pool.on_behalf_of(Asker::Operators);
             let minted = self.mint_one(&pool, order).await?;
-            Ok(IssuedJwt { svid: minted.release(&self.journal.state())? })
+            let state = self.journal.state();
+            not_stopped(&state, &spiffe_id, self.host.now())?;
+            Ok(IssuedJwt { svid: minted.release(&state)? })
         };
         self.metrics.issuing(Kind::Minted, issued).await
     }
@@ -356,7 +426,7 @@ impl Issuer {
         &self,
         orders: Vec<Result<O, Refusal>>,
     ) -> Vec<Result<Approved<O>, Refusal>> {
-        let decisions = orders.iter().flatten().map(|order| order.decision().clone()).collect();
+        let decisions: Vec<_> = orders.iter().flatten().map(|order| Arc::clone(order.decision())).collect();
         match self.record.intend(decisions).await {
             Ok(intents) => {
                 let mut intents = intents.into_iter();
@@ -382,14 +452,20 @@ impl Issuer {
     ) -> Vec<Result<Minted<O::Svid>, Refusal>> {
         let wanted = approved.len();
         let record = self.record.clone();
-        let mint = move |approved: Result<Approved<O>, Refusal>| {
-            let (minted, receipt) = approved?.mint();
-            let outcome =
-                minted.as_ref().map_or_else(|e| Outcome::NotSigned(e.to_string()), |_| Outcome::Signed);
-            record.outcome(receipt, outcome);
-            minted.map_err(Refusal::internal)
+        let mint = move |part: Vec<Result<Approved<O>, Refusal>>| {
+            let mut outcomes = Vec::with_capacity(part.len());
+            let mint = |approved: Result<Approved<O>, Refusal>| {
+                let (minted, receipt) = approved?.mint();
+                let outcome =
+                    minted.as_ref().map_or_else(|e| Outcome::NotSigned(e.to_string()), |_| Outcome::Signed);
+                outcomes.push((receipt, outcome));
+                minted.map_err(Refusal::internal)
+            };
+            let minted = part.into_iter().map(mint).collect();
+            record.outcomes(outcomes);
+            minted
         };
-        let minted = pool.map(approved, mint).await;
+        let minted = pool.map_parts(approved, mint).await;
         minted.unwrap_or_else(|lost| each(wanted, || Refusal::internal(lost.to_string())))
     }
 
@@ -430,13 +506,16 @@ fn find<'a>(
     now: UnixTime,
 ) -> Result<&'a Entry, Refusal> {
     let id = EntryId::parse(entry_id).map_err(|_| order::no_entry())?;
-    match (state.authorized_entry(caller.id(), &id, now), state.entry(&id)) {
-        (Some(entry), _) => Ok(entry),
+    if let Some(entry) = state.authorized_entry(caller.id(), &id, now) {
+        return Ok(entry);
+    }
+    match state.entry(&id) {
+        Some(_) if state.stop_between(caller.id(), &id, None).is_some() => Err(stopped()),
         // It may have been the agent's while it lived.
-        (None, Some(entry)) if !entry.has_ended(now) => {
+        Some(entry) if !entry.has_ended(now) => {
             Err(order::no_entry().because(Refusal::denied("the entry is not one of the agent's")))
         }
-        (None, _) => Err(order::no_entry()),
+        _ => Err(order::no_entry()),
     }
 }
 
@@ -444,7 +523,13 @@ fn find<'a>(
 fn below<'a>(state: &'a State, caller: &DownstreamCaller, now: UnixTime) -> Result<&'a Entry, Refusal> {
     let stands =
         |entry: &&Arc<Entry>| entry.downstream && entry.spiffe_id == *caller.id() && !entry.has_ended(now);
-    state.entry(caller.entry()).filter(stands).map(AsRef::as_ref).ok_or_else(not_allowed)
+    let is_stopped = |entry: &&Arc<Entry>| state.entry_stop(&entry.id).is_some();
+    state
+        .entry(caller.entry())
+        .filter(stands)
+        .filter(|entry| !is_stopped(entry))
+        .map(AsRef::as_ref)
+        .ok_or_else(not_allowed)
 }
 
 /// Whether what was ordered on the ground of an entry, in its revision of then, may leave the server now. Disk and signer
@@ -459,11 +544,26 @@ fn still_stands(state: &State, caller: &AgentCaller, ground: Option<&(EntryId, u
     let Some((id, revision)) = ground else { return Ok(()) };
     match state.entry(id) {
         None => Err(order::no_entry()),
+        Some(_) if state.stop_between(caller.id(), id, None).is_some() => Err(stopped()),
         Some(entry) if entry.revision != *revision => {
             Err(Refusal::unavailable("entry was changed while its SVID was signed: ask again"))
         }
         Some(_) => Ok(()),
     }
+}
+
+/// To an agent, what is stopped is not there: it drops what it has of it, as SPIRE's do. The record learns why.
+fn stopped() -> Refusal {
+    order::no_entry().because(Refusal::denied("the entry, or all of the agent, is stopped"))
+}
+
+/// Refuses an operator an SVID that the entries for its ID give to nobody at present.
+fn not_stopped(state: &State, id: &SpiffeId, now: UnixTime) -> Result<(), Refusal> {
+    let Some(stop) = state.id_stop(id, now) else { return Ok(()) };
+    Err(Refusal::precondition(format!(
+        "\"{id}\" is stopped since {} ({}): see `passant stop list`",
+        stop.since, stop.reason
+    )))
 }
 
 /// The same refusal for every item of a batch.

@@ -1,5 +1,7 @@
 //! How does a change become durable, then visible, then answered?
 
+mod feed;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use crate::state::change::{Change, Commit, Cursor, RequestId, Revision};
 use crate::state::{State, prune};
 use crate::store::{AppendError, Store, StoreError};
 use crate::writer::{self, Next, Pauses, Place};
+use feed::Feed;
+pub(crate) use feed::{Follower, Published};
 
 /// The one way to read and to change the state. Clones share it.
 ///
@@ -35,6 +39,7 @@ struct Shown {
     revision: watch::Receiver<Revision>,
     /// Set while the store does not work.
     fault: Arc<ArcSwapOption<String>>,
+    feed: Arc<Feed>,
 }
 
 enum Message {
@@ -69,8 +74,12 @@ impl Journal {
         let cursor = Cursor { lineage: loaded.lineage, revision: loaded.revision };
         let state = Arc::new(State::of_objects(loaded.trust_domain, cursor, loaded.objects));
         let (revision_shown, revision) = watch::channel(cursor.revision);
-        let shown =
-            Shown { state: Arc::new(ArcSwap::new(Arc::clone(&state))), revision, fault: Arc::default() };
+        let shown = Shown {
+            state: Arc::new(ArcSwap::new(Arc::clone(&state))),
+            revision,
+            fault: Arc::default(),
+            feed: Arc::default(),
+        };
         let place = if store.is_instant() { Place::Task } else { Place::Thread };
         let mut writer = Some(Writer {
             store,
@@ -114,6 +123,11 @@ impl Journal {
         revision
     }
 
+    /// Follows what is changed from now on. What [`Journal::state`] shows after this is the newest that is not told of.
+    pub(crate) fn follow(&self) -> Follower {
+        Feed::follow(&self.shown.feed)
+    }
+
     /// How many commands wait for the writer or are being written.
     pub(crate) fn waiting(&self) -> usize {
         JOURNAL_QUEUE.saturating_sub(self.room.available_permits())
@@ -137,6 +151,21 @@ impl Journal {
     where
         T: Send + 'static,
         F: FnOnce(&State) -> Result<(Vec<Change>, T), Refusal> + Send + 'static,
+    {
+        self.submit_decided(move |state| {
+            command(state).map(|(changes, value)| (Decided::from(changes), value))
+        })
+        .await
+    }
+
+    /// The same for a command that has made the state after its changes already, so that it need not be made again.
+    ///
+    /// # Errors
+    /// As [`Journal::submit`].
+    pub(crate) async fn submit_decided<T, F>(&self, command: F) -> Result<T, Refusal>
+    where
+        T: Send + 'static,
+        F: FnOnce(&State) -> Result<(Decided, T), Refusal> + Send + 'static,
     {
         let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
@@ -208,10 +237,25 @@ fn closed() -> Refusal {
     Refusal::unavailable("server is shutting down")
 }
 
+/// What a command wants to be changed.
+#[derive(Debug, Default)]
+pub(crate) struct Decided {
+    /// In the order in which they apply.
+    pub(crate) changes: Vec<Change>,
+    /// What they make of the state that the command was given, revision and all, if it knows that.
+    pub(crate) after: Option<State>,
+}
+
+impl From<Vec<Change>> for Decided {
+    fn from(changes: Vec<Change>) -> Self {
+        Self { changes, after: None }
+    }
+}
+
 /// A command whose types are hidden from the writer.
 trait Command: Send {
     /// Decides against `state`; no changes when it refuses.
-    fn decide(&mut self, state: &State) -> Vec<Change>;
+    fn decide(&mut self, state: &State) -> Decided;
     /// Answers what was decided, or that nothing came of it.
     fn answer(self: Box<Self>, fault: Option<Refusal>);
     /// Whether nobody waits for the answer.
@@ -227,21 +271,21 @@ struct Submitted<T, F> {
 impl<T, F> Command for Submitted<T, F>
 where
     T: Send,
-    F: FnOnce(&State) -> Result<(Vec<Change>, T), Refusal> + Send,
+    F: FnOnce(&State) -> Result<(Decided, T), Refusal> + Send,
 {
-    fn decide(&mut self, state: &State) -> Vec<Change> {
-        let Some(command) = self.command.take() else { return Vec::new() };
+    fn decide(&mut self, state: &State) -> Decided {
+        let Some(command) = self.command.take() else { return Decided::default() };
         // One command's defect must not stop everybody's journal; it sees the state through a shared reference only.
         let decided = catch_unwind(AssertUnwindSafe(|| command(state)))
             .unwrap_or_else(|_| Err(Refusal::internal("a journal command panicked")));
         match decided {
-            Ok((changes, value)) => {
+            Ok((decided, value)) => {
                 self.decided = Some(Ok(value));
-                changes
+                decided
             }
             Err(refusal) => {
                 self.decided = Some(Err(refusal));
-                Vec::new()
+                Decided::default()
             }
         }
     }
@@ -339,10 +383,17 @@ impl Writer {
         let mut next = State::clone(&self.state);
         let mut commits = Vec::new();
         for (command, _) in commands.iter_mut() {
-            let changes = command.decide(&next);
+            let Decided { mut changes, after } = command.decide(&next);
             if !changes.is_empty() {
+                // Whatever deletes an entry: its stop goes with it.
+                let ended = next.stops_ended_by(&changes);
+                let after = after.filter(|_| ended.is_empty());
+                changes.extend(ended);
                 let commit = Commit { request_id: RequestId::new(self.host.random_bytes()), changes };
-                next.apply(&commit);
+                match after {
+                    Some(after) => next = after,
+                    None => next.apply(&commit),
+                }
                 commits.push(commit);
             }
         }
@@ -368,7 +419,9 @@ impl Writer {
     fn append(&mut self, commits: &[Commit], next: State) -> Result<(), String> {
         match self.store.append(self.state.cursor().revision, commits) {
             Ok(()) => {
-                self.show(next);
+                let changes = || commits.iter().flat_map(|commit| commit.changes.iter().cloned()).collect();
+                let changes = self.shown.feed.is_followed().then(changes);
+                self.show(next, changes);
                 Ok(())
             }
             Err(error) => {
@@ -454,7 +507,7 @@ impl Writer {
         }) {
             Some(doubtful) => {
                 tracing::warn!(commits = tail.len(), "the datastore kept the changes that it failed on");
-                self.show(doubtful.state);
+                self.show(doubtful.state, None);
                 Ok(Kept::All)
             }
             None => Err(format!(
@@ -465,10 +518,12 @@ impl Writer {
         }
     }
 
-    fn show(&mut self, state: State) {
+    /// Makes `state` the one that everybody reads. `changes` led to it, if that is known.
+    fn show(&mut self, state: State, changes: Option<Vec<Change>>) {
         let revision = state.cursor().revision;
-        self.state = Arc::new(state);
+        let before = std::mem::replace(&mut self.state, Arc::new(state));
         self.shown.state.store(Arc::clone(&self.state));
+        self.shown.feed.publish(Published { before, after: Arc::clone(&self.state), changes });
         self.revision_shown.send_replace(revision);
     }
 
@@ -489,12 +544,13 @@ impl Writer {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-    use passant_core::Reason;
+    use passant_core::{Reason, StopTarget};
 
     use super::*;
     use crate::limits::HEAL_MOST;
     use crate::state::samples::{
-        at, commit, draft, entry, entry_id, host_at, other_trust_domain, registered, token, trust_domain,
+        at, commit, draft, entry, entry_id, host_at, id, node, other_trust_domain, registered, stop, token,
+        trust_domain,
     };
     use crate::store::Loaded;
     use crate::store::memory::{MemoryDisk, MemoryStore};
@@ -803,6 +859,62 @@ mod tests {
         assert_eq!(journal.prune(at(100)).await.unwrap(), PRUNE_CHANGES + 1);
         assert_eq!(journal.state().entry_count(), 1);
         assert_eq!(journal.state().cursor().revision, Revision::new(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_state_that_a_command_has_made_is_not_made_again() {
+        let disk = MemoryDisk::default();
+        let journal = open(memory(&disk));
+        let make = |state: &State| {
+            let (put, mut after) = (put("a"), state.clone());
+            after.change(put.clone());
+            after.commit();
+            let handle = after.entry(&entry_id("a")).map(Arc::clone).unwrap();
+            Ok((Decided { changes: vec![put], after: Some(after) }, handle))
+        };
+        let handle = journal.submit_decided(make).await.unwrap();
+        assert!(Arc::ptr_eq(journal.state().entry(&entry_id("a")).unwrap(), &handle));
+        submit(&journal, Change::PutStop(stop(StopTarget::Entry(entry_id("a"))))).await.unwrap();
+        let delete = |state: &State| {
+            let mut after = state.clone();
+            let delete = Change::DeleteEntry(entry_id("a"));
+            after.change(delete.clone());
+            after.commit();
+            Ok((Decided { changes: vec![delete], after: Some(after) }, ()))
+        };
+        journal.submit_decided(delete).await.unwrap();
+        let state = journal.state();
+        assert_eq!((state.stop_count(), state.cursor().revision), (0, Revision::new(3)), "but for its stop");
+        journal.close().await;
+        assert_eq!(open(memory(&disk)).state(), state);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_goes_with_what_it_is_about_in_one_commit() {
+        let disk = MemoryDisk::default();
+        let journal = open(memory(&disk));
+        let mut ending = draft("/w", "/p", &["k:1"]);
+        ending.expires_at = Some(at(100));
+        let of_entry = |name: &str| Change::PutStop(stop(StopTarget::Entry(entry_id(name))));
+        let agent = id("/spire/agent/x/1");
+        let changes = vec![
+            put("a"),
+            Change::PutEntry(registered("b", ending)),
+            Change::PutNode(node("/spire/agent/x/1", &[])),
+            of_entry("a"),
+            of_entry("b"),
+            Change::PutStop(stop(StopTarget::Agent(agent.clone()))),
+        ];
+        journal.submit(|_| Ok((changes, ()))).await.unwrap();
+        for (number, delete) in [(2, Change::DeleteEntry(entry_id("a"))), (2, Change::DeleteNode(agent))] {
+            submit(&journal, delete).await.unwrap();
+            assert_eq!(journal.state().stop_count(), number);
+        }
+        journal.prune(at(100)).await.unwrap();
+        let state = journal.state();
+        assert_eq!((state.stop_count(), state.cursor().revision), (1, Revision::new(4)));
+        journal.close().await;
+        assert_eq!(open(memory(&disk)).state(), state, "on disk, too");
     }
 
     #[tokio::test(start_paused = true)]

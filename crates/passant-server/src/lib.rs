@@ -16,6 +16,7 @@
 //! | how does a node become an attested agent? | [`attest_node`] |
 //! | which authorities sign, and how do they succeed each other? | [`authority`], [`keystore`] |
 //! | when are bundles of foreign trust domains fetched, and how? | `federation` |
+//! | how do agents hear of changes at once, and who has applied them? | [`sync`], `api/sync.rs` |
 //! | how are the services answered? | `api` |
 //! | what is counted and timed? | [`metrics`] |
 //! | how do connections come in, and how does the server prove itself? | `serve`, [`tls`], `rotate` |
@@ -49,6 +50,7 @@ pub mod server;
 mod soundness;
 pub mod state;
 pub mod store;
+pub mod sync;
 pub mod tls;
 pub(crate) mod vitals;
 mod writer;

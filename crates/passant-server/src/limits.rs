@@ -8,13 +8,19 @@ pub const JOURNAL_QUEUE: usize = 1024;
 pub const JOURNAL_BATCH: usize = 256;
 /// Commits kept for readers that follow the journal; the one who is further behind reads all objects anew.
 pub const JOURNAL_COMMITS_KEPT: u64 = 10_000;
+/// Appends that wait for the one who follows the journal, which takes microseconds for each. Whoever is further behind is told
+/// that anything may have changed.
+pub const FEED_QUEUE: usize = 256;
+/// Changes that these hold together: a bulk import of a few batches.
+pub const FEED_CHANGES: usize = 20_000;
 /// Objects pruned in one commit, so that others need not wait long behind it.
 pub const PRUNE_CHANGES: usize = 1_000;
 /// Bytes in one record of the store's journal, unless one change alone is larger. sled writes a leaf of up to 17 records at
 /// once, and puts what is larger than 128 KiB in a file of its own, outside its log and what the log promises.
 pub const STORE_RECORD_BYTES: usize = 6 * 1024;
-/// sled's page cache, whose default of 1 GiB fills up. State is read once, at start; this is enough to write to.
-pub const STORE_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// sled's page cache, whose default of 1 GiB fills up. State is read once, at start; this is enough to write to, since what is
+/// registered together stands together.
+pub const STORE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// The pause before a store or a record that failed is opened again; doubled with each further failure.
 pub const HEAL_FIRST: Duration = Duration::from_millis(200);
 /// The longest such pause. Opening a large store costs seconds of work, and people who made room on a disk look on.
@@ -26,6 +32,9 @@ pub const RECORD_BATCH: usize = 256;
 /// Entries, bundles or relationships that one line of the decision record names; more make more lines. With the longest
 /// SPIFFE IDs such a line has a megabyte.
 pub const RECORD_ITEMS: usize = 500;
+/// Bytes at the end of the decision record that may have reached the disk in any order when the power fails. More is seldom
+/// written with one sync.
+pub const RECORD_UNSYNCED: usize = 1024 * 1024;
 /// Refusals that are kept while the decision record does not work.
 pub const RECORD_REFUSALS_KEPT: usize = 1_000;
 /// Refusals of one caller that go on record at once; then one in each [`REFUSALS_EVERY`]. The others are counted. This and
@@ -76,7 +85,14 @@ pub const STRANGER_LEASE: Duration = Duration::from_secs(60);
 pub const HANDSHAKES: usize = 256;
 /// The part of them that one address may have: who begins handshakes and does not go on keeps a quarter.
 pub const HANDSHAKES_PART: usize = 4;
-/// From accept to the end of the handshake, waiting for a handshake slot included.
+/// Connections that wait for their handshakes: a fleet of ten thousand agents, after a restart. Beyond, and beyond the descriptors
+/// that agents do not use, the newest of the address with the most waiting is turned away.
+pub const HANDSHAKES_WAITING: usize = 12_000;
+/// How long a connection waits for its handshake to begin. Whoever has not given up by then is about to.
+pub const HANDSHAKE_WAITS: Duration = Duration::from_secs(30);
+/// Connections that wait at the kernel to be accepted, as far as it allows.
+pub const BACKLOG: u32 = 4_096;
+/// From its beginning to the end of the handshake.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// From the end of the handshake to the client's first 24 bytes.
 pub const PREFACE_WITHIN: Duration = Duration::from_secs(10);
@@ -86,14 +102,17 @@ pub const LOCAL_CONNECTIONS: usize = 256;
 pub const LOCAL_CONNECTIONS_PART: usize = 4;
 /// Accepted connections waiting for HTTP/2 to take them.
 pub const ACCEPTED: usize = 64;
-/// A connection is asked to go away after this, as SPIRE does: over TLS so that agents follow a changed address, on the
-/// operator socket so that the groups of its user are looked up anew. Streams in progress finish first.
+/// A connection is asked to go away after this, as SPIRE does: over TLS so that clients follow a changed address, on the
+/// operator socket so that the groups of its user are looked up anew. Streams in progress finish first. Not those of agents,
+/// which stay as long as the X509-SVID that they showed.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(180);
-/// When a TLS connection, or one of the holder of a role on the operator socket, ends in any case: its age, and the longest stream that began just before. A request that never
-/// comes to its end would else keep it open for good.
+/// When another TLS connection, or one of the holder of a role on the operator socket, ends in any case: its age, and the longest
+/// stream that began just before. A request that never comes to its end would else keep it open for good.
 pub const CONNECTION_LEASE: Duration = Duration::from_secs(330);
 /// A silent connection is asked whether it lives.
 pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+/// The same of agents: watches say something oftener, which does not tell whether it arrives.
+pub const AGENTS_KEEPALIVE_EVERY: Duration = Duration::from_secs(60);
 /// How long the answer may take.
 pub const KEEPALIVE_WITHIN: Duration = Duration::from_secs(20);
 /// RPCs in progress on one connection. An agent has a handful.
@@ -142,6 +161,12 @@ pub const CALLS_PER_OPERATOR: usize = 128;
 pub const BYTES_PER_OPERATOR: usize = 64 * 1024 * 1024;
 /// How long a call waits for its turn before it is refused. Agents give up after 30 seconds.
 pub const CALL_WAITS: Duration = Duration::from_secs(10);
+/// The most that one waits for its place which renews: two and a half times as long as others, so that ten thousand agents that renew at once
+/// are all served in their order. It leaves the work itself five of the seconds after which agents give up. What waits holds
+/// no more by waiting longer: its connection's window.
+pub const RENEWALS_WAIT_MOST: Duration = Duration::from_secs(25);
+/// What a call that has its place waits in any case for what it still needs, as its signatures.
+pub const WORK_WAITS: Duration = Duration::from_secs(2);
 /// Streams that a client has opened and reset before they were looked at; the one more ends the connection. An honest
 /// client resets a few when it stops.
 pub const RESET_BEFORE_ACCEPT: usize = 20;
@@ -174,6 +199,42 @@ pub const BATCH_ITEM: usize = 320;
 pub const SYNC_PAGE: usize = 500;
 /// How long one SyncAuthorizedEntries may take. SPIRE's agents give up after 30 seconds.
 pub const SYNC_WITHIN: Duration = Duration::from_secs(120);
+/// A watch of an agent says at least so often that it lives, up to a fifth oftener. Each wakes a task on both sides: of ten
+/// thousand agents 450 a second. Agents count a view as confirmed for 30 s, and take the server for dead after three times
+/// as long as this.
+pub const WATCH_HEARTBEAT: Duration = Duration::from_secs(25);
+/// Heartbeats go out at multiples of this, which divides a second: ten thousand agents then wake the server four times a second.
+pub const WATCH_TICK: Duration = Duration::from_millis(250);
+/// A heartbeat that is due waits for the hub, which takes milliseconds to tell of a commit, and looks again after so long.
+pub const WATCH_CONFIRMS: Duration = Duration::from_secs(1);
+/// From the beginning of a watch to its hello, which agents send with it.
+pub const WATCH_HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// From the last part of an update to its acknowledgement, and between two parts. Agents answer in milliseconds; one that does
+/// not shows its workloads what is no longer true, and is better off with a new connection.
+pub const WATCH_ACK_WITHIN: Duration = Duration::from_secs(60);
+/// One part of an update, in bytes, unless one bundle or entry alone is larger: it is what HTTP/2 holds of an agent that does
+/// not read.
+pub const WATCH_PART: usize = 64 * 1024;
+/// Entries that are remembered one by one for an agent that has not been told yet; with more, all of its entries are compared.
+pub const WATCH_ENTRIES: usize = 256;
+/// Requests on one watch at once that no update asked for, and in each second after: reports, mostly. Whoever sends more floods.
+pub const WATCH_REQUESTS: (u32, u32) = (20, 1);
+/// Times that one watch may ask for a snapshot: one mends what was lost, and more than a few mend nothing.
+pub const WATCH_RESYNCS: u32 = 4;
+/// Why an agent wants a snapshot, in bytes; for the log.
+pub const WATCH_REASON: usize = 256;
+/// A lineage as agents name it, in bytes; ours have 32.
+pub const WATCH_LINEAGE: usize = 64;
+/// Entries that are remembered to have been sent to agents that are gone, of all together, so that they need no snapshot when
+/// they come back: 40 MB at most.
+pub const WATCH_KEPT: usize = 1_000_000;
+/// Who waits for a change to come to agents looks so often at how far it has come, at most.
+pub const ROLLOUT_LOOKS: Duration = Duration::from_millis(5);
+/// How long ago a process may have been attested for which an SVID is minted. Agents attest anew every few seconds as long as a
+/// process is connected.
+pub const EVIDENCE_AGE: Duration = Duration::from_secs(600);
+/// How far an agent's clock may be ahead when it says when it attested a process.
+pub const EVIDENCE_AHEAD: Duration = Duration::from_secs(60);
 /// Attestations that one address may begin at once, and in each second after: a fleet behind one address comes in within
 /// minutes, and who guesses join tokens is slowed down.
 pub const ATTESTATIONS_PER_ADDRESS: (u32, u32) = (500, 50);
@@ -251,6 +312,18 @@ pub const BACKUP_PIECE_WITHIN: Duration = Duration::from_secs(60);
 pub const BACKUPS: usize = 2;
 /// One line of a backup, in bytes: a bundle at its bounds, in base64.
 pub const BACKUP_LINE: u64 = 128 << 20;
+/// Stops. Each is one decision of an operator in an incident; more are a fault of whoever makes them.
+pub const STOPS: usize = 10_000;
+/// Stops of processes of one agent: it is told of all of them at once. Whoever needs more means the agent.
+pub const STOPS_OF_AGENT: usize = 1_000;
+/// Stops in one answer: for each, all nodes are looked at for those that it concerns.
+pub const STOPS_PAGE: usize = 50;
+/// How long a caller may wait for agents to apply what was changed.
+pub const ROLLOUT_WITHIN: Duration = Duration::from_secs(60);
+/// Agents of one rollout that are named; the others are counted.
+pub const ROLLOUT_NAMED: usize = 1_000;
+/// Entries that one rollout may be asked of.
+pub const ROLLOUT_ENTRIES: usize = 1_000;
 /// Explanations that may be found at once: each may read all entries, on a thread of its own.
 pub const EXPLANATIONS: usize = 1;
 /// Entries of one SPIFFE ID, or that match the same selectors, of which one explanation finds out what stands in the way. Those

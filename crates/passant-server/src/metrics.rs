@@ -70,6 +70,8 @@ labels! {
         TrustDomain = "trustdomain",
         /// `passant.federation.v1.Federation`.
         Federation = "federation",
+        /// `passant.sync.v1.Sync`.
+        Sync = "sync",
         /// `spire.api.server.logger.v1.Logger`.
         Logger = "logger",
         /// `grpc.health.v1.Health`.
@@ -175,6 +177,46 @@ labels! {
     }
 }
 
+labels! {
+    /// How a watching agent came by its entries in the beginning.
+    pub enum Catching: "entries" {
+        /// What it held was up to date.
+        Same = "same",
+        /// It was told the difference.
+        Difference = "difference",
+        /// It held nothing.
+        First = "first",
+        /// It held what another store told it.
+        Lineage = "lineage",
+        /// It held what this store has not come to.
+        Future = "future",
+        /// Nobody knows any more what it was sent.
+        Unknown = "unknown",
+        /// It asked for all of them in the course of its watch.
+        Resync = "resync",
+    }
+}
+
+labels! {
+    /// Why an agent's watch ended.
+    pub enum WatchEnd: "reason" {
+        /// The agent left, or its connection did.
+        Left = "left",
+        /// The agent began another one.
+        Replaced = "replaced",
+        /// The agent lost its standing.
+        Fallen = "fallen",
+        /// It did not acknowledge or read in time, or never said hello.
+        Late = "late",
+        /// It asked for too much.
+        Flood = "flood",
+        /// What it said made no sense.
+        Malformed = "malformed",
+        /// The server stopped.
+        Stopping = "stopping",
+    }
+}
+
 /// Everything that a server counts and times. Clones count together; without a registry nobody reads it.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -196,6 +238,18 @@ pub struct Metrics {
     pub syncs: Counter,
     /// Entries that were sent to agents in syncs.
     pub synced_entries: Counter,
+    /// Watches of agents that are open.
+    pub watches: Gauge,
+    /// Watches that began, and snapshots that were asked for later, by how the agent came by its entries.
+    pub watch_began: Family<Catching, Counter>,
+    /// Watches that ended.
+    pub watch_ends: Family<WatchEnd, Counter>,
+    /// Updates that were sent on watches, snapshots among them.
+    pub watch_updates: Counter,
+    /// Those that told everything anew.
+    pub watch_snapshots: Counter,
+    /// News for an agent that had not been sent older ones yet, and is told of both at once.
+    pub watch_conflations: Counter,
     /// Attestations of nodes.
     pub attestations: Family<(Method, Outcome), Counter>,
     /// Calls, by service.
@@ -242,6 +296,7 @@ impl Service {
             "spire.api.server.bundle.v1.Bundle" => Self::Bundle,
             "spire.api.server.trustdomain.v1.TrustDomain" => Self::TrustDomain,
             "passant.federation.v1.Federation" => Self::Federation,
+            "passant.sync.v1.Sync" => Self::Sync,
             "spire.api.server.logger.v1.Logger" => Self::Logger,
             "grpc.health.v1.Health" => Self::Health,
             name if name.starts_with("grpc.reflection.") => Self::Reflection,
@@ -301,6 +356,16 @@ impl Metrics {
         );
         to.register("syncs", "Synchronizations that agents began", &self.syncs);
         to.register("sync_entries_sent", "Entries sent to agents in synchronizations", &self.synced_entries);
+        to.register("watches", "Open watches of agents", &self.watches);
+        to.register("watch_began", "How watching agents came by their entries", &self.watch_began);
+        to.register("watch_ends", "Watches of agents that ended", &self.watch_ends);
+        to.register("watch_updates", "Updates sent on watches, snapshots among them", &self.watch_updates);
+        to.register("watch_snapshots", "Snapshots sent on watches", &self.watch_snapshots);
+        to.register(
+            "watch_conflations",
+            "News that were joined with older ones, which an agent was not ready for",
+            &self.watch_conflations,
+        );
         to.register("node_attestations", "Attestations of nodes", &self.attestations);
         to.register("calls", "Calls of the gRPC API", &self.calls);
         to.register("refusals", "Calls that ended with another status than OK", &self.refusals);

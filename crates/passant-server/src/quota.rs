@@ -17,7 +17,9 @@ use passant_daemon::label::Label;
 use tokio::time::Instant;
 
 use crate::config::{Limits, Rate};
-use crate::limits::{ASK_AGAIN, CALLS_PER_AGENT_TO_MINT, CALLS_PER_AGENT_TO_RENEW};
+use crate::limits::{
+    ASK_AGAIN, CALLS_PER_AGENT_TO_MINT, CALLS_PER_AGENT_TO_RENEW, RENEWALS_WAIT_MOST, WORK_WAITS,
+};
 use crate::metrics::{Limit, Metrics};
 use buckets::{Each, Overall, Shape};
 
@@ -56,7 +58,7 @@ pub(crate) enum Work {
     Jwt,
     /// An operator has an SVID minted, or a server below has its X.509 authority signed.
     Mint,
-    /// An agent synchronizes its entries.
+    /// An agent synchronizes its entries, or begins to watch them.
     Sync,
     /// The state is read through: lists, counts, explanations, backups.
     List,
@@ -120,7 +122,15 @@ impl Rank {
 impl Work {
     /// The work behind the gRPC method `path`; `None` if it is not counted.
     pub(crate) fn of(path: &str) -> Option<Self> {
-        let (_, method) = path.rsplit_once('/')?;
+        let (service, method) = path.rsplit_once('/')?;
+        if service == "/passant.sync.v1.Sync" {
+            return match method {
+                "Watch" => Some(Self::Sync),
+                "BatchMintX509SVID" => Some(Self::X509),
+                "MintJWTSVID" => Some(Self::Jwt),
+                _ => None,
+            };
+        }
         Some(match method {
             "AttestAgent" => Self::Attest,
             "RenewAgent" => Self::Renew,
@@ -128,7 +138,7 @@ impl Work {
             "NewJWTSVID" => Self::Jwt,
             "MintX509SVID" | "MintJWTSVID" | "NewDownstreamX509CA" => Self::Mint,
             "GetAuthorizedEntries" | "SyncAuthorizedEntries" => Self::Sync,
-            "Explain" | "Backup" | "Search" | "Verify" => Self::List,
+            "Explain" | "Backup" | "Search" | "Verify" | "AwaitRollout" | "BatchGetOptions" => Self::List,
             "GetBundle" => Self::Bundle,
             list if list.starts_with("List") || list.starts_with("Count") => Self::List,
             _ => return None,
@@ -207,6 +217,24 @@ impl Quotas {
     /// Until when a call waits that comes now, whatever it waits for.
     pub(crate) fn until(&self) -> Until {
         Until(Instant::now() + self.limits.call_waits)
+    }
+
+    /// Until when such a call waits for a place, if that is later than `until`. What renews waits longer, so that a whole fleet
+    /// that renews at once is served in its order: who was refused would only come again, and be last.
+    pub(crate) fn until_place(&self, rank: Rank, Until(until): Until) -> Instant {
+        let waits = self.limits.call_waits;
+        match rank {
+            Rank::Own | Rank::Renewal => {
+                until + (waits * 3 / 2).min(RENEWALS_WAIT_MOST.saturating_sub(waits))
+            }
+            Rank::Other => until,
+        }
+    }
+
+    /// Until when a call that has its place now waits for the rest: until `until`, and for a moment if that is past. Who waited
+    /// longest for a place would otherwise be the first to be refused.
+    pub(crate) fn until_work(&self, Until(until): Until) -> Until {
+        Until(until.max(Instant::now() + WORK_WAITS.min(self.limits.call_waits)))
     }
 
     /// What they are.

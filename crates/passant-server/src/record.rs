@@ -22,7 +22,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 
 use crate::limits::{RECORD_BATCH, RECORD_ITEMS, RECORD_QUEUE};
-use passant_core::{EntryId, Host, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{EntryId, Host, Instance, SpiffeId, Stop, StopReason, StopTarget, TrustDomain, UnixTime};
 use passant_daemon::exit::with_causes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -117,6 +117,17 @@ pub enum Act {
     SendBackup {
         /// The revision at which the state stood.
         revision: Revision,
+    },
+    /// Something was stopped: from then on nothing was minted for it.
+    Stop(Arc<Stop>),
+    /// A stop was ended.
+    Resume {
+        /// What had been stopped.
+        target: StopTarget,
+        /// Which stop of it.
+        stop_id: String,
+        /// Why it was ended.
+        reason: StopReason,
     },
     /// State was restored from a backup: what was done before it and after the backup is in the state only as far as
     /// this record tells of it.
@@ -244,6 +255,28 @@ pub struct Decision {
     pub authority: Option<AuthorityId>,
     /// When it was decided.
     pub at: UnixTime,
+    /// On what grounds an agent asked; `None` where no agent asks for a workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grounds: Option<Grounds>,
+}
+
+/// On what grounds an agent has an SVID minted, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grounds {
+    /// It did not say: SPIRE's protocol has no place for it.
+    Untold,
+    /// Nobody had asked it yet.
+    Prefetched,
+    /// A process had asked, which has all selectors of the entry.
+    Attested {
+        /// The process.
+        instance: Instance,
+        /// The workload attestors that found it out.
+        attestors: Vec<String>,
+        /// When, by the agent's clock.
+        at: UnixTime,
+    },
 }
 
 /// What a signature makes.
@@ -310,18 +343,14 @@ impl Receipt {
     pub const fn seq(&self) -> u64 {
         self.seq
     }
-
-    fn settle(&mut self, outcome: Option<Outcome>) {
-        if let Some(queue) = self.queue.take() {
-            // Fails only when the writer has gone: then the next start writes `unknown`.
-            drop(queue.send(Message::Outcome { of: self.seq, outcome }));
-        }
-    }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        self.settle(None);
+        if let Some(queue) = self.queue.take() {
+            // Fails only when the writer has gone: then the next start writes `unknown`.
+            drop(queue.send(Message::Unknown { of: self.seq }));
+        }
     }
 }
 
@@ -451,10 +480,11 @@ enum Message {
         reply: oneshot::Sender<Result<Vec<Receipt>, RecordError>>,
         room: OwnedSemaphorePermit,
     },
-    Outcome {
+    /// What became of intents, by the numbers of their lines.
+    Outcomes(Vec<(u64, Outcome)>),
+    /// An intent was dropped.
+    Unknown {
         of: u64,
-        /// `None` when the intent was dropped.
-        outcome: Option<Outcome>,
     },
     Acts {
         done: Vec<Done>,
@@ -536,7 +566,7 @@ impl DecisionLog {
     ///
     /// # Errors
     /// [`RecordError::Stopped`] when the record could not be written, now or earlier; [`RecordError::Closed`].
-    pub async fn intend(&self, decisions: Vec<Decision>) -> Result<Vec<Intent>, RecordError> {
+    pub async fn intend(&self, decisions: Vec<impl Into<Arc<Decision>>>) -> Result<Vec<Intent>, RecordError> {
         if let Some(why) = self.fault.load_full() {
             return Err(RecordError::Stopped { why });
         }
@@ -544,7 +574,7 @@ impl DecisionLog {
             return Ok(Vec::new());
         }
         let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| RecordError::Closed)?;
-        let decisions: Vec<Arc<Decision>> = decisions.into_iter().map(Arc::new).collect();
+        let decisions: Vec<Arc<Decision>> = decisions.into_iter().map(Into::into).collect();
         let (reply, answer) = oneshot::channel();
         self.queue
             .send(Message::Group { decisions: decisions.clone(), reply, room })
@@ -558,8 +588,21 @@ impl DecisionLog {
     }
 
     /// Says what became of an intent. Written soon, with whatever is written next; not waited for.
-    pub fn outcome(&self, mut receipt: Receipt, outcome: Outcome) {
-        receipt.settle(Some(outcome));
+    pub fn outcome(&self, receipt: Receipt, outcome: Outcome) {
+        self.outcomes(vec![(receipt, outcome)]);
+    }
+
+    /// Says what became of intents, as [`DecisionLog::outcome`] does of one: the writer is woken once for all of them.
+    pub fn outcomes(&self, outcomes: Vec<(Receipt, Outcome)>) {
+        let settled = |(mut receipt, outcome): (Receipt, Outcome)| {
+            let queue = receipt.queue.take();
+            queue.map(|_| (receipt.seq, outcome))
+        };
+        let outcomes: Vec<_> = outcomes.into_iter().filter_map(settled).collect();
+        if !outcomes.is_empty() {
+            // Fails only when the writer has gone: then the next start writes `unknown`.
+            drop(self.queue.send(Message::Outcomes(outcomes)));
+        }
     }
 
     /// How many groups of decisions wait for the writer or are being written.
@@ -657,8 +700,10 @@ impl Writer {
                     groups.push((decisions.len(), reply, room));
                     bodies.extend(decisions.into_iter().map(|decision| Body::Intent { decision }));
                 }
-                Message::Outcome { of, outcome: Some(outcome) } => bodies.push(Body::Outcome { of, outcome }),
-                Message::Outcome { of, outcome: None } => bodies.extend(self.chain.unknown(of)),
+                Message::Outcomes(outcomes) => {
+                    bodies.extend(outcomes.into_iter().map(|(of, outcome)| Body::Outcome { of, outcome }));
+                }
+                Message::Unknown { of } => bodies.extend(self.chain.unknown(of)),
                 Message::Acts { done, by, reply } => {
                     bodies.extend(done.into_iter().map(|done| Body::of_act(done, by.clone())));
                     acts.push(reply);

@@ -1,8 +1,8 @@
 //! How is a state brought back from a backup, and what cannot be brought back?
 //!
 //! The data directory gets a new lineage, whose revisions begin above all that the lost journal may have given. What the
-//! decision record in the directory tells of the time after the backup is done again: bans, evictions, deletions of entries,
-//! taints and revocations of authorities, and the serials of renewed node SVIDs; an authority that began to sign meanwhile does
+//! decision record in the directory tells of the time after the backup is done again: bans, evictions, stops and their ends,
+//! deletions of entries, taints and revocations of authorities, and the serials of renewed node SVIDs; an authority that began to sign meanwhile does
 //! not pass for one that never did. What it cannot tell is named, for the
 //! operator to act on.
 
@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use nix::unistd::Uid;
 use passant_attest::node::join_token::TokenHash;
-use passant_core::{Bundle, Entry, EntryId, FederationRelationship, Host, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{
+    Bundle, Entry, EntryId, FederationRelationship, Host, SpiffeId, Stop, StopTarget, TrustDomain, UnixTime,
+};
 use serde::Serialize;
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -105,6 +107,10 @@ pub struct Again {
     pub ended_federation: Vec<TrustDomain>,
     /// Agents whose newer SVIDs are accepted.
     pub renewed: Vec<SpiffeId>,
+    /// What is stopped again. What of it is lost is stopped if it comes back.
+    pub stopped: Vec<StopTarget>,
+    /// Stops of the backup that are ended again.
+    pub resumed: Vec<StopTarget>,
     /// Authorities that are tainted again.
     pub tainted_authorities: Vec<AuthorityId>,
     /// Authorities that are revoked again: what they signed is not believed.
@@ -316,12 +322,14 @@ impl Revival {
             Change::PutToken(token) => self.token(token).map(Change::PutToken),
             Change::PutNode(node) => self.node(&node).map(|node| Change::PutNode(Arc::new(node))),
             Change::PutEntry(entry) => self.entry(&entry).map(|entry| Change::PutEntry(Arc::new(entry))),
+            Change::PutStop(stop) => self.stop(stop).map(Change::PutStop),
             Change::DeleteBundle(_)
             | Change::DeleteFederation(_)
             | Change::DeleteAuthority(_)
             | Change::DeleteToken(_)
             | Change::DeleteNode(_)
-            | Change::DeleteEntry(_) => None,
+            | Change::DeleteEntry(_)
+            | Change::DeleteStop(_) => None,
         };
         if let Some(object) = &stands {
             self.holds.count(object);
@@ -486,6 +494,29 @@ impl Revival {
         Some(Entry { revision: self.revision.number(), ..entry.clone() })
     }
 
+    /// A stop of the backup stands unless it was ended since, or went with its entry. A newer one is met later.
+    fn stop(&mut self, stop: Arc<Stop>) -> Option<Arc<Stop>> {
+        if let Some(newer) = self.history.stops.get(&stop.target)
+            && newer.id != stop.id
+        {
+            return None;
+        }
+        self.history.stops.remove(&stop.target);
+        if self.history.resumed.contains(&stop.id) {
+            self.again.resumed.push(stop.target.clone());
+            return None;
+        }
+        let is_gone = match &stop.target {
+            StopTarget::Entry(id) => self.history.deleted.contains(id),
+            StopTarget::Agent(_) | StopTarget::Instance { .. } => false,
+        };
+        (!is_gone).then(|| self.renumbered(&stop))
+    }
+
+    fn renumbered(&self, stop: &Stop) -> Arc<Stop> {
+        Arc::new(Stop { revision: self.revision.number(), ..stop.clone() })
+    }
+
     /// What stands now and was not in the backup. To be asked once all of it was revived.
     fn remaining(&mut self) -> Vec<Change> {
         let mut objects = Vec::new();
@@ -496,6 +527,12 @@ impl Revival {
                 self.holds.count(&node);
                 objects.push(node);
             }
+        }
+        for (target, stop) in std::mem::take(&mut self.history.stops) {
+            let stop = Change::PutStop(self.renumbered(&stop));
+            self.holds.count(&stop);
+            objects.push(stop);
+            self.again.stopped.push(target);
         }
         let entries = std::mem::take(&mut self.history.entries);
         self.lost.entries = entries.into_iter().map(|(id, since)| (id, since.spiffe_id)).collect();

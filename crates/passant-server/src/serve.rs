@@ -3,6 +3,7 @@
 mod arrivals;
 mod bounds;
 mod conn;
+mod line;
 mod local;
 mod tcp;
 mod under_way;
@@ -13,13 +14,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use passant_core::Host;
 use passant_daemon::calls::Count;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -32,7 +33,7 @@ pub use arrivals::{Arrival, Shown};
 use bounds::Bounds;
 pub(crate) use bounds::origin;
 pub use conn::Io;
-use conn::{Conn, Ends};
+use conn::{Conn, End, Ends};
 use local::OperatorSocket;
 pub use local::SocketError;
 pub(crate) use local::{Guests, groups_of};
@@ -89,7 +90,7 @@ impl Ports {
         guests: Arc<Guests>,
     ) -> Result<Self, BindError> {
         let failed = |source| BindError::Tcp { address: listen, source };
-        let tcp = TcpListener::bind(listen).await.map_err(failed)?;
+        let tcp = listener(listen).map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
         let path = socket.path.clone();
         let socket = OperatorSocket::bind(socket, guests)?;
@@ -112,7 +113,7 @@ impl Ports {
         tls: rustls::ServerConfig,
         routes: Routes,
         front: Front,
-        metrics: &Arc<Metrics>,
+        (host, metrics): (&Host, &Arc<Metrics>),
     ) -> Serving {
         let bounds = Bounds::of_process();
         let acceptor = TlsAcceptor::from(Arc::new(tls));
@@ -124,7 +125,7 @@ impl Ports {
             doors,
             bounds,
             serving.ends.clone(),
-            Arc::clone(metrics),
+            (host.clone(), Arc::clone(metrics)),
         ));
         serving.tasks.spawn(self.socket.accept(
             to.operators,
@@ -135,6 +136,15 @@ impl Ports {
         serving.tasks.close();
         serving
     }
+}
+
+/// As `TcpListener::bind`, with a longer line at the kernel.
+fn listener(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of a server that has just ended do not keep this one from its address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(listen)?;
+    socket.listen(limits::BACKLOG)
 }
 
 /// Where accepted connections are handed in, by whose they are.
@@ -151,9 +161,10 @@ impl Serving {
         door: tls::Door,
         routes: Routes,
         front: Front,
+        host: Host,
     ) -> Self {
         let (serving, to) = Self::begin(routes, front);
-        serving.tasks.spawn(arrivals::accept(arrivals, door, to, serving.ends.clone()));
+        serving.tasks.spawn(arrivals::accept(arrivals, door, to, serving.ends.clone(), host));
         serving.tasks.close();
         serving
     }
@@ -177,18 +188,18 @@ impl Serving {
 
     /// Stops accepting, lets RPCs in progress finish for a bounded time, then cuts what is left.
     pub(crate) async fn stop(&self) {
-        self.ends.stop.cancel();
+        self.ends.stop.tell();
         if tokio::time::timeout(limits::STOP_WITHIN, self.tasks.wait()).await.is_err() {
             tracing::info!("cutting connections whose RPCs did not finish in time");
-            self.ends.cut.cancel();
+            self.ends.cut.tell();
             self.tasks.wait().await;
         }
     }
 
     /// Ends both ports and every connection at once.
     pub(crate) fn cut(&self) {
-        self.ends.stop.cancel();
-        self.ends.cut.cancel();
+        self.ends.stop.tell();
+        self.ends.cut.tell();
     }
 }
 
@@ -209,7 +220,7 @@ async fn answer(
     from: Arriving,
     routes: Routes,
     (Front { calls, authorize, .. }, under_way): (Front, UnderWay),
-    stop: CancellationToken,
+    stop: End,
 ) {
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(limits::KEEPALIVE_EVERY))
@@ -218,11 +229,12 @@ async fn answer(
         .http2_max_pending_accept_reset_streams(Some(limits::RESET_BEFORE_ACCEPT))
         .http2_max_local_error_reset_streams(Some(limits::RESET_FOR_ERRORS));
     server = match from {
+        // As long as its X509-SVID: see `tcp`. It watches, and would have to begin anew.
         Arriving::Agents => server
+            .http2_keepalive_interval(Some(limits::AGENTS_KEEPALIVE_EVERY))
             .max_concurrent_streams(limits::STREAMS)
             .initial_stream_window_size(limits::AGENTS_WINDOW)
-            .initial_connection_window_size(2 * limits::AGENTS_WINDOW)
-            .max_connection_age(limits::CONNECTION_AGE),
+            .initial_connection_window_size(2 * limits::AGENTS_WINDOW),
         Arriving::Others => server
             .max_concurrent_streams(limits::STRANGERS_STREAMS)
             .initial_stream_window_size(limits::STRANGERS_WINDOW)
@@ -239,7 +251,7 @@ async fn answer(
         .layer(authorize)
         .layer(under_way)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming, stop.told_owned())
         .await;
     if let Err(error) = served {
         tracing::error!(error = &error as &dyn std::error::Error, "a port stopped answering");

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::access::Rights;
 use crate::api::Api;
 use crate::api::authorize::Authorize;
+use crate::api::sync::{Ticks, Wired, With};
 use crate::attest_node::{NodeAttestation, NodeMethod};
 use crate::authority::{Authorities, AuthorityConfig, AuthorityParts};
 use crate::caller::Callers;
@@ -43,6 +44,7 @@ use crate::serve::{Arrival, BindError, Front, Guests, Ports, Serving, SocketErro
 use crate::store::memory::MemoryStore;
 use crate::store::sled::SledStore;
 use crate::store::{self, Store, StoreError};
+use crate::sync::hub::Hub;
 use crate::tls::{self, Bundles, ServerIdentity};
 use crate::vitals::ServerVitals;
 
@@ -77,6 +79,7 @@ pub struct Running {
     probing: Option<Probing>,
     /// Cancelled first when the server stops.
     leaving: CancellationToken,
+    hub: Hub,
     serving: Serving,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -257,6 +260,18 @@ async fn assemble(
     let (federation, refresher) = Federation::new(journal.clone(), fetch, host.clone(), Arc::clone(&metrics));
     let quotas = Arc::new(Quotas::new(&config.limits, Arc::clone(&metrics)));
     let refusals = Refusals::new(record.clone(), Arc::clone(&metrics));
+    let hub = Hub::new(journal.clone(), host.clone(), Arc::clone(&metrics));
+    let follower = hub.follow();
+    let watches = With {
+        journal: journal.clone(),
+        hub: hub.clone(),
+        callers: callers.clone(),
+        authorities: Arc::clone(&authorities),
+        host: host.clone(),
+        metrics: Arc::clone(&metrics),
+        bundles: Wired::default(),
+        ticks: Ticks::begin(),
+    };
     let api = Api {
         journal: journal.clone(),
         issuer,
@@ -267,6 +282,7 @@ async fn assemble(
         guests,
         record: record.clone(),
         federation,
+        watches: Arc::new(watches),
         refusals: refusals.clone(),
         auditors: Arc::default(),
         backups: Arc::new(Semaphore::new(config.limits.backups)),
@@ -299,21 +315,33 @@ async fn assemble(
     let kept = keep_authorities(authorities, Arc::clone(&vitals.not_kept), stop.clone());
     tasks.spawn(part("authorities").during(kept));
     tasks.spawn(part("federation").during(refresher.run(journal.watch(), stop.clone())));
-    tasks.spawn(part("prune").during(keep_pruned(journal.clone(), host, stop.clone())));
+    tasks.spawn(part("hub").during(hub.clone().run(follower, stop.clone())));
+    tasks.spawn(part("prune").during(keep_pruned(journal.clone(), host.clone(), stop.clone())));
     let said = health.keep(Arc::<ServerVitals>::clone(&vitals), leaving.clone());
     tasks.spawn(part("health").during(said));
     tasks.close();
     let (address, socket, serving) = match way {
         Opening::Ports(ports, tls) => {
-            (ports.address(), ports.path().to_owned(), ports.open(*tls, routes, front, &metrics))
+            (ports.address(), ports.path().to_owned(), ports.open(*tls, routes, front, (&host, &metrics)))
         }
         Opening::Arrivals(arrivals, door) => {
-            (config.listen, config.socket.path, Serving::over(arrivals, door, routes, front))
+            (config.listen, config.socket.path, Serving::over(arrivals, door, routes, front, host.clone()))
         }
     };
     tracing::info!(trust_domain = %config.trust_domain, %address, socket = %socket.display(), "the server is ready");
-    let running =
-        Running { address, socket, journal, record, vitals, probing: None, leaving, serving, stop, tasks };
+    let running = Running {
+        address,
+        socket,
+        journal,
+        record,
+        vitals,
+        probing: None,
+        leaving,
+        hub,
+        serving,
+        stop,
+        tasks,
+    };
     Ok(running)
 }
 
@@ -369,6 +397,8 @@ impl Running {
     pub async fn shutdown(self) {
         self.vitals.parts.stop();
         self.leaving.cancel();
+        // They would not end by themselves.
+        self.hub.close();
         self.serving.stop().await;
         self.stop.cancel();
         self.tasks.wait().await;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use passant_core::bundle::{Bundle, JwtAuthority, X509Authority};
-use passant_core::{Entry, TrustDomain, UnixTime};
+use passant_core::{Entry, Stop, TrustDomain, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::authority::authority_id;
@@ -42,6 +42,7 @@ impl Audit {
                 join_tokens: 0,
                 nodes: 0,
                 entries: 0,
+                stops: 0,
             },
             last: None,
             kinds: 0,
@@ -92,12 +93,17 @@ impl Audit {
                 self.entry_is_sound(entry)?;
                 5
             }
+            Change::PutStop(stop) => {
+                self.stop_is_sound(stop)?;
+                6
+            }
             Change::DeleteBundle(_)
             | Change::DeleteFederation(_)
             | Change::DeleteAuthority(_)
             | Change::DeleteToken(_)
             | Change::DeleteNode(_)
-            | Change::DeleteEntry(_) => return Err("a delete is no object".to_owned()),
+            | Change::DeleteEntry(_)
+            | Change::DeleteStop(_) => return Err("a delete is no object".to_owned()),
         };
         let key = object.key();
         let follows = match &self.last {
@@ -159,6 +165,18 @@ impl Audit {
             .map_err(|error| format!("entry {}: {error}", entry.id))?;
         if entry.revision > self.revision.number() {
             return Err(format!("entry {} is newer than the whole", entry.id));
+        }
+        Ok(())
+    }
+
+    fn stop_is_sound(&self, stop: &Stop) -> Result<(), String> {
+        if let Some(agent) = stop.target.agent()
+            && !(agent.is_member_of(&self.trust_domain) && agent.is_agent())
+        {
+            return Err(format!("stop of {}: it names no agent of {}", stop.target, self.trust_domain));
+        }
+        if stop.revision > self.revision.number() {
+            return Err(format!("stop of {} is newer than the whole", stop.target));
         }
         Ok(())
     }

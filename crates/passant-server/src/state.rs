@@ -1,25 +1,30 @@
 //! What does the server know at one instant?
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imbl::OrdMap;
 use passant_attest::node::join_token::TokenHash;
 use passant_core::authorized::{EntryGraph, authorized, is_authorized};
 use passant_core::bundle::Bundle;
+use passant_core::texts::Texts;
 use passant_core::{
-    Entry, EntryDraft, EntryId, FederationRelationship, Selector, Selectors, SpiffeId, TrustDomain, UnixTime,
+    Entry, EntryDraft, EntryId, FederationRelationship, Instance, Selector, Selectors, SpiffeId, Stop,
+    StopTarget, TrustDomain, UnixTime,
 };
 
 pub mod authority;
 pub mod change;
+mod index;
 pub mod node;
 pub mod prune;
 #[cfg(test)]
 pub(crate) mod samples;
+mod stops;
 pub mod token;
 
 pub use authority::{Authority, AuthorityId, AuthorityKind, Phase};
 pub use change::{Change, Commit, Cursor, Lineage, RequestId, Revision};
+use index::{Entries, Index};
 pub use node::{Adopted, AttestedNode, PendingSerial};
 pub use token::{JoinToken, Spent};
 
@@ -35,18 +40,23 @@ const MANY_ENTRIES: usize = 10_000;
 pub struct State {
     trust_domain: TrustDomain,
     cursor: Cursor,
-    entries: OrdMap<EntryId, Arc<Entry>>,
-    by_parent: OrdMap<Filed<SpiffeId>, Arc<Entry>>,
-    by_spiffe_id: OrdMap<Filed<SpiffeId>, Arc<Entry>>,
+    entries: Entries,
+    /// Entries below an agent or the server, under their parent IDs.
+    below_nodes: Index<SpiffeId>,
+    /// Entries below what another entry grants, under their parent IDs.
+    below_entries: Index<SpiffeId>,
+    by_spiffe_id: Index<SpiffeId>,
     /// Entries with a flag that gives more rights than a workload has, under their SPIFFE IDs.
-    flagged: OrdMap<Filed<SpiffeId>, Arc<Entry>>,
+    flagged: Index<SpiffeId>,
     /// Node aliases under each of their selectors.
-    aliases: OrdMap<Filed<Selector>, Arc<Entry>>,
+    aliases: Index<Selector>,
     nodes: OrdMap<SpiffeId, Arc<AttestedNode>>,
     tokens: OrdMap<TokenHash, JoinToken>,
     authorities: OrdMap<AuthorityId, Authority>,
     bundles: OrdMap<TrustDomain, Arc<Bundle>>,
     relationships: OrdMap<TrustDomain, Arc<FederationRelationship>>,
+    stops: OrdMap<StopTarget, Arc<Stop>>,
+    texts: SharedTexts,
 }
 
 /// Relationships and bundles as they stood in some state; costs next to nothing to keep.
@@ -56,12 +66,32 @@ pub struct FederationMark {
     bundles: OrdMap<TrustDomain, Arc<Bundle>>,
 }
 
-/// The key of an entry in an index: what it names and is filed under, then its entry ID.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Filed<K> {
-    under: K,
-    /// `None` sorts before every entry, and is only used to search.
-    entry: Option<EntryId>,
+/// The texts of the entries that were put since the start, for all snapshots: no part of what a state says. Those of loaded
+/// entries are not in it; a text is held by entries of both sorts at most twice.
+#[derive(Clone, Debug, Default)]
+struct SharedTexts(Arc<Mutex<Texts>>);
+
+impl SharedTexts {
+    /// The entry, holding texts that others hold; the same handle if it does already.
+    fn share(&self, entry: Arc<Entry>) -> Arc<Entry> {
+        let mut texts = self.lock();
+        if texts.holds(&entry) {
+            return entry;
+        }
+        let mut entry = Arc::unwrap_or_clone(entry);
+        texts.share(&mut entry);
+        Arc::new(entry)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Texts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for SharedTexts {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl State {
@@ -70,16 +100,19 @@ impl State {
         Self {
             trust_domain,
             cursor,
-            entries: OrdMap::new(),
-            by_parent: OrdMap::new(),
-            by_spiffe_id: OrdMap::new(),
-            flagged: OrdMap::new(),
-            aliases: OrdMap::new(),
+            entries: Entries::default(),
+            below_nodes: Index::new(),
+            below_entries: Index::new(),
+            by_spiffe_id: Index::new(),
+            flagged: Index::new(),
+            aliases: Index::new(),
             nodes: OrdMap::new(),
             tokens: OrdMap::new(),
             authorities: OrdMap::new(),
             bundles: OrdMap::new(),
             relationships: OrdMap::new(),
+            stops: OrdMap::new(),
+            texts: SharedTexts::default(),
         }
     }
 
@@ -87,10 +120,16 @@ impl State {
     /// side.
     pub fn of_objects(trust_domain: TrustDomain, cursor: Cursor, objects: Vec<Change>) -> Self {
         let mut state = Self::empty(trust_domain, cursor);
-        let (entries, others): (Vec<_>, Vec<_>) =
-            objects.into_iter().partition(|object| matches!(object, Change::PutEntry(_)));
+        let (mut entries, mut others) = (Vec::new(), Vec::new());
+        for object in objects {
+            if let Change::PutEntry(entry) = object {
+                entries.push(entry);
+            } else {
+                others.push(object);
+            }
+        }
         if entries.len() < MANY_ENTRIES {
-            entries.into_iter().for_each(|entry| state.change(entry));
+            entries.into_iter().for_each(|entry| state.change(Change::PutEntry(entry)));
         } else {
             state.take_entries(entries);
         }
@@ -98,18 +137,20 @@ impl State {
         state
     }
 
-    /// Takes `puts` of entries into a state without entries.
-    fn take_entries(&mut self, puts: Vec<Change>) {
-        let put = |change| if let Change::PutEntry(entry) = change { Some(entry) } else { None };
-        let entries = puts.into_iter().filter_map(put).map(|entry| (entry.id.clone(), entry));
-        self.entries = entries.collect();
+    /// Takes `entries` into a state without any.
+    fn take_entries(&mut self, entries: Vec<Arc<Entry>>) {
+        self.entries = entries.into_iter().collect();
         let entries = &self.entries;
-        let by = |under: fn(&Entry) -> &SpiffeId| -> OrdMap<Filed<SpiffeId>, Arc<Entry>> {
-            entries.values().map(|entry| (filed(under(entry), &entry.id), Arc::clone(entry))).collect()
+        let below = |of_nodes: bool| {
+            Index::of_all(
+                entries,
+                |entry| (entry.parent_id.is_reserved() == of_nodes).then_some(&entry.parent_id),
+                SpiffeId::as_str,
+            )
         };
-        let by_parent = || by(|entry| &entry.parent_id);
-        let by_spiffe_id = || by(|entry| &entry.spiffe_id);
-        (self.by_parent, self.by_spiffe_id) =
+        let by_parent = || (below(true), below(false));
+        let by_spiffe_id = || Index::of_all(entries, |entry| Some(&entry.spiffe_id), SpiffeId::as_str);
+        ((self.below_nodes, self.below_entries), self.by_spiffe_id) =
             std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, by_parent) {
                 Ok(aside) => {
                     let by_spiffe_id = by_spiffe_id();
@@ -117,12 +158,11 @@ impl State {
                 }
                 Err(_) => (by_parent(), by_spiffe_id()),
             });
-        for entry in entries.values().filter(|entry| is_flagged(entry)) {
-            self.flagged.insert(filed(&entry.spiffe_id, &entry.id), Arc::clone(entry));
+        for entry in entries.iter().filter(|entry| is_flagged(entry)) {
+            self.flagged.insert(&entry.spiffe_id, entry);
         }
-        for entry in entries.values().filter(|entry| entry.is_node_alias()) {
-            let under = entry.selectors.iter().map(|selector| filed(selector, &entry.id));
-            self.aliases.extend(under.map(|key| (key, Arc::clone(entry))));
+        for entry in entries.iter().filter(|entry| entry.is_node_alias()) {
+            entry.selectors.iter().for_each(|selector| self.aliases.insert(selector, entry));
         }
     }
 
@@ -131,24 +171,36 @@ impl State {
         for change in &commit.changes {
             self.change(change.clone());
         }
+        self.commit();
+    }
+
+    /// Takes the revision of one commit, whose changes it has.
+    pub(crate) fn commit(&mut self) {
         self.cursor.revision = self.cursor.revision.next();
     }
 
-    fn change(&mut self, change: Change) {
+    /// The entry as this state and those after it hold it, with texts that other entries hold: so made, it is not copied when it
+    /// is put.
+    pub(crate) fn handle(&self, mut entry: Entry) -> Arc<Entry> {
+        self.texts.lock().share(&mut entry);
+        Arc::new(entry)
+    }
+
+    /// Takes one change of a commit.
+    pub(crate) fn change(&mut self, change: Change) {
         match change {
             Change::PutEntry(entry) => {
                 self.delete_entry(&entry.id);
-                self.by_parent.insert(filed(&entry.parent_id, &entry.id), Arc::clone(&entry));
-                self.by_spiffe_id.insert(filed(&entry.spiffe_id, &entry.id), Arc::clone(&entry));
+                let entry = self.texts.share(entry);
+                self.below(&entry.parent_id).insert(&entry.parent_id, &entry);
+                self.by_spiffe_id.insert(&entry.spiffe_id, &entry);
                 if is_flagged(&entry) {
-                    self.flagged.insert(filed(&entry.spiffe_id, &entry.id), Arc::clone(&entry));
+                    self.flagged.insert(&entry.spiffe_id, &entry);
                 }
                 if entry.is_node_alias() {
-                    for selector in &entry.selectors {
-                        self.aliases.insert(filed(selector, &entry.id), Arc::clone(&entry));
-                    }
+                    entry.selectors.iter().for_each(|selector| self.aliases.insert(selector, &entry));
                 }
-                self.entries.insert(entry.id.clone(), entry);
+                self.entries.insert(entry);
             }
             Change::DeleteEntry(id) => self.delete_entry(&id),
             Change::PutNode(node) => {
@@ -181,18 +233,31 @@ impl State {
             Change::DeleteFederation(trust_domain) => {
                 self.relationships.remove(&trust_domain);
             }
+            Change::PutStop(stop) => {
+                self.stops.insert(stop.target.clone(), stop);
+            }
+            Change::DeleteStop(target) => {
+                self.stops.remove(&target);
+            }
         }
     }
 
     fn delete_entry(&mut self, id: &EntryId) {
         if let Some(entry) = self.entries.remove(id) {
-            self.by_parent.remove(&filed(&entry.parent_id, id));
-            self.by_spiffe_id.remove(&filed(&entry.spiffe_id, id));
-            self.flagged.remove(&filed(&entry.spiffe_id, id));
-            for selector in &entry.selectors {
-                self.aliases.remove(&filed(selector, id));
+            self.below(&entry.parent_id).remove(&entry.parent_id, id);
+            self.by_spiffe_id.remove(&entry.spiffe_id, id);
+            if is_flagged(&entry) {
+                self.flagged.remove(&entry.spiffe_id, id);
+            }
+            if entry.is_node_alias() {
+                entry.selectors.iter().for_each(|selector| self.aliases.remove(selector, id));
             }
         }
+    }
+
+    /// The index that entries below `parent` are in.
+    fn below(&mut self, parent: &SpiffeId) -> &mut Index<SpiffeId> {
+        if parent.is_reserved() { &mut self.below_nodes } else { &mut self.below_entries }
     }
 
     /// The trust domain that this server issues for.
@@ -217,42 +282,55 @@ impl State {
 
     /// All entries in entry-ID order.
     pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.entries.values()
+        self.entries.iter()
     }
 
     /// The entries after `id` in entry-ID order; all of them without `id`. For listing page by page.
     pub fn entries_after(&self, id: Option<&EntryId>) -> impl Iterator<Item = &Arc<Entry>> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let start = id.map_or(Unbounded, |id| Excluded(id.clone()));
-        self.entries.range((start, Unbounded)).map(|(_, entry)| entry)
+        self.entries.after(id)
     }
 
     /// The entries whose parent ID is `parent`, in entry-ID order.
     pub fn children(&self, parent: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
-        filed_under(&self.by_parent, parent)
+        if parent.is_reserved() { self.below_nodes.get(parent) } else { self.below_entries.get(parent) }
     }
 
     /// The entries that grant `spiffe_id`, in entry-ID order.
     pub fn entries_by_spiffe_id(&self, spiffe_id: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
-        filed_under(&self.by_spiffe_id, spiffe_id)
+        self.by_spiffe_id.get(spiffe_id)
     }
 
     /// Whether an entry that grants `spiffe_id` has the admin or downstream flag, ended or not. However many grant it, this
     /// is quick.
     pub fn has_flagged(&self, spiffe_id: &SpiffeId) -> bool {
-        filed_under(&self.flagged, spiffe_id).next().is_some()
+        self.flagged.contains(spiffe_id)
     }
 
     /// All entries that the agent may ask SVIDs for at `now`, in entry-ID order; see [`authorized`]. An agent that is
-    /// not attested has no node selectors, and so no aliases.
+    /// not attested has no node selectors, and so no aliases. What is stopped is left out: none of a stopped agent.
     pub fn authorized_entries(&self, agent_id: &SpiffeId, now: UnixTime) -> Vec<Arc<Entry>> {
+        if self.agent_stop(agent_id).is_some() {
+            return Vec::new();
+        }
+        let mut entries = self.entries_of_node(agent_id, now);
+        if !self.stops.is_empty() {
+            entries.retain(|entry| self.entry_stop(&entry.id).is_none());
+        }
+        entries
+    }
+
+    /// The same with what is stopped.
+    pub fn entries_of_node(&self, agent_id: &SpiffeId, now: UnixTime) -> Vec<Arc<Entry>> {
         let none = Selectors::new();
         let selectors = self.nodes.get(agent_id).map_or(&none, |node| &node.selectors);
-        authorized(self, agent_id, selectors, now).into_values().collect()
+        authorized(self, agent_id, selectors, now)
     }
 
     /// The entry with this ID, if it is one of [`State::authorized_entries`].
     pub fn authorized_entry(&self, agent_id: &SpiffeId, id: &EntryId, now: UnixTime) -> Option<&Arc<Entry>> {
+        if !self.stops.is_empty() && (self.agent_stop(agent_id).is_some() || self.entry_stop(id).is_some()) {
+            return None;
+        }
         let none = Selectors::new();
         let selectors = self.nodes.get(agent_id).map_or(&none, |node| &node.selectors);
         self.entry(id).filter(|entry| is_authorized(self, agent_id, selectors, entry, now))
@@ -334,16 +412,47 @@ impl State {
         self.relationships.values()
     }
 
-    /// A put for every object: bundles, federation relationships, authorities, join tokens, nodes, entries, each in the order of their keys.
+    /// A put for every object: bundles, federation relationships, authorities, join tokens, nodes, entries, stops, each in
+    /// the order of their keys.
     pub fn objects(&self) -> impl Iterator<Item = Change> + Send {
         let bundles = self.bundles.values().map(|bundle| Change::PutBundle(Arc::clone(bundle)));
         let authorities = self.authorities.values().cloned().map(Change::PutAuthority);
         let tokens = self.tokens.values().cloned().map(Change::PutToken);
         let nodes = self.nodes.values().map(|node| Change::PutNode(Arc::clone(node)));
-        let entries = self.entries.values().map(|entry| Change::PutEntry(Arc::clone(entry)));
+        let entries = self.entries.iter().map(|entry| Change::PutEntry(Arc::clone(entry)));
         let relationships = self.relationships.values();
         let relationships = relationships.map(|one| Change::PutFederation(Arc::clone(one)));
-        bundles.chain(relationships).chain(authorities).chain(tokens).chain(nodes).chain(entries)
+        let stops = self.stops.values().map(|stop| Change::PutStop(Arc::clone(stop)));
+        bundles.chain(relationships).chain(authorities).chain(tokens).chain(nodes).chain(entries).chain(stops)
+    }
+
+    /// The stop of this target.
+    pub fn stop(&self, target: &StopTarget) -> Option<&Arc<Stop>> {
+        self.stops.get(target)
+    }
+
+    /// The stop of this entry, on all nodes.
+    pub fn entry_stop(&self, id: &EntryId) -> Option<&Arc<Stop>> {
+        // Most states have none at all.
+        if self.stops.is_empty() { None } else { self.stop(&StopTarget::Entry(id.clone())) }
+    }
+
+    /// The stop of all that this agent has.
+    pub fn agent_stop(&self, agent_id: &SpiffeId) -> Option<&Arc<Stop>> {
+        if self.stops.is_empty() { None } else { self.stop(&StopTarget::Agent(agent_id.clone())) }
+    }
+
+    /// The stop of one process on the agent's node.
+    pub fn instance_stop(&self, agent_id: &SpiffeId, instance: &Instance) -> Option<&Arc<Stop>> {
+        if self.stops.is_empty() {
+            return None;
+        }
+        self.stop(&StopTarget::Instance { agent: agent_id.clone(), instance: instance.clone() })
+    }
+
+    /// All stops, in the order of their targets: agents, entries, processes.
+    pub fn stops(&self) -> impl Iterator<Item = &Arc<Stop>> {
+        self.stops.values()
     }
 
     /// All bundles, this trust domain's among them, in the order of their names.
@@ -353,39 +462,29 @@ impl State {
 }
 
 impl EntryGraph for State {
-    fn for_each_child(&self, parent: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>)) {
+    fn for_each_child<'a>(&'a self, parent: &SpiffeId, visit: &mut dyn FnMut(&'a Arc<Entry>)) {
         self.children(parent).for_each(visit);
     }
 
-    fn for_each_granting(&self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&Arc<Entry>)) {
+    fn may_be_parent(&self, spiffe_id: &SpiffeId) -> bool {
+        // No entry grants the ID of a node.
+        self.below_entries.contains(spiffe_id)
+    }
+
+    fn for_each_granting<'a>(&'a self, spiffe_id: &SpiffeId, visit: &mut dyn FnMut(&'a Arc<Entry>)) {
         self.entries_by_spiffe_id(spiffe_id).for_each(visit);
     }
 
-    fn for_each_alias(&self, selectors: &Selectors, visit: &mut dyn FnMut(&Arc<Entry>)) {
+    fn for_each_alias<'a>(&'a self, selectors: &Selectors, visit: &mut dyn FnMut(&'a Arc<Entry>)) {
         for selector in selectors {
-            filed_under(&self.aliases, selector).for_each(&mut *visit);
+            self.aliases.get(selector).for_each(&mut *visit);
         }
     }
-}
-
-fn filed_under<'a, K: Clone + Ord>(
-    index: &'a OrdMap<Filed<K>, Arc<Entry>>,
-    under: &K,
-) -> impl Iterator<Item = &'a Arc<Entry>> + use<'a, K> {
-    let under = under.clone();
-    index
-        .range(Filed { under: under.clone(), entry: None }..)
-        .take_while(move |(filed, _)| filed.under == under)
-        .map(|(_, entry)| entry)
 }
 
 /// Whether its SVIDs have more rights than a workload's.
 fn is_flagged(entry: &Entry) -> bool {
     entry.admin || entry.downstream
-}
-
-fn filed<K: Clone>(under: &K, entry: &EntryId) -> Filed<K> {
-    Filed { under: under.clone(), entry: Some(entry.clone()) }
 }
 
 #[cfg(test)]
@@ -421,6 +520,21 @@ mod tests {
         assert_eq!(names(state.entries_by_spiffe_id(&id("/w"))), [""; 0]);
         assert_eq!(names(state.entries_after(Some(&entry_id("a")))), ["b", "c"]);
         assert_eq!(names(state.entries_after(None)), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn an_entry_that_shares_its_texts_is_not_copied_when_it_is_put() {
+        let mut state = state_of(vec![Change::PutEntry(entry("a", "/w/1", "/p"))]);
+        let handle = state.handle(Entry::clone(&entry("b", "/w/1", "/p")));
+        assert_eq!(handle, entry("b", "/w/1", "/p"));
+        let own = entry("c", "/w/1", "/p");
+        state.apply(&commit(
+            2,
+            vec![Change::PutEntry(Arc::clone(&handle)), Change::PutEntry(Arc::clone(&own))],
+        ));
+        let held = |id: &str| state.entry(&entry_id(id)).unwrap();
+        assert!(Arc::ptr_eq(held("b"), &handle));
+        assert!(held("c") == &own && !Arc::ptr_eq(held("c"), &own), "it has texts of its own");
     }
 
     #[test]
@@ -534,12 +648,13 @@ mod tests {
         fn indexes_agree_with_the_entries(commits in any_commits()) {
             let mut state = state_of(vec![]);
             commits.iter().for_each(|commit| state.apply(commit));
-            prop_assert_eq!(state.by_parent.len(), state.entry_count());
+            prop_assert_eq!(state.below_nodes.len() + state.below_entries.len(), state.entry_count());
             prop_assert_eq!(state.by_spiffe_id.len(), state.entry_count());
             let aliases = state.entries().filter(|entry| entry.is_node_alias());
             prop_assert_eq!(state.aliases.len(), aliases.map(|entry| entry.selectors.len()).sum::<usize>());
             for entry in state.entries() {
                 prop_assert!(state.children(&entry.parent_id).any(|child| child == entry));
+                prop_assert!(entry.parent_id.is_reserved() || state.may_be_parent(&entry.parent_id));
                 prop_assert!(state.entries_by_spiffe_id(&entry.spiffe_id).any(|same| same == entry));
                 if entry.is_node_alias() {
                     let mut is_seen = false;

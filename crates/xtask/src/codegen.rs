@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 18] = [
+const MODULES: [Module; 21] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -49,6 +49,9 @@ const MODULES: [Module; 18] = [
     Module { name: "store", package: "passant.store.v1", source: "passant/store/v1" },
     Module { name: "explain", package: "passant.explain.v1", source: "passant/explain/v1" },
     Module { name: "node", package: "passant.node.v1", source: "passant/node/v1" },
+    Module { name: "options", package: "passant.entry.v1", source: "passant/entry/v1" },
+    Module { name: "sync", package: "passant.sync.v1", source: "passant/sync/v1" },
+    Module { name: "stop", package: "passant.stop.v1", source: "passant/stop/v1" },
 ];
 
 /// Descriptions of services, for reflection: the name of the file, and the directories of protos that it describes.
@@ -60,10 +63,13 @@ const DESCRIPTIONS: [(&str, &[&str]); 3] = [
         &[
             "passant/access/v1",
             "passant/audit/v1",
+            "passant/entry/v1",
             "passant/explain/v1",
             "passant/federation/v1",
             "passant/import/v1",
+            "passant/stop/v1",
             "passant/store/v1",
+            "passant/sync/v1",
             "spire/api/server/agent/v1",
             "spire/api/server/bundle/v1",
             "spire/api/server/debug/v1",
@@ -77,8 +83,11 @@ const DESCRIPTIONS: [(&str, &[&str]); 3] = [
 ];
 
 /// The packages that others import, and where the crate has them.
-const SHARED: [(&str, &str); 2] =
-    [("spire.api.types", "crate::types"), ("passant.explain.v1", "crate::explain")];
+const SHARED: [(&str, &str); 3] = [
+    ("spire.api.types", "crate::types"),
+    ("passant.explain.v1", "crate::explain"),
+    ("passant.entry.v1", "crate::options"),
+];
 
 /// Writes the generated files, leaving those alone that are current.
 pub(crate) fn run(root: &Path) -> Result<()> {
@@ -124,6 +133,13 @@ impl Module {
             tonic_prost_build::configure().build_transport(false).btree_map(".").out_dir(scratch.path());
         for (package, module) in SHARED.iter().filter(|(package, _)| self.package != *package) {
             build = build.extern_path(format!(".{package}"), *module);
+        }
+        if self.name == "sync" {
+            // Agents watch by the thousand, and mostly nothing is said.
+            build = build.codec_path("crate::lean_codec::LeanCodec");
+            // A bundle goes out to all of them.
+            build =
+                build.extern_path(".spire.api.types.Bundle", "crate::shared::Shared<crate::types::Bundle>");
         }
         build.compile_fds(descriptors).with_context(|| format!("failed to generate {}", self.name))?;
 

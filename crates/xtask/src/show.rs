@@ -10,7 +10,7 @@ use crate::ablate;
 use crate::cargo::cargo;
 
 /// Shows of the product as it is shipped, optimised; `--dev` saves that time.
-const IN_RELEASE: [&str; 3] = ["entries", "kills", "storm"];
+const IN_RELEASE: [&str; 5] = ["churn", "create-to-svid", "entries", "kills", "storm"];
 /// Shows that run the server with planted bugs too. That one is not optimised: a bug is found without.
 const ABLATED: [&str; 2] = ["kills", "power-loss"];
 

@@ -30,6 +30,7 @@ func commands() []command {
 		{"version", "name the peer libraries and their versions", runVersion},
 		{"fetch", "fetch and verify every kind of document once", runFetch},
 		{"watch", "log each update of an X.509 watch", runWatch},
+		{"follow", "print everything that each of many watches holds, whenever it changes", runFollow},
 		{"mtls-server", "accept mutual TLS by SVID and echo lines", runMTLSServer},
 		{"mtls-client", "connect by mutual TLS by SVID and send one line", runMTLSClient},
 		{"expect-denied", "call the Workload API with a missing, a wrong and the right security header", runExpectDenied},

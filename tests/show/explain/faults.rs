@@ -14,7 +14,7 @@ use passant_tests::site::{NODE, ServerOptions, Site, TRUST_DOMAIN};
 use passant_tests::wait::eventually;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use super::{NAMED_WITHIN, NO_SERVER, Node, Table, WEB, admin, edit, id_of, own_pid, own_uid, token, write};
+use super::{NAMED_WITHIN, NO_SERVER, Node, Table, WEB, admin, id_of, own_pid, own_uid, token, write};
 
 /// Authorities that end soon, and what they sign sooner.
 const BRIEF: &str =
@@ -105,18 +105,18 @@ pub(super) async fn store(table: &Table<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An agent that asks once a minute.
+/// An agent that does not run: one that does hears at once.
 pub(super) async fn unheard(table: &Table<'_>) -> anyhow::Result<()> {
     let site = Site::new(&ServerOptions::default())?;
     let _server = site.start_server().await?;
     site.configure_agent("agent", "method = \"join_token\"", "")?;
-    edit(&site, "agent", "sync_interval = \"1s\"", "sync_interval = \"60s\"")?;
     let secret = token(&site, "10m")?;
     let id = id_of(&secret);
     let agent = site.spawn_agent("agent", &["--join-token", &secret])?;
     site.agent_serves("agent", &agent).await?;
-    let (pid, socket) = (own_pid(), admin(&site, "agent"));
-    let of_web = ["pid", &pid, "--agent-socket", &socket, "--spiffe-id", WEB];
+    agent.stop().await?;
+    let uid = own_uid();
+    let of_web = ["spiffe-id", WEB, "--agent", &id, "--selector", &uid];
     // A moment that is told in seconds must have passed.
     let before = Host::system().now();
     let later = async || {
@@ -124,8 +124,8 @@ pub(super) async fn unheard(table: &Table<'_>) -> anyhow::Result<()> {
         Ok(())
     };
     eventually("the next second", NAMED_WITHIN, later).await?;
-    write(&site, &["entry", "create", "--spiffe-id", WEB, "--parent-id", &id, "--selector", &own_uid()])?;
-    let planted = "an entry that was made since the agent last asked";
+    write(&site, &["entry", "create", "--spiffe-id", WEB, "--parent-id", &id, "--selector", &uid])?;
+    let planted = "an entry that was made since the agent last heard anything";
     table.row("not_yet_synced", planted, "next sync", &site, &of_web).await;
     Ok(())
 }

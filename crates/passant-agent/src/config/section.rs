@@ -60,6 +60,14 @@ impl<'a> Section<'a> {
             .unwrap_or_default()
     }
 
+    /// A text or a list of them; none when absent.
+    pub(super) fn one_or_more(&mut self, key: &'static str) -> Vec<String> {
+        match self.table.get(key) {
+            Some(Value::String(_)) => self.string(key).into_iter().collect(),
+            Some(_) | None => self.strings(key),
+        }
+    }
+
     pub(super) fn required(&mut self, key: &'static str, remedy: &str) -> Option<String> {
         let missing = !self.table.contains_key(key);
         let text = self.string(key);

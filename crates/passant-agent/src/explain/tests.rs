@@ -7,7 +7,7 @@ use passant_attest::peer::PeerError;
 use passant_attest::workload::AttestError;
 use passant_core::bundle::Bundle;
 use passant_core::explanation::{Code, Explanation};
-use passant_core::{AuthorizedEntry, TrustDomain};
+use passant_core::{AuthorizedEntry, StopReason, StopTarget, TrustDomain};
 
 use super::*;
 use crate::cache::Failed;
@@ -17,6 +17,7 @@ use crate::testing::{NOW, by_id, entry, id, secs, selectors, trust_domain};
 struct World {
     node: Option<(SpiffeId, UnixTime)>,
     fault: Option<AgentFault>,
+    stops: Vec<Stop>,
     troubles: BTreeMap<Part, String>,
     attestors: Vec<&'static str>,
     confirmed: Option<(UnixTime, bool)>,
@@ -54,6 +55,7 @@ impl World {
         Self {
             node: Some((id("/spire/agent/x/1"), at(NOW + 100))),
             fault: None,
+            stops: Vec::new(),
             troubles: BTreeMap::new(),
             attestors: vec!["unix"],
             confirmed: Some((at(NOW - 5), true)),
@@ -76,12 +78,14 @@ impl World {
     }
 
     fn told(&self) -> Explanation {
-        let trust_domain = trust_domain();
+        let (trust_domain, stops) = (trust_domain(), Stops::new(self.stops.clone()));
         let scene = Scene {
             trust_domain: &trust_domain,
             now: at(NOW),
             node: self.node.clone(),
             fault: self.fault,
+            stops: &stops,
+            instance: Instance::new("boot", 5, 7).ok(),
             server: "server.example.org:8081".to_owned(),
             troubles: &self.troubles,
             attestors: self.attestors.clone(),
@@ -92,6 +96,17 @@ impl World {
             svid_of: &|_| self.svid.clone(),
         };
         explain(&self.process, self.wanted.as_ref(), &scene)
+    }
+}
+
+fn stopping(target: StopTarget) -> Stop {
+    Stop {
+        target,
+        id: "s".to_owned(),
+        reason: StopReason::parse("found in a log").unwrap(),
+        by: String::new(),
+        since: at(NOW - 60),
+        revision: 0,
     }
 }
 
@@ -122,7 +137,33 @@ struct Planted(Code, &'static str, Box<dyn FnOnce(&mut World)>);
 
 #[test]
 fn the_planted_cause_is_named_first() {
-    let planted: [Planted; 25] = [
+    let agent = || id("/spire/agent/x/1");
+    let planted: [Planted; 28] = [
+        Planted(
+            Code::Stopped,
+            "stop resume agent spiffe://example.org/spire/agent/x/1",
+            Box::new(move |it| {
+                it.stops = vec![stopping(StopTarget::Agent(agent()))];
+                it.entries = BTreeMap::new();
+            }),
+        ),
+        Planted(
+            Code::Stopped,
+            "the process boot/5/7 is stopped",
+            Box::new(move |it| {
+                let [other, this] = [4, 5].map(|pid| Instance::new("boot", pid, 7).unwrap());
+                let target = |instance| StopTarget::Instance { agent: agent(), instance };
+                it.stops = vec![stopping(target(other)), stopping(target(this))];
+            }),
+        ),
+        Planted(
+            Code::Stopped,
+            "found in a log",
+            Box::new(|it| {
+                it.stops = vec![stopping(StopTarget::Entry(entry("web", 1).id))];
+                it.svid = SvidLook::default();
+            }),
+        ),
         Planted(
             Code::NoSuchProcess,
             "no such process",
@@ -271,6 +312,15 @@ fn the_planted_cause_is_named_first() {
         assert!(first.says.contains(words) || first.remedy.contains(words), "{words}: {first:?}");
         assert!(first.blocks && !first.remedy.is_empty(), "{first:?}");
     }
+}
+
+#[test]
+fn a_stopped_entry_of_which_nothing_else_is_told_may_be_the_one() {
+    let stop = stopping(StopTarget::Entry(entry("db", 1).id));
+    let told = World::with(|it| (it.stops, it.entries) = (vec![stop.clone()], BTreeMap::new())).told();
+    let codes: Vec<(Code, bool)> = told.causes.iter().map(|cause| (cause.code, cause.blocks)).collect();
+    assert_eq!(codes, [(Code::NodeWithoutEntries, true), (Code::Stopped, false)]);
+    assert_eq!(World::with(|it| it.stops = vec![stop]).told().causes, [], "it is served by another");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What does the agent keep on disk, and how does it survive a crash at any moment?
 //!
-//! One file, `agent-data.json`, mode 0600: the node SVID with its key, the bundle, and the key of an attestation under way.
-//! It is replaced as a whole: written beside, synced, renamed, directory synced. Keys of workloads are never in it.
+//! One file, `agent-data.json`, mode 0600: the node SVID with its key, the bundle, what is stopped, and the key of an
+//! attestation under way. It is replaced as a whole: written beside, synced, renamed, directory synced. Keys of workloads are never in it.
 
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
@@ -15,7 +15,7 @@ use passant_attest::node::join_token::TokenHash;
 use passant_core::bundle::Bundle;
 use passant_core::keys::SigningKey;
 use passant_core::x509_svid::X509Svid;
-use passant_core::{Host, Secret, SpiffeId, TrustDomain};
+use passant_core::{Host, Secret, SpiffeId, Stop, TrustDomain};
 use passant_daemon::private_dir::{Unsafe, make_data_dir, owned};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,8 @@ pub struct Stored {
     pub(crate) pending: Option<Pending>,
     /// The join token that the identity was, or a former one had been, attested with.
     pub(crate) spent: Option<TokenHash>,
+    /// What the server last said is stopped.
+    pub(crate) stops: Vec<Stop>,
 }
 
 /// The key of an attestation by join token whose answer was not yet stored. The same token with the same key is accepted
@@ -162,6 +164,8 @@ struct Raw {
     pending: Option<RawPending>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     spent_token: Option<TokenHash>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stops: Vec<Stop>,
 }
 
 /// Certificates and keys in standard base64 of their DER.
@@ -369,6 +373,7 @@ impl Stored {
                 .as_ref()
                 .map(|pending| RawPending { token: pending.token, key: key(&pending.key) }),
             spent_token: self.spent,
+            stops: self.stops.clone(),
         };
         Zeroizing::new(serde_json::to_vec(&raw).expect("text, numbers and lists always have a JSON form"))
     }
@@ -377,9 +382,13 @@ impl Stored {
         let identity = raw.identity.map(|identity| read_identity(&identity, host)).transpose()?;
         let is_foreign = |id: &SpiffeId| !id.is_member_of(trust_domain) || !id.is_agent();
         if identity.as_ref().is_some_and(|identity| is_foreign(identity.svid.id()))
+            || raw.stops.iter().filter_map(|stop| stop.target.agent()).any(is_foreign)
             || raw.bundle.as_ref().is_some_and(|bundle| bundle.trust_domain != *trust_domain)
         {
             return Err(Damage::Foreign);
+        }
+        if raw.stops.len() > limits::STOPS {
+            return Err(Damage::TooLarge);
         }
         let pending = raw
             .pending
@@ -392,6 +401,7 @@ impl Stored {
             bundle: raw.bundle.map(Arc::new),
             pending,
             spent: raw.spent_token,
+            stops: raw.stops,
         })
     }
 }

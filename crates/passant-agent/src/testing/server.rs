@@ -16,6 +16,7 @@ use passant_proto::agent::agent_server::{Agent, AgentServer};
 use passant_proto::bundle::bundle_server::{Bundle, BundleServer};
 use passant_proto::entry::entry_server::{Entry, EntryServer};
 use passant_proto::svid::svid_server::{Svid, SvidServer};
+use passant_proto::sync::sync_server::SyncServer;
 use passant_proto::{agent, bundle, convert, entry, status, svid, types};
 use rustls::DistinguishedName;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -31,6 +32,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::ca::Ca;
+use super::pushing::Pushing;
 use super::trust_domain;
 use crate::config::ServerAddress;
 use crate::connect::{Dial, Wire};
@@ -65,6 +67,10 @@ pub(crate) struct World {
     pub(crate) asked_ids: Vec<Vec<String>>,
     pub(crate) batches: Vec<usize>,
     pub(crate) bundle_serials: Vec<u64>,
+    /// Addresses at which nobody answers, and those at which somebody did.
+    pub(crate) dead: BTreeSet<String>,
+    pub(crate) dialled: Vec<String>,
+    pub(crate) push: Pushing,
 }
 
 /// The server; clones share.
@@ -84,6 +90,47 @@ struct Peer {
 /// The client's leaf, as handlers find it.
 #[derive(Clone)]
 struct Leaf(Option<CertificateDer<'static>>);
+
+impl World {
+    /// What becomes of one request for an X509-SVID.
+    pub(super) fn mint(
+        &self,
+        entry_id: &str,
+        csr: &[u8],
+        now: i64,
+    ) -> (types::Status, Option<types::X509svid>) {
+        let Some(entry) = self.entries.get(entry_id) else {
+            return (status::to_item(&Refusal::not_found("entry not found or not authorized")), None);
+        };
+        if self.refused_entries.contains(&entry.id) {
+            return (status::to_item(&Refusal::precondition("the entry has ended")), None);
+        }
+        let csr = Csr::parse(csr).unwrap();
+        let id = convert::id::from_wire(entry.spiffe_id.as_ref()).unwrap();
+        assert_eq!(csr.spiffe_ids(), [id.to_string()]);
+        let svid = self.ca.svid(&id, csr.public_key(), now - 10, now + self.svid_ttl);
+        (status::ok(), Some(convert::svid::x509_to_wire(&svid, "")))
+    }
+
+    /// What becomes of a request for a JWT-SVID.
+    pub(super) fn mint_jwt(
+        &self,
+        entry_id: &str,
+        audience: Vec<String>,
+        now: UnixTime,
+    ) -> Result<types::Jwtsvid, Status> {
+        let entry = self.entries.get(entry_id).ok_or_else(|| Status::not_found("entry not found"))?;
+        let id = convert::id::from_wire(entry.spiffe_id.as_ref()).unwrap();
+        let expires_at = UnixTime::from_secs(now.secs() + 300);
+        Ok(types::Jwtsvid {
+            token: self.ca.jwt(&id, audience, now, expires_at),
+            id: entry.spiffe_id.clone(),
+            expires_at: expires_at.secs(),
+            issued_at: now.secs(),
+            hint: String::new(),
+        })
+    }
+}
 
 impl Fake {
     /// Serves from a task of the present runtime.
@@ -114,6 +161,9 @@ impl Fake {
             asked_ids: Vec::new(),
             batches: Vec::new(),
             bundle_serials: Vec::new(),
+            dead: BTreeSet::new(),
+            dialled: Vec::new(),
+            push: Pushing::default(),
         };
         let (accepted, incoming) = mpsc::channel(16);
         let fake = Self { world: Arc::new(Mutex::new(world)), host: host.clone(), accepted };
@@ -122,6 +172,7 @@ impl Fake {
             .add_service(BundleServer::new(fake.clone()))
             .add_service(EntryServer::new(fake.clone()))
             .add_service(SvidServer::new(fake.clone()))
+            .add_service(SyncServer::new(fake.clone()))
             .serve_with_incoming(ReceiverStream::new(incoming));
         tokio::spawn(serving);
         fake
@@ -142,6 +193,10 @@ impl Fake {
         self.world().calls.get(name).copied().unwrap_or(0)
     }
 
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+
     fn called(&self, name: &'static str) -> Result<MutexGuard<'_, World>, Status> {
         let mut world = self.world();
         *world.calls.entry(name).or_default() += 1;
@@ -152,7 +207,7 @@ impl Fake {
     }
 
     /// The same for calls that need an attested node.
-    fn called_by_node<T>(
+    pub(super) fn called_by_node<T>(
         &self,
         name: &'static str,
         request: &Request<T>,
@@ -211,11 +266,18 @@ impl Fake {
 }
 
 impl Dial for Fake {
-    fn dial(&self, _: &ServerAddress) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>> {
-        let fake = self.clone();
+    fn dial(
+        &self,
+        address: &ServerAddress,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Wire>>> + Send>> {
+        let (fake, address) = (self.clone(), address.to_string());
         Box::pin(async move {
-            if !fake.world().up {
-                return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+            {
+                let mut world = fake.world();
+                if !world.up || world.dead.contains(&address) {
+                    return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+                }
+                world.dialled.push(address);
             }
             let (ours, theirs) = tokio::io::duplex(1 << 16);
             tokio::spawn(fake.accept(theirs));
@@ -445,20 +507,8 @@ service! { Svid {
             return Err(Status::resource_exhausted("too many"));
         }
         let one = |params: svid::NewX509svidParams| {
-            let Some(entry) = world.entries.get(&params.entry_id) else {
-                let refusal = Refusal::not_found("entry not found or not authorized");
-                return svid::batch_new_x509svid_response::Result { status: Some(status::to_item(&refusal)), svid: None };
-            };
-            if world.refused_entries.contains(&entry.id) {
-                let refusal = Refusal::precondition("the entry has ended");
-                return svid::batch_new_x509svid_response::Result { status: Some(status::to_item(&refusal)), svid: None };
-            }
-            let csr = Csr::parse(&params.csr).unwrap();
-            let id = convert::id::from_wire(entry.spiffe_id.as_ref()).unwrap();
-            assert_eq!(csr.spiffe_ids(), [id.to_string()]);
-            let svid = world.ca.svid(&id, csr.public_key(), now - 10, now + world.svid_ttl);
-            let svid = Some(convert::svid::x509_to_wire(&svid, ""));
-            svid::batch_new_x509svid_response::Result { status: Some(status::ok()), svid }
+            let (status, svid) = world.mint(&params.entry_id, &params.csr, now);
+            svid::batch_new_x509svid_response::Result { status: Some(status), svid }
         };
         let results = params.into_iter().map(one).collect();
         Ok(Response::new(svid::BatchNewX509svidResponse { results }))
@@ -471,16 +521,7 @@ service! { Svid {
         let now = self.host.now();
         let world = self.called_by_node("NewJWTSVID", &request)?;
         let request = request.into_inner();
-        let entry = world.entries.get(&request.entry_id).ok_or_else(|| Status::not_found("entry not found"))?;
-        let id = convert::id::from_wire(entry.spiffe_id.as_ref()).unwrap();
-        let expires_at = UnixTime::from_secs(now.secs() + 300);
-        let svid = types::Jwtsvid {
-            token: world.ca.jwt(&id, request.audience, now, expires_at),
-            id: entry.spiffe_id.clone(),
-            expires_at: expires_at.secs(),
-            issued_at: now.secs(),
-            hint: String::new(),
-        };
+        let svid = world.mint_jwt(&request.entry_id, request.audience, now)?;
         Ok(Response::new(svid::NewJwtsvidResponse { svid: Some(svid) }))
     }
     }

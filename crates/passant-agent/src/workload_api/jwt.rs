@@ -50,7 +50,8 @@ pub(super) async fn svids(call: Call, request: SvidRequest) -> Result<JwtsvidRes
     let cache = &call.shared.cache;
     let lacking = cache.jwt_svids_lacking(&evidence.selectors, &request.audience, request.spiffe_id.as_ref());
     call.shared.pace.take(&call.caller, lacking)?;
-    let issued = cache.jwt_svids(&evidence.selectors, request.audience, request.spiffe_id).await;
+    let believable = call.believable(&evidence)?;
+    let issued = cache.jwt_svids_as(&believable, request.audience, request.spiffe_id).await;
     let issued = issued.map_err(|refusal| {
         if refusal.reason == Reason::Denied { no_identity(&call, &evidence) } else { to_status(&refusal) }
     })?;
@@ -89,6 +90,9 @@ pub(super) async fn validate(
         return Err(Status::invalid_argument("svid must be specified"));
     }
     let evidence = call.evidence(SAME_LOOK).await?;
+    if call.is_stopped() {
+        return Err(no_identity(&call, &evidence));
+    }
     let shared = &call.shared;
     let bundles = shared.cache.bundles().for_entries(&shared.cache.entries(&evidence.selectors));
     if bundles.own.is_none() {

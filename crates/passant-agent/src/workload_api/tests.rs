@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Mutex;
 
 use hyper_util::rt::TokioIo;
+use passant_attest::peer::Peer;
 use passant_core::jwt_svid::{JwtClaims, JwtSvid, sign};
 use passant_core::keys::{KeyType, SigningKey};
 use passant_core::{
@@ -21,7 +22,8 @@ use rustls_pki_types::CertificateDer;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint as ClientEndpoint};
 use tonic::{Code, Streaming};
 use tower::service_fn;
@@ -114,6 +116,7 @@ impl JwtIssuer for JwtServer {
         &self,
         entry: Arc<AuthorizedEntry>,
         audience: Vec<String>,
+        _: Option<Arc<passant_core::Evidence>>,
     ) -> Pin<Box<dyn Future<Output = Result<JwtSvid, Refusal>> + Send>> {
         let result = if *self.is_down.lock().unwrap() {
             Err(Refusal::invalid("server refuses"))
@@ -136,6 +139,7 @@ fn entry(entry_id: &str, path: &str, selectors: &str) -> AuthorizedEntry {
         hint: String::new(),
         jwt_svid_include_jti: false,
         disable_x509_svid_prefetch: false,
+        options: passant_core::entry::EntryOptions::default(),
         revision: 0,
         created_at: UnixTime::from_secs(0),
     }
@@ -154,6 +158,8 @@ struct World {
     stop: CancellationToken,
     served: JoinHandle<Result<(), tonic::transport::Error>>,
     client: SpiffeWorkloadApiClient<Channel>,
+    /// What the client talks to.
+    service: Service,
 }
 
 impl World {
@@ -175,9 +181,11 @@ impl World {
             attestors: vec![Arc::<Scripted>::clone(&attestor)],
             evidence_max_age: MAX_AGE,
             allowed_foreign_claims: BTreeSet::from(["role".to_owned()]),
+            boot_id: "boot".to_owned(),
             metrics: Arc::default(),
         };
         let endpoint = Endpoint::bind(settings, cache.clone(), host).unwrap();
+        let service = Service { shared: Arc::clone(&endpoint.shared) };
         let stop = CancellationToken::new();
         let served = tokio::spawn(endpoint.serve(stop.clone()));
         let connect = move |_| {
@@ -199,6 +207,7 @@ impl World {
             stop,
             served,
             client,
+            service,
         }
     }
 
@@ -216,16 +225,26 @@ impl World {
     }
 
     fn sync(&self) {
-        self.cache.learn(View {
+        let view = View {
             entries: self.entries.clone(),
             bundle: Arc::new(self.bundle.clone()),
             federated: self.federated.clone(),
-        });
+        };
+        self.cache.learn(view, self.cache.pushes());
     }
 
     fn mint(&self) {
-        let minted = self.entries.values().map(|entry| (entry.id.clone(), Ok(self.authority.mint(entry))));
+        let minted =
+            self.entries.values().map(|entry| (entry.id.clone().into(), Ok(self.authority.mint(entry))));
         self.cache.minted(minted.collect());
+    }
+
+    /// A stream as it is before anybody reads of it, of a process of this one's user.
+    async fn unread_x509(&self) -> Messages<Result<X509svidResponse, Status>> {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let mut request = Request::new(X509svidRequest {});
+        request.extensions_mut().insert(Caller::known_as(0, Peer::of(&near)));
+        self.service.fetch_x509svid(request).await.unwrap().into_inner()
     }
 
     async fn x509(&self) -> Result<Streaming<X509svidResponse>, Status> {
@@ -381,7 +400,7 @@ async fn a_call_waits_a_little_for_svids_under_way() {
     world.entries = BTreeMap::from([(one.id.clone(), Arc::clone(&one))]);
     world.sync();
     let (stream, ()) = tokio::join!(world.x509(), async {
-        tokio::time::sleep(limits::FIRST_ANSWER / 2).await;
+        sleep(limits::FIRST_ANSWER / 2).await;
         world.mint();
     });
     assert_eq!(ids(&next(&mut stream.unwrap()).await.unwrap()), ["spiffe://example.org/a"]);
@@ -407,7 +426,7 @@ async fn an_open_stream_hears_of_each_change_once() {
 
     // One SVID is renewed: the message has both.
     let renewed = Arc::clone(&world.entries[&EntryId::parse("b").unwrap()]);
-    world.cache.minted(vec![(renewed.id.clone(), Ok(world.authority.mint(&renewed)))]);
+    world.cache.minted(vec![(renewed.id.clone().into(), Ok(world.authority.mint(&renewed)))]);
     let second = next(&mut stream).await.unwrap();
     assert_eq!(ids(&second), ids(&first));
     assert_eq!(second.svids[0], first.svids[0]);
@@ -598,4 +617,33 @@ async fn stopping_ends_streams_and_removes_the_socket() {
     drop((stream, world.client));
     world.served.await.unwrap().unwrap();
     assert!(!world.dir.path().join("run/api.sock").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_does_not_read_is_looked_at_again_all_the_same() {
+    let mut world = World::with(vec![entry("a", "/a", "t:1")]).await;
+    let stream = world.unread_x509().await;
+    for path in ["/b", "/c", "/d"] {
+        world.put(vec![entry("a", path, "t:1")]);
+        sleep(2 * limits::LOOK_AGAIN).await;
+        assert_eq!(world.cache.served().streams, 1);
+    }
+    world.attestor.set(Some("t:2"));
+    sleep(2 * limits::LOOK_AGAIN).await;
+    assert_eq!(world.cache.served().streams, 0, "nobody has the entry any more");
+    drop(stream);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_yet_read_is_withdrawn_too() {
+    let mut world = World::with(vec![entry("a", "/a", "t:1")]).await;
+    let mut stream = world.unread_x509().await;
+    let first = stream.next().await.unwrap().unwrap();
+    assert_eq!(ids(&first), ["spiffe://example.org/a"]);
+    world.put(vec![entry("a", "/b", "t:1")]);
+    sleep(limits::LOOK_AGAIN).await;
+    world.put(Vec::new());
+    sleep(limits::LOOK_AGAIN).await;
+    assert_refused(stream.next().await.unwrap(), Code::PermissionDenied, "no identity issued");
+    assert!(stream.next().await.is_none());
 }

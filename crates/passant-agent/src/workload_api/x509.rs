@@ -110,6 +110,7 @@ mod tests {
             hint: hint.to_owned(),
             jwt_svid_include_jti: false,
             disable_x509_svid_prefetch: false,
+            options: passant_core::entry::EntryOptions::default(),
             revision: 0,
             created_at: UnixTime::from_secs(created_at),
         }

@@ -7,7 +7,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use passant_core::{EntryId, Selector, SpiffeId, TrustDomain, UnixTime};
 
-use super::{instant, span};
+use super::{Wait, instant, span};
 
 #[derive(Subcommand)]
 pub(crate) enum Entry {
@@ -20,6 +20,8 @@ pub(crate) enum Entry {
         /// Their ids
         #[arg(required = true, value_parser = EntryId::parse)]
         ids: Vec<EntryId>,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Show one entry
     Show {
@@ -92,6 +94,8 @@ pub(crate) struct Apply {
     pub(crate) skip_unknown_fields: bool,
     #[command(flatten)]
     pub(crate) within: EntryFilter,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
 }
 
 #[derive(Args)]
@@ -114,6 +118,10 @@ pub(crate) struct EntryCreate {
     pub(crate) selectors: Vec<Selector>,
     #[command(flatten)]
     pub(crate) fields: EntryFields,
+    #[command(flatten)]
+    pub(crate) options: EntryOptions,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
 }
 
 #[derive(Args)]
@@ -132,14 +140,45 @@ pub(crate) struct EntryUpdate {
     pub(crate) selectors: Vec<Selector>,
     #[command(flatten)]
     pub(crate) fields: EntryFields,
+    #[command(flatten)]
+    pub(crate) options: EntryOptions,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
 }
 
 impl EntryUpdate {
     /// Whether no field is given.
     pub(crate) fn is_empty(&self) -> bool {
         let identity = self.spiffe_id.is_some() || self.parent_id.is_some() || !self.selectors.is_empty();
-        !identity && self.fields == EntryFields::default()
+        !identity && self.fields == EntryFields::default() && self.options.is_empty()
     }
+}
+
+/// What Passant knows of an entry beyond SPIRE's fields.
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct EntryOptions {
+    /// For whom a key is made: one for all processes of a node, as with SPIRE, or one for each process
+    #[arg(long, value_enum)]
+    pub(crate) key_scope: Option<KeyScope>,
+    /// Keep the entry from agents that cannot honour --key-scope, SPIRE's among them [possible: true, false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) strict: Option<bool>,
+}
+
+impl EntryOptions {
+    /// Whether none is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// For whom a key is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeyScope {
+    /// All processes of a node.
+    Node,
+    /// One process.
+    Instance,
 }
 
 /// The fields that an entry may have.

@@ -4,6 +4,7 @@ mod apply;
 mod batch;
 mod import;
 mod list;
+mod options;
 
 use std::time::Duration;
 
@@ -13,12 +14,14 @@ use passant_proto::convert::{id, selector};
 use passant_proto::entry::{
     BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, GetEntryRequest,
 };
+use passant_proto::options::Options;
 use passant_proto::types;
 use serde_json::json;
 use tonic::Code;
 
 pub(crate) use self::list::{pages, selector_match};
-use crate::args::{Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, ServerSocket, wrong};
+use super::rollout::{self, Written, awaited};
+use crate::args::{Entry, EntryCreate, EntryFields, EntryFilter, EntryUpdate, ServerSocket, Wait, wrong};
 use crate::connect::{Server, refused};
 use crate::json;
 use crate::plain;
@@ -30,7 +33,7 @@ pub(crate) async fn run(command: Entry, socket: &ServerSocket, out: &mut Output)
     match command {
         Entry::Create(args) => create(*args, &server, out).await,
         Entry::Update(args) => update(*args, &server, out).await,
-        Entry::Delete { ids } => delete(&ids, &server, out).await,
+        Entry::Delete { ids, wait } => delete(&ids, wait, &server, out).await,
         Entry::Show { id } => show(&id, &server, out).await,
         Entry::List(filter) => list::list(&filter, &server, out).await,
         Entry::Count(filter) => list::count(&filter, &server, out).await,
@@ -67,10 +70,15 @@ async fn create(args: EntryCreate, server: &Server, out: &mut Output) -> anyhow:
         ..types::Entry::default()
     };
     take_fields(args.fields, &mut entry, &mut types::EntryMask::default());
+    let (wait, what) = (args.wait, "register the entry");
+    if !args.options.is_empty() {
+        let created = options::create(entry, args.options, server).await?;
+        return one_entry(what, created, server, Vec::new(), wait, out).await;
+    }
     let request = BatchCreateEntryRequest { entries: vec![entry], output_mask: None };
     let results = server.entries().batch_create_entry(request).await.map_err(refused)?.into_inner().results;
-    let results = results.into_iter().map(|result| (result.status, result.entry)).collect();
-    one_entry("register the entry", results, out)
+    let result = results.into_iter().next().map(|result| (result.status, result.entry, None));
+    one_entry(what, result, server, Vec::new(), wait, out).await
 }
 
 async fn update(args: EntryUpdate, server: &Server, out: &mut Output) -> anyhow::Result<()> {
@@ -87,28 +95,58 @@ async fn update(args: EntryUpdate, server: &Server, out: &mut Output) -> anyhow:
         selectors: wire_selectors(&args.selectors),
         ..types::Entry::default()
     };
-    if sets_attributes(&args.fields) {
+    let mut parents = Vec::new();
+    let moves = args.wait.within.is_some() && args.parent_id.is_some();
+    if sets_attributes(&args.fields) || moves {
         // The two flags travel in one message, so the one that is not named must be read first.
-        let request = GetEntryRequest { id: String::from(args.id), output_mask: None };
+        let request = GetEntryRequest { id: String::from(args.id.clone()), output_mask: None };
         let present = server.entries().get_entry(request).await.map_err(refused);
         let present =
             present.context("failed to change the entry; passant entry list shows which there are")?;
-        entry.additional_attributes = present.into_inner().additional_attributes;
+        let present = present.into_inner();
+        parents.push(json::spiffe_id_text(present.parent_id.as_ref()));
+        entry.additional_attributes = present.additional_attributes;
+    }
+    let what = "change the entry";
+    let mut set = None;
+    if !args.options.is_empty() {
+        let (status, told) = options::update(&args.id, args.options, server).await?;
+        if status.code != 0 {
+            return one_entry(what, Some((Some(status), None, None)), server, parents, args.wait, out).await;
+        }
+        set = Some(told);
     }
     take_fields(args.fields, &mut entry, &mut mask);
+    if set.is_some() && mask == types::EntryMask::default() {
+        let request = GetEntryRequest { id: String::from(args.id), output_mask: None };
+        let entry = server.entries().get_entry(request).await.map_err(refused)?.into_inner();
+        let result = (Some(types::Status::default()), Some(entry), set);
+        return one_entry(what, Some(result), server, parents, args.wait, out).await;
+    }
     let request = BatchUpdateEntryRequest { entries: vec![entry], input_mask: Some(mask), output_mask: None };
     let results = server.entries().batch_update_entry(request).await.map_err(refused)?.into_inner().results;
-    let results = results.into_iter().map(|result| (result.status, result.entry)).collect();
-    one_entry("change the entry", results, out)
+    let told = match set {
+        Some(told) => Some(told),
+        None => options::of_one(&args.id, server).await?,
+    };
+    let result = results.into_iter().next().map(|result| (result.status, result.entry, told));
+    one_entry(what, result, server, parents, args.wait, out).await
 }
 
-/// Prints the one result of a batch, and fails if it was refused.
-fn one_entry(
+/// What became of one entry, and its options if the server tells of any.
+type OneResult = (Option<types::Status>, Option<types::Entry>, Option<Options>);
+
+/// Prints the one result of a batch, and fails if it was refused; waits for agents if that was asked for, for those of
+/// the parents before too.
+async fn one_entry(
     what: &str,
-    results: Vec<(Option<types::Status>, Option<types::Entry>)>,
+    result: Option<OneResult>,
+    server: &Server,
+    mut parents: Vec<String>,
+    wait: Wait,
     out: &mut Output,
 ) -> anyhow::Result<()> {
-    let Some((status, entry)) = results.into_iter().next() else {
+    let Some((status, entry, options)) = result else {
         bail!("failed to {what}: the server answered with no result");
     };
     let status = status.unwrap_or_default();
@@ -117,13 +155,44 @@ fn one_entry(
         let there = if entry.id.is_empty() { String::new() } else { format!("; its id is {}", entry.id) };
         bail!("failed to {what}{}: {}{there}", which_there_are(&status), status.message);
     }
+    parents.push(json::spiffe_id_text(entry.parent_id.as_ref()));
+    let came = awaited(server, Written { entries: vec![entry.id.clone()], parents }, wait).await?;
+    if came.as_ref().is_some_and(rollout::is_pending) {
+        out.note();
+    }
     out.print(
-        || json!({ "results": [{ "status": json::status(&status), "entry": json::entry(&entry) }] }),
-        |to| print_entry(to, &entry),
+        || {
+            let entry = options::json(&entry, options.as_ref());
+            let mut json = json!({ "results": [{ "status": json::status(&status), "entry": entry }] });
+            if let Some(came) = &came {
+                json["rollout"] = rollout::json(came);
+            }
+            json
+        },
+        |to| {
+            print_entry(to, &entry, options.as_ref())?;
+            came.as_ref().map_or(Ok(()), |came| rollout::tell(to, came))
+        },
     )
 }
 
-async fn delete(ids: &[EntryId], server: &Server, out: &mut Output) -> anyhow::Result<()> {
+/// The parents of those of these entries that are there.
+async fn parents_of(ids: &[EntryId], server: &Server) -> anyhow::Result<Vec<String>> {
+    let mut parents = Vec::new();
+    for id in ids {
+        let request = GetEntryRequest { id: id.to_string(), output_mask: None };
+        match server.entries().get_entry(request).await {
+            Ok(entry) => parents.push(json::spiffe_id_text(entry.into_inner().parent_id.as_ref())),
+            Err(status) if status.code() == Code::NotFound => {}
+            Err(status) => return Err(refused(status)),
+        }
+    }
+    Ok(parents)
+}
+
+async fn delete(ids: &[EntryId], wait: Wait, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    // Whom they belong to, nobody can say any more once they are gone.
+    let parents = if wait.within.is_some() { parents_of(ids, server).await? } else { Vec::new() };
     let request = BatchDeleteEntryRequest { ids: ids.iter().map(ToString::to_string).collect() };
     let results = server.entries().batch_delete_entry(request).await.map_err(refused)?.into_inner().results;
     let statuses: Vec<(String, types::Status)> =
@@ -134,18 +203,30 @@ async fn delete(ids: &[EntryId], server: &Server, out: &mut Output) -> anyhow::R
         let hint = failed.iter().map(|status| which_there_are(status)).max().unwrap_or_default();
         out.fail(anyhow!("failed to delete {} of {} entries{hint}", failed.len(), statuses.len()));
     }
+    let came = if parents.is_empty() {
+        None
+    } else {
+        awaited(server, Written { entries: Vec::new(), parents }, wait).await?
+    };
+    if came.as_ref().is_some_and(rollout::is_pending) {
+        out.note();
+    }
     out.print(
         || {
             let results =
                 statuses.iter().map(|(id, status)| json!({ "id": id, "status": json::status(status) }));
-            json!({ "results": results.collect::<serde_json::Value>() })
+            let mut json = json!({ "results": results.collect::<serde_json::Value>() });
+            if let Some(came) = &came {
+                json["rollout"] = rollout::json(came);
+            }
+            json
         },
         |to| {
             for (id, status) in &statuses {
                 let what = if status.code == 0 { "deleted" } else { &status.message };
                 writeln!(to, "{id}  {}", plain::line(what))?;
             }
-            Ok(())
+            came.as_ref().map_or(Ok(()), |came| rollout::tell(to, came))
         },
     )
 }
@@ -168,7 +249,8 @@ async fn show(id: &EntryId, server: &Server, out: &mut Output) -> anyhow::Result
         .map_err(refused)
         .with_context(|| no_entry(id))?
         .into_inner();
-    out.print(|| json::entry(&entry), |to| print_entry(to, &entry))
+    let told = options::of_one(id, server).await?;
+    out.print(|| options::json(&entry, told.as_ref()), |to| print_entry(to, &entry, told.as_ref()))
 }
 
 /// What is said of an entry that cannot be shown.
@@ -176,7 +258,11 @@ fn no_entry(id: &EntryId) -> String {
     format!("failed to show entry {id}; passant entry list shows which there are")
 }
 
-fn print_entry(to: &mut dyn std::io::Write, entry: &types::Entry) -> std::io::Result<()> {
+fn print_entry(
+    to: &mut dyn std::io::Write,
+    entry: &types::Entry,
+    options: Option<&Options>,
+) -> std::io::Result<()> {
     let more = entry.additional_attributes.unwrap_or_default();
     let flags = [
         ("admin", entry.admin),
@@ -199,6 +285,7 @@ fn print_entry(to: &mut dyn std::io::Write, entry: &types::Entry) -> std::io::Re
             ("federates with", &entry.federates_with.join(" ")),
             ("hint", &entry.hint),
             ("flags", &flags.join(" ")),
+            ("options", &options::text(options)),
             ("ends", &end_text(entry.expires_at)),
             ("revision", &entry.revision_number),
             ("created", &UnixTime::from_secs(entry.created_at)),

@@ -102,6 +102,8 @@ fn tell_again(to: &mut dyn Write, restored: &Restored) -> std::io::Result<()> {
     list(to, "Federation ended again", &again.ended_federation)?;
     list(to, "Foreign bundles deleted again", &again.deleted_bundles)?;
     list(to, "Agents whose renewed SVIDs are accepted", &again.renewed)?;
+    list(to, "Stopped again", &again.stopped)?;
+    list(to, "Stops ended again", &again.resumed)?;
     list(to, "Authorities tainted again", &again.tainted_authorities)?;
     list(to, "Authorities revoked again: what they signed is not believed", &again.revoked_authorities)?;
     list(

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use passant_core::entry::EntryOptions;
 use passant_core::{AuthorizedEntry, Entry, EntryDraft, EntryId, Selectors, SpiffeId, TrustDomain, UnixTime};
 
 use super::{Malformed, id, selector};
@@ -93,6 +94,7 @@ pub fn authorized_from_wire(entry: &types::Entry) -> Result<AuthorizedEntry, Mal
         hint: entry.hint.clone(),
         jwt_svid_include_jti: attributes.jwt_svid_include_jti,
         disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
+        options: EntryOptions::default(),
         revision: u64::try_from(entry.revision_number)
             .map_err(|_| Malformed::new("revision number is negative"))?,
         created_at: UnixTime::from_secs(entry.created_at),

@@ -102,6 +102,8 @@ fn no_role_reaches_entries_with_flags() {
     };
     // One that stands may be looked at, and neither taken over nor removed.
     assert_eq!(of(Verb::EntryRead), None);
+    assert_eq!(of(Verb::StopRead), None);
+    assert_eq!(of(Verb::StopWrite), Some(Lack::Flag("admin")));
     assert_eq!(of(Verb::EntryUpdate), Some(Lack::Flag("admin")));
     assert_eq!(of(Verb::EntryDelete), Some(Lack::Flag("admin")));
 }

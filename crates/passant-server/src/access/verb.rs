@@ -41,6 +41,10 @@ pub enum Verb {
     AuditRead,
     /// Have it explained why a workload has an identity, or none; of any entry and any agent.
     IdentityExplain,
+    /// List and show stops, and how far they have come.
+    StopRead,
+    /// Stop entries, agents and processes on their nodes, and end such stops.
+    StopWrite,
 }
 
 /// By what a verb's targets are told apart.
@@ -56,7 +60,7 @@ pub struct Divided {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::EntryRead,
         Self::EntryCreate,
         Self::EntryUpdate,
@@ -75,6 +79,8 @@ impl Verb {
         Self::AuthorityRevoke,
         Self::AuditRead,
         Self::IdentityExplain,
+        Self::StopRead,
+        Self::StopWrite,
     ];
 
     /// As it is written in the configuration.
@@ -98,6 +104,8 @@ impl Verb {
             Self::AuthorityRevoke => "authority.revoke",
             Self::AuditRead => "audit.read",
             Self::IdentityExplain => "identity.explain",
+            Self::StopRead => "stop.read",
+            Self::StopWrite => "stop.write",
         }
     }
 
@@ -109,7 +117,12 @@ impl Verb {
     /// By what roles divide its targets.
     pub const fn divided(self) -> Divided {
         let (by_spiffe_id, by_parent_id, by_selector_type) = match self {
-            Self::EntryRead | Self::EntryCreate | Self::EntryUpdate | Self::EntryDelete => (true, true, true),
+            Self::EntryRead
+            | Self::EntryCreate
+            | Self::EntryUpdate
+            | Self::EntryDelete
+            | Self::StopRead
+            | Self::StopWrite => (true, true, true),
             Self::AgentRead | Self::AgentEvict | Self::AgentBan => (false, true, false),
             Self::TokenCreate => (true, true, false),
             Self::SvidMint => (true, false, false),

@@ -150,6 +150,9 @@ impl Question {
             Verb::AgentRead | Verb::AgentEvict | Verb::AgentBan if self.target.is_none() => {
                 missing("the agent's SPIFFE ID, as the target,")
             }
+            Verb::StopRead | Verb::StopWrite if self.standing.is_none() && self.target.is_none() => {
+                missing("the ID of an entry, or an agent's SPIFFE ID as the target,")
+            }
             Verb::SvidMint if self.target.is_none() => missing("the SPIFFE ID to mint, as the target,"),
             Verb::BundleWrite | Verb::FederationWrite if self.target.is_none() => {
                 missing("the trust domain's SPIFFE ID, as the target,")
@@ -179,7 +182,9 @@ impl Question {
             | Verb::AuthorityRotate
             | Verb::AuthorityRevoke
             | Verb::AuditRead
-            | Verb::IdentityExplain => Ok(self),
+            | Verb::IdentityExplain
+            | Verb::StopRead
+            | Verb::StopWrite => Ok(self),
         }
     }
 
@@ -194,9 +199,14 @@ impl Question {
             (Verb::EntryRead | Verb::EntryCreate | Verb::EntryUpdate | Verb::EntryDelete, ..) => {
                 entries.collect()
             }
-            (Verb::AgentRead | Verb::AgentEvict | Verb::AgentBan, Some(agent), _) => {
+            (
+                Verb::AgentRead | Verb::AgentEvict | Verb::AgentBan | Verb::StopRead | Verb::StopWrite,
+                Some(agent),
+                _,
+            ) => {
                 vec![Target::Agent(agent)]
             }
+            (Verb::StopRead | Verb::StopWrite, None, _) => entries.collect(),
             (Verb::SvidMint, Some(id), _) => vec![Target::Svid(id)],
             (Verb::TokenCreate, alias, Some(agent)) => vec![Target::Token { agent, alias: alias.as_ref() }],
             (_, _, _) => vec![Target::Whole],

@@ -46,6 +46,9 @@ use Role::{Agent, Anyone, Downstream, Granted, Holder, Local, Operator};
 /// The one unary method that is open to strangers; the others of its service take large bundles.
 const GET_BUNDLE: &str = "/spire.api.server.bundle.v1.Bundle/GetBundle";
 
+/// The method that lasts as long as the agent's connection.
+pub(crate) const WATCH: &str = "/passant.sync.v1.Sync/Watch";
+
 /// Every method of this server and who it is for: SPIRE's as in its default policy, and our own.
 pub(super) const METHODS: &[(&str, &[Role])] = &[
     ("/spire.api.server.agent.v1.Agent/CountAgents", &[Operator, Granted(Verb::AgentRead)]),
@@ -169,6 +172,9 @@ pub(super) const METHODS: &[(&str, &[Role])] = &[
     ("/passant.federation.v1.Federation/ListStatus", &[Operator, Granted(Verb::FederationRead)]),
     ("/spire.api.server.debug.v1.Debug/GetInfo", &[Local]),
     ("/passant.explain.v1.Explain/Explain", &[Operator, Granted(Verb::IdentityExplain)]),
+    (WATCH, &[Agent]),
+    ("/passant.sync.v1.Sync/BatchMintX509SVID", &[Agent]),
+    ("/passant.sync.v1.Sync/MintJWTSVID", &[Agent]),
     ("/passant.audit.v1.Audit/Search", &[Operator, Granted(Verb::AuditRead)]),
     ("/passant.audit.v1.Audit/Verify", &[Operator, Granted(Verb::AuditRead)]),
     ("/passant.access.v1.Access/Check", &[Operator, Holder]),
@@ -176,6 +182,13 @@ pub(super) const METHODS: &[(&str, &[Role])] = &[
     ("/passant.import.v1.Import/ReleaseAgents", &[Local]),
     ("/passant.import.v1.Import/RemoveAuthorities", &[Local]),
     ("/passant.store.v1.Store/Backup", &[Local]),
+    ("/passant.entry.v1.Entry/BatchCreateEntry", &[Operator, Granted(Verb::EntryCreate)]),
+    ("/passant.entry.v1.Entry/BatchSetOptions", &[Operator, Granted(Verb::EntryUpdate)]),
+    ("/passant.entry.v1.Entry/BatchGetOptions", &[Operator, Granted(Verb::EntryRead)]),
+    ("/passant.stop.v1.Stop/Stop", &[Operator, Granted(Verb::StopWrite)]),
+    ("/passant.stop.v1.Stop/Resume", &[Operator, Granted(Verb::StopWrite)]),
+    ("/passant.stop.v1.Stop/ListStops", &[Operator, Granted(Verb::StopRead)]),
+    ("/passant.stop.v1.Stop/AwaitRollout", &[Operator, Granted(Verb::EntryRead)]),
     ("/grpc.health.v1.Health/Check", &[Local]),
     ("/grpc.health.v1.Health/Watch", &[Local]),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &[Local]),
@@ -342,7 +355,7 @@ async fn admit(
 
 #[cfg(test)]
 mod tests {
-    use super::{GET_BUNDLE, METHODS, admit, small};
+    use super::{GET_BUNDLE, METHODS, WATCH, admit, small};
     use crate::caller::{ConnPeer, LocalPeer};
     use crate::limits::ANYBODYS_MESSAGE;
     use crate::quota::Work;
@@ -367,13 +380,28 @@ mod tests {
         include_str!("../../../../proto/passant/audit/v1/audit.proto"),
         include_str!("../../../../proto/passant/import/v1/import.proto"),
         include_str!("../../../../proto/passant/store/v1/store.proto"),
+        include_str!("../../../../proto/passant/sync/v1/sync.proto"),
+        include_str!("../../../../proto/passant/entry/v1/entry.proto"),
+        include_str!("../../../../proto/passant/stop/v1/stop.proto"),
     ];
 
     /// A method that lists or signs, under whatever name it comes, is not to be left out of the limits.
     #[test]
     fn methods_that_sign_attest_or_list_are_counted() {
-        let counted =
-            ["List", "Count", "Sync", "GetAuthorized", "Mint", "New", "Renew", "Attest", "Explain", "Backup"];
+        let counted = [
+            "List",
+            "Count",
+            "Sync",
+            "GetAuthorized",
+            "Mint",
+            "New",
+            "Renew",
+            "Attest",
+            "Explain",
+            "Backup",
+            "Await",
+            "BatchGet",
+        ];
         // It is not offered, and costs nothing.
         let refused = ["MintWITSVID"];
         for (path, _) in METHODS {
@@ -384,6 +412,10 @@ mod tests {
         }
         for (path, work) in [
             ("/spire.api.server.svid.v1.SVID/BatchNewX509SVID", Some(Work::X509)),
+            ("/passant.sync.v1.Sync/BatchMintX509SVID", Some(Work::X509)),
+            ("/passant.sync.v1.Sync/MintJWTSVID", Some(Work::Jwt)),
+            (WATCH, Some(Work::Sync)),
+            ("/grpc.health.v1.Health/Watch", None),
             (GET_BUNDLE, Some(Work::Bundle)),
             ("/spire.api.server.entry.v1.Entry/GetEntry", None),
             ("/spire.api.server.entry.v1.Entry/BatchCreateEntry", None),

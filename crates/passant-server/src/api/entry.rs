@@ -18,11 +18,12 @@ use passant_proto::entry::{
 use passant_proto::{status, types};
 use prost::Message;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status, Streaming, async_trait};
+use tonic::{Extensions, Request, Response, Status, Streaming, async_trait};
 
 use super::{Api, Room, bounded, by, refusals, refuse, refuse_item, to_the_end};
+use crate::caller::Actor;
 use crate::command;
-use crate::command::entry::Edit;
+use crate::command::entry::{Created, Edit};
 use crate::limits::{BATCH, RESPONSE};
 use crate::query::{self, Paging};
 use crate::record::{Act, Done};
@@ -84,22 +85,7 @@ impl entry_server::Entry for Api {
         let actor = self.actor(&call)?;
         bounded(entries.len(), BATCH)?;
         let (drafts, places) = sorted_out(entries.iter().map(|entry| self.draft(entry)));
-        let now = self.host.now();
-        let created = if drafts.is_empty() {
-            Vec::new()
-        } else {
-            let (api, by) = (self.clone(), by(&call, &actor));
-            let create = move |state: &_| Ok(command::entry::create(state, drafts, &actor, now));
-            to_the_end(async move {
-                let created = api.journal.submit(create).await?;
-                let new = created.iter().flatten().filter(|created| !created.existed);
-                let new: Vec<_> = new.map(|created| named(&created.entry)).collect();
-                api.note_all(Done::to_entries(&new, Act::CreateEntries), &by).await;
-                Ok(created)
-            })
-            .await?
-        };
-        self.note_refused(&call, refusals(&created));
+        let created = self.created(&call, actor, drafts).await?;
         let mut room = Room::of(entries.len());
         let results = merged(places, created).map(|outcome| {
             let mut result = match outcome {
@@ -128,20 +114,7 @@ impl entry_server::Entry for Api {
         let actor = self.actor(&call)?;
         bounded(entries.len(), BATCH)?;
         let (edits, places) = sorted_out(entries.into_iter().map(|entry| edit(entry, input_mask)));
-        let updated = if edits.is_empty() {
-            Vec::new()
-        } else {
-            let (api, by) = (self.clone(), by(&call, &actor));
-            let update = move |state: &_| Ok(command::entry::update(state, edits, &actor));
-            to_the_end(async move {
-                let updated = api.journal.submit(update).await?;
-                let changed: Vec<_> = updated.iter().flatten().map(|entry| named(entry)).collect();
-                api.note_all(Done::to_entries(&changed, Act::UpdateEntries), &by).await;
-                Ok(updated)
-            })
-            .await?
-        };
-        self.note_refused(&call, refusals(&updated));
+        let updated = self.updated(&call, actor, edits).await?;
         let mut room = Room::of(places.len());
         let results = merged(places, updated).map(|outcome| {
             let mut result = match outcome {
@@ -169,17 +142,14 @@ impl entry_server::Entry for Api {
         let texts = request.ids;
         let actor = self.actor(&call)?;
         bounded(texts.len(), BATCH)?;
-        let (ids, places) = sorted_out(texts.iter().map(|text| match text.as_str() {
-            "" => Err(Refusal::invalid("missing entry ID")),
-            text => EntryId::parse(text).map_err(|_| Refusal::not_found("entry not found")),
-        }));
+        let (ids, places) = sorted_out(texts.iter().map(|text| named_by(text)));
         let deleted = if ids.is_empty() {
             Vec::new()
         } else {
             let (api, asked, by) = (self.clone(), ids.clone(), by(&call, &actor));
             let delete = move |state: &_| Ok(command::entry::delete(state, ids, &actor));
             to_the_end(async move {
-                let deleted = api.journal.submit(delete).await?;
+                let deleted = api.journal.submit_decided(delete).await?;
                 let gone = asked.into_iter().zip(&deleted);
                 let gone: Vec<_> =
                     gone.filter_map(|(id, outcome)| Some((id, outcome.as_ref().ok()?.clone()))).collect();
@@ -201,14 +171,16 @@ impl entry_server::Entry for Api {
         request: Request<GetAuthorizedEntriesRequest>,
     ) -> Result<Response<GetAuthorizedEntriesResponse>, Status> {
         let agent = self.agent(request.extensions()).await?;
+        self.watches.hub.polls(agent.id());
         let mask = request.get_ref().output_mask;
-        let authorized = self.journal.state().authorized_entries(agent.id(), self.host.now());
+        let (authorized, revision) = self.polled_entries(agent.id());
         let entries: Vec<types::Entry> = authorized.iter().map(|entry| shown(entry, mask.as_ref())).collect();
         let response = GetAuthorizedEntriesResponse { entries };
         if response.encoded_len() > RESPONSE {
             let remedy = "the entries of this agent are too much for one message; call SyncAuthorizedEntries";
             return Err(Status::resource_exhausted(remedy));
         }
+        self.watches.hub.answered(agent.id(), revision);
         Ok(Response::new(response))
     }
 
@@ -226,8 +198,59 @@ impl entry_server::Entry for Api {
 impl Api {
     fn draft(&self, wire: &types::Entry) -> Result<(EntryDraft, EntryId), Refusal> {
         let draft = convert::entry::draft_from_wire(wire).map_err(|e| e.during("failed to convert entry"))?;
-        let fresh = EntryId::parse(&self.host.uuid()).expect("a UUID is an entry ID");
-        Ok((draft, fresh))
+        Ok((draft, self.fresh_entry_id()))
+    }
+
+    /// By time, so that the store writes what is registered together to few places.
+    pub(super) fn fresh_entry_id(&self) -> EntryId {
+        EntryId::parse(&self.host.uuid_by_time()).expect("a UUID is an entry ID")
+    }
+
+    /// Creates entries in one commit, and puts on record which, and which were refused.
+    pub(super) async fn created(
+        &self,
+        call: &Extensions,
+        actor: Actor,
+        drafts: Vec<(EntryDraft, EntryId)>,
+    ) -> Result<Vec<Result<Created, Refusal>>, Status> {
+        if drafts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (api, by, now) = (self.clone(), by(call, &actor), self.host.now());
+        let create = move |state: &_| Ok(command::entry::create(state, drafts, &actor, now));
+        let created = to_the_end(async move {
+            let created = api.journal.submit_decided(create).await?;
+            let new = created.iter().flatten().filter(|created| !created.existed);
+            let new: Vec<_> = new.map(|created| named(&created.entry)).collect();
+            api.note_all(Done::to_entries(&new, Act::CreateEntries), &by).await;
+            Ok(created)
+        })
+        .await?;
+        self.note_refused(call, refusals(&created));
+        Ok(created)
+    }
+
+    /// The same for changes of entries.
+    pub(super) async fn updated(
+        &self,
+        call: &Extensions,
+        actor: Actor,
+        edits: Vec<(EntryId, Box<dyn Edit>)>,
+    ) -> Result<Vec<Result<Arc<Entry>, Refusal>>, Status> {
+        if edits.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (api, by) = (self.clone(), by(call, &actor));
+        let update = move |state: &_| Ok(command::entry::update(state, edits, &actor));
+        let updated = to_the_end(async move {
+            let updated = api.journal.submit_decided(update).await?;
+            let changed: Vec<_> = updated.iter().flatten().map(|entry| named(entry)).collect();
+            api.note_all(Done::to_entries(&changed, Act::UpdateEntries), &by).await;
+            Ok(updated)
+        })
+        .await?;
+        self.note_refused(call, refusals(&updated));
+        Ok(updated)
     }
 }
 
@@ -244,15 +267,20 @@ fn shown(entry: &Entry, output: Option<&types::EntryMask>) -> types::Entry {
 }
 
 fn edit(wire: types::Entry, input: Option<types::EntryMask>) -> Result<(EntryId, Box<dyn Edit>), Refusal> {
-    if wire.id.is_empty() {
-        return Err(Refusal::invalid("missing entry ID"));
-    }
-    let id = EntryId::parse(&wire.id).map_err(|_| Refusal::not_found("entry not found"))?;
+    let id = named_by(&wire.id)?;
     let edit = move |entry: &Entry| {
         convert::entry::apply_update(entry, &wire, input.as_ref())
             .map_err(|malformed| malformed.during("failed to convert entry").into())
     };
     Ok((id, Box::new(edit)))
+}
+
+/// The entry that an item of a batch names. What can be no ID names none.
+pub(super) fn named_by(id: &str) -> Result<EntryId, Refusal> {
+    match id {
+        "" => Err(Refusal::invalid("missing entry ID")),
+        id => EntryId::parse(id).map_err(|_| Refusal::not_found("entry not found")),
+    }
 }
 
 /// The shortest answer that still says what was done, where the whole one does not fit into the message: of the entry only
@@ -267,7 +295,7 @@ fn shorten(status: &mut Option<types::Status>, entry: &mut Option<types::Entry>)
 }
 
 /// What SPIRE says of an entry that stands already; clients look at the code.
-fn twin() -> types::Status {
+pub(super) fn twin() -> types::Status {
     status::to_item(&Refusal::already_exists("similar entry already exists"))
 }
 

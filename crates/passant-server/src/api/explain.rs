@@ -52,7 +52,10 @@ async fn in_turn<T: Send + 'static>(
 impl Api {
     fn explained(&self, question: &Question, is_for_operator: bool) -> Explanation {
         let (state, fetches) = (self.journal.state(), self.federation.statuses());
-        let last_sync = question.agent.as_ref().and_then(|agent| self.authorities.reach().last_fetch(agent));
+        let last_sync = question.agent.as_ref().and_then(|agent| match self.watches.hub.is_current(agent) {
+            true => Some(self.host.now()),
+            false => self.authorities.reach().last_fetch(agent),
+        });
         let scene = Scene {
             state: &state,
             now: self.host.now(),

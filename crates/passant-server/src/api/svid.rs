@@ -10,11 +10,14 @@ use passant_proto::svid::{
     BatchNewWitsvidRequest, BatchNewWitsvidResponse, BatchNewX509svidRequest, BatchNewX509svidResponse,
     MintJwtsvidRequest, MintJwtsvidResponse, MintWitsvidRequest, MintWitsvidResponse, MintX509svidRequest,
     MintX509svidResponse, NewDownstreamX509caRequest, NewDownstreamX509caResponse, NewJwtsvidRequest,
-    NewJwtsvidResponse, batch_new_x509svid_response,
+    NewJwtsvidResponse, NewX509svidParams, batch_new_x509svid_response,
 };
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Extensions, Request, Response, Status, async_trait};
 
+use super::entry::{merged, sorted_out};
 use super::{Api, Room, bounded, refusals, refuse, refuse_item};
+use crate::caller::AgentCaller;
+use crate::issue::{IssuedX509, Plea, Wanted};
 use crate::limits::SVID_BATCH;
 use crate::quota::{Caller, Until, Work};
 
@@ -51,18 +54,14 @@ impl Svid for Api {
     ) -> Result<Response<BatchNewX509svidResponse>, Status> {
         let (_, call, BatchNewX509svidRequest { params }) = request.into_parts();
         let agent = self.agent(&call).await?;
-        let until = call.get::<Until>().copied();
         if params.is_empty() {
             return Err(Status::invalid_argument("missing parameters"));
         }
         bounded(params.len(), SVID_BATCH)?;
-        let count = u32::try_from(params.len()).unwrap_or(u32::MAX);
-        let until = until.unwrap_or_else(|| self.quotas.until());
-        let caller = Caller::Svid(agent.id().clone());
-        self.quotas.count(Work::X509, &caller, count, until).await.map_err(refuse)?.keep();
-        let orders = params.into_iter().map(|param| (param.entry_id, param.csr)).collect();
-        let outcomes = self.issuer.x509_batch(&agent, orders).await;
-        self.note_refused(&call, refusals(&outcomes));
+        let wanted = |param: NewX509svidParams| {
+            Ok(Wanted { entry_id: param.entry_id, csr: param.csr, plea: Plea::Untold })
+        };
+        let outcomes = self.mint_all(&call, &agent, params.into_iter().map(wanted)).await?;
         let mut room = Room::of(outcomes.len());
         let results = outcomes.into_iter().map(|outcome| {
             let result = match outcome {
@@ -120,6 +119,26 @@ impl Svid for Api {
             ca_cert_chain: issued.chain().iter().map(|certificate| certificate.to_vec()).collect(),
             x509_authorities: roots.iter().map(|authority| authority.der.clone()).collect(),
         }))
+    }
+}
+
+impl Api {
+    /// Issues what an agent asks for in one batch, once it may; what was refused goes on record.
+    pub(super) async fn mint_all(
+        &self,
+        call: &Extensions,
+        agent: &AgentCaller,
+        wanted: impl ExactSizeIterator<Item = Result<Wanted, Refusal>>,
+    ) -> Result<Vec<Result<IssuedX509, Refusal>>, Status> {
+        let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+        let until = call.get::<Until>().copied().unwrap_or_else(|| self.quotas.until());
+        let caller = Caller::Svid(agent.id().clone());
+        self.quotas.count(Work::X509, &caller, count, until).await.map_err(refuse)?.keep();
+        let (sound, places) = sorted_out(wanted);
+        let issued = self.issuer.x509_pleaded(agent, sound).await;
+        let outcomes: Vec<_> = merged(places, issued).collect();
+        self.note_refused(call, refusals(&outcomes));
+        Ok(outcomes)
     }
 }
 

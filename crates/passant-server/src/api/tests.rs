@@ -9,11 +9,15 @@ mod federation;
 mod import;
 mod limits;
 mod local_authority;
+mod options;
 mod rig;
+mod stops;
 mod store;
+mod storm;
 mod svids;
 mod sync;
 mod transport;
+mod watch;
 
 use tokio::sync::oneshot;
 

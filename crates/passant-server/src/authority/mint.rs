@@ -46,6 +46,8 @@ pub struct ActiveX509 {
     key: Arc<dyn SigningKey>,
     not_before: UnixTime,
     not_after: UnixTime,
+    /// What its certificates name as their issuer.
+    names: CertificateParams,
 }
 
 /// A JWT authority with its key, ready to sign JWT-SVIDs.
@@ -247,7 +249,8 @@ impl ActiveX509 {
             return Err(foreign());
         }
         let (not_before, not_after) = (authority.not_before, authority.not_after);
-        Ok(Self { id: authority.id.clone(), key_id, key, not_before, not_after })
+        let names = authority_params(key_id)?;
+        Ok(Self { id: authority.id.clone(), key_id, key, not_before, not_after, names })
     }
 
     /// The subject key identifier in hex.
@@ -281,8 +284,7 @@ impl ActiveX509 {
         params: &CertificateParams,
         public_key: &impl PublicKeyData,
     ) -> Result<Vec<CertificateDer<'static>>, MintError> {
-        let own = authority_params(self.key_id)?;
-        let issuer = Issuer::from_params(&own, RcgenKey(&*self.key));
+        let issuer = Issuer::from_params(&self.names, RcgenKey(&*self.key));
         Ok(vec![params.signed_by(public_key, &issuer)?.into()])
     }
 }

@@ -1,7 +1,8 @@
 //! Which agents are known to have a bundle?
 //!
-//! An agent has a bundle once it fetched it over its own authenticated connection and had time to hand it to its
-//! workloads. Held in memory only: after a restart agents tell anew, by their next poll.
+//! An agent has a bundle once it says that it serves it; one that does not say so, once it fetched it over its own
+//! authenticated connection and had time to hand it to its workloads. Held in memory only: after a restart agents tell anew,
+//! by their next poll or watch.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +11,6 @@ use std::time::Duration;
 use passant_core::{SpiffeId, UnixTime};
 
 use crate::state::State;
-use crate::state::node::AttestedNode;
 
 /// What each agent last fetched.
 pub struct Reach {
@@ -25,6 +25,8 @@ struct Seen {
     since: UnixTime,
     /// When it last fetched one.
     last: UnixTime,
+    /// Whether it said that its workloads have it.
+    is_served: bool,
 }
 
 impl Reach {
@@ -41,10 +43,22 @@ impl Reach {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match seen.get_mut(agent_id) {
             Some(known) if known.sequence >= sequence => known.last = at,
-            Some(known) => *known = Seen { sequence, since: at, last: at },
+            Some(known) => *known = Seen { sequence, since: at, last: at, is_served: false },
             None => {
-                seen.insert(agent_id.clone(), Seen { sequence, since: at, last: at });
+                seen.insert(agent_id.clone(), Seen { sequence, since: at, last: at, is_served: false });
             }
+        }
+    }
+
+    /// Notes that an agent has said, on its own authenticated connection, that it serves the own bundle of this sequence
+    /// number to its workloads. It need not settle.
+    pub fn serves(&self, agent_id: &SpiffeId, sequence: u64, at: UnixTime) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let served = Seen { sequence, since: at, last: at, is_served: true };
+        match seen.get_mut(agent_id) {
+            Some(known) if known.sequence > sequence => known.last = at,
+            Some(known) => *known = served,
+            None => drop(seen.insert(agent_id.clone(), served)),
         }
     }
 
@@ -61,13 +75,13 @@ impl Reach {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|agent_id, _| state.node(agent_id).is_some());
         let has = |id: &SpiffeId| {
-            seen.get(id).is_some_and(|s| s.sequence >= sequence && s.since.plus(self.settle) <= now)
+            seen.get(id)
+                .is_some_and(|s| s.sequence >= sequence && (s.is_served || s.since.plus(self.settle) <= now))
         };
-        state.nodes().filter(|node| counts(node, now) && !has(&node.id)).map(|node| node.id.clone()).collect()
+        state
+            .nodes()
+            .filter(|node| node.is_standing(now) && !has(&node.id))
+            .map(|node| node.id.clone())
+            .collect()
     }
-}
-
-fn counts(node: &AttestedNode, now: UnixTime) -> bool {
-    let end = node.pending.as_ref().map_or(node.not_after, |pending| pending.not_after.max(node.not_after));
-    !node.is_banned() && end >= now
 }

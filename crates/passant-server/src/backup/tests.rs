@@ -91,7 +91,15 @@ fn what_is_written_is_read() {
     let state = state();
     let (header, objects) = read(&text_of(&state)).unwrap();
     assert_eq!((header.revision, header.made_at), (Revision::new(42), at(1_000)));
-    let holds = Holds { bundles: 2, relationships: 1, authorities: 1, join_tokens: 2, nodes: 1, entries: 2 };
+    let holds = Holds {
+        bundles: 2,
+        relationships: 1,
+        authorities: 1,
+        join_tokens: 2,
+        nodes: 1,
+        entries: 2,
+        stops: 0,
+    };
     assert_eq!(header.holds, holds);
     assert_eq!(State::of_objects(header.trust_domain, state.cursor(), objects), state);
 }
@@ -100,7 +108,7 @@ fn what_is_written_is_read() {
 fn the_first_line_tells_a_stranger_what_it_is() {
     let text = text_of(&state());
     let first: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&lines(&text)[0]).unwrap();
-    assert_eq!(first["passant_backup"], 1);
+    assert_eq!(first["passant_backup"], 2);
     assert_eq!(first["trust_domain"], "example.org");
     assert_eq!(first["made_at"], 1_000);
     assert_eq!(first["holds"]["entries"], 2);
@@ -208,7 +216,7 @@ fn other_files_and_newer_formats_are_told_apart() {
         let error = read(text.as_bytes()).unwrap_err();
         assert!(matches!(error, BackupError::NotABackup { .. }), "{text}: {error:?}");
     }
-    let error = read(b"{\"passant_backup\":2,\"whatever\":true}\n").unwrap_err();
-    assert!(matches!(error, BackupError::NewerFormat { found: 2, .. }), "{error:?}");
+    let error = read(b"{\"passant_backup\":3,\"whatever\":true}\n").unwrap_err();
+    assert!(matches!(error, BackupError::NewerFormat { found: 3, .. }), "{error:?}");
     assert!(damaged(b"{\"passant_backup\":1}\n", 1).contains("trust_domain"));
 }

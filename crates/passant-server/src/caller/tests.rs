@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use passant_core::bundle::Bundle;
-use passant_core::{AgentFault, Reason, Refusal, SpiffeId, TrustDomain};
+use passant_core::{AgentFault, EntryId, Reason, Refusal, SpiffeId, StopTarget, TrustDomain};
 
 use super::{ConnPeer, LocalPeer};
 use crate::access::{Holders, Prefix, Role, SelectorTypes, Target, Verb};
@@ -15,6 +15,7 @@ use crate::issue::IssuedX509;
 use crate::rig::{HOUR, MINUTE, Rig, START, Settings, domain, id, operator, peer, stranger};
 use crate::state::change::Change;
 use crate::state::node::{Adopted, AttestedNode};
+use crate::state::samples::stop;
 
 fn why<T>(result: Result<T, Refusal>) -> (Reason, Option<AgentFault>) {
     let refusal = result.err().expect("must be refused");
@@ -164,6 +165,45 @@ async fn an_admin_entry_makes_an_operator_until_its_end() {
     assert!(rig.callers.operator(&admin).is_ok());
     rig.clock.set(end);
     assert_eq!(why(rig.callers.operator(&admin)), (Reason::Denied, None));
+}
+
+#[tokio::test]
+async fn an_entry_that_is_stopped_gives_no_rights_on_open_connections_either() {
+    let named = id("/workload/named");
+    let granted_to = Holders { spiffe_ids: [id("/workload/holder")].into(), ..Holders::default() };
+    let role = Role {
+        name: "reader".to_owned(),
+        verbs: [Verb::AuditRead].into(),
+        spiffe_ids: vec![],
+        parent_ids: vec![],
+        selector_types: SelectorTypes::Any,
+        granted_to,
+    };
+    let settings = Settings { admin_ids: [named].into(), roles: vec![role], ..Settings::default() };
+    let rig = Rig::with(settings).await;
+    let parent = id("/spire/agent/spoken/a");
+    rig.entry("named", &parent, |_| {}).await;
+    rig.entry("holder", &parent, |_| {}).await;
+    rig.entry("admin", &parent, |e| e.admin = true).await;
+    rig.entry("below", &parent, |e| e.downstream = true).await;
+    for name in ["named", "holder", "admin", "below"] {
+        let conn = peer(&workload(&rig, &format!("/workload/{name}")).await);
+        let ask = || match name {
+            "below" => rig.callers.downstream(&conn).map(drop),
+            "holder" => rig.callers.holder(&conn).map(drop),
+            _ => rig.callers.operator(&conn).map(drop),
+        };
+        ask().unwrap();
+        let target = StopTarget::Entry(EntryId::parse(name).unwrap());
+        rig.commit(vec![Change::PutStop(stop(target.clone()))]).await;
+        assert_eq!(why(ask()), (Reason::Denied, None), "{name}");
+        // One more entry for the ID gives it again, but not what the stopped one gave.
+        let twin = format!("{name}-twin");
+        rig.entry(&twin, &parent, |e| e.spiffe_id = id(&format!("/workload/{name}"))).await;
+        assert_eq!(ask().is_ok(), ["named", "holder"].contains(&name), "{name}");
+        rig.commit(vec![Change::DeleteStop(target)]).await;
+        ask().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -6,8 +6,9 @@ use passant_core::{Entry, EntryDraft, EntryId, Refusal, SpiffeId, TrustDomain, U
 
 use crate::access::{Target, Verb};
 use crate::caller::Actor;
+use crate::journal::Decided;
 use crate::state::State;
-use crate::state::change::{Change, Commit, RequestId};
+use crate::state::change::Change;
 
 /// An entry as it stands after a create.
 #[derive(Debug)]
@@ -36,8 +37,8 @@ pub(crate) fn create(
     drafts: Vec<(EntryDraft, EntryId)>,
     actor: &Actor,
     now: UnixTime,
-) -> (Vec<Change>, Vec<Result<Created, Refusal>>) {
-    each(state, drafts, |so_far, (draft, fresh), revision| {
+) -> (Decided, Vec<Result<Created, Refusal>>) {
+    decide_each(state, drafts, |so_far, (draft, fresh), revision| {
         actor.may(Verb::EntryCreate, &Target::Draft((&draft).into()), so_far)?;
         if let Some(twin) = so_far.find_duplicate(&draft) {
             return Ok((None, Created { entry: Arc::clone(twin), existed: true }));
@@ -46,7 +47,7 @@ pub(crate) fn create(
         if so_far.entry(&id).is_some() {
             return Err(Refusal::already_exists(format!("an entry with ID \"{id}\" already exists")));
         }
-        let entry = Arc::new(register(so_far, draft, id, revision, now)?);
+        let entry = register(so_far, draft, id, revision, now)?;
         is_federated(so_far, &entry, None)?;
         Ok((Some(Change::PutEntry(Arc::clone(&entry))), Created { entry, existed: false }))
     })
@@ -58,13 +59,13 @@ pub(crate) fn update(
     state: &State,
     edits: Vec<(EntryId, Box<dyn Edit>)>,
     actor: &Actor,
-) -> (Vec<Change>, Vec<Result<Arc<Entry>, Refusal>>) {
-    each(state, edits, |so_far, (id, edit), revision| {
+) -> (Decided, Vec<Result<Arc<Entry>, Refusal>>) {
+    decide_each(state, edits, |so_far, (id, edit), revision| {
         let old = so_far.entry(&id).ok_or_else(no_entry)?;
         may_touch(actor, Verb::EntryUpdate, old, so_far)?;
         let draft = edit.apply(old)?;
         actor.may(Verb::EntryUpdate, &Target::Draft((&draft).into()), so_far)?;
-        let entry = Arc::new(register(so_far, draft, id, revision, old.created_at)?);
+        let entry = register(so_far, draft, id, revision, old.created_at)?;
         is_federated(so_far, &entry, Some(old))?;
         Ok((Some(Change::PutEntry(Arc::clone(&entry))), entry))
     })
@@ -75,8 +76,8 @@ pub(crate) fn delete(
     state: &State,
     ids: Vec<EntryId>,
     actor: &Actor,
-) -> (Vec<Change>, Vec<Result<SpiffeId, Refusal>>) {
-    each(state, ids, |so_far, id, _| {
+) -> (Decided, Vec<Result<SpiffeId, Refusal>>) {
+    decide_each(state, ids, |so_far, id, _| {
         let entry = so_far.entry(&id).ok_or_else(no_entry)?;
         may_touch(actor, Verb::EntryDelete, entry, so_far)?;
         let spiffe_id = entry.spiffe_id.clone();
@@ -86,7 +87,7 @@ pub(crate) fn delete(
 
 /// Whether `actor` may do `verb` to an entry as it stands. Of one that they do not get to see they do not learn that it is
 /// there; the record does.
-fn may_touch(actor: &Actor, verb: Verb, entry: &Entry, state: &State) -> Result<(), Refusal> {
+pub(super) fn may_touch(actor: &Actor, verb: Verb, entry: &Entry, state: &State) -> Result<(), Refusal> {
     let answer = actor.may(verb, &Target::Entry(entry.into()), state);
     answer.map_err(|refusal| if actor.sees(entry) { refusal } else { no_entry().because(refusal) })
 }
@@ -113,9 +114,10 @@ fn register(
     id: EntryId,
     revision: u64,
     created_at: UnixTime,
-) -> Result<Entry, Refusal> {
+) -> Result<Arc<Entry>, Refusal> {
     draft
         .register(state.trust_domain(), id, revision, created_at)
+        .map(|entry| state.handle(entry))
         .map_err(|error| Refusal::invalid(error.to_string()))
 }
 
@@ -130,40 +132,54 @@ fn is_federated(state: &State, entry: &Entry, old: Option<&Entry>) -> Result<(),
     }
 }
 
-/// Decides `items` one after the other, each against the state that the ones before it leave. All changes make one
-/// commit, whose number is the new revision of every entry it touches: an entry that is deleted and made again never
-/// has a revision that an agent has seen before.
+/// As [`decide_each`], of what there are few.
 pub(super) fn each<I, C: IntoIterator<Item = Change>, T>(
     state: &State,
     items: Vec<I>,
-    mut decide: impl FnMut(&State, I, u64) -> Result<(C, T), Refusal>,
+    decide: impl FnMut(&State, I, u64) -> Result<(C, T), Refusal>,
 ) -> (Vec<Change>, Vec<Result<T, Refusal>>) {
+    let (decided, outcomes) = decide_each(state, items, decide);
+    (decided.changes, outcomes)
+}
+
+/// Decides `items` one after the other, each against the state that the ones before it leave. All changes make one
+/// commit, whose number is the new revision of every entry it touches: an entry that is deleted and made again never
+/// has a revision that an agent has seen before.
+fn decide_each<I, C: IntoIterator<Item = Change>, T>(
+    state: &State,
+    items: Vec<I>,
+    mut decide: impl FnMut(&State, I, u64) -> Result<(C, T), Refusal>,
+) -> (Decided, Vec<Result<T, Refusal>>) {
     let revision = state.cursor().revision.next().number();
     let mut so_far = state.clone();
     let mut changes = Vec::new();
     let mut outcomes = Vec::with_capacity(items.len());
     for item in items {
         outcomes.push(decide(&so_far, item, revision).map(|(wanted, outcome)| {
-            let from = changes.len();
-            changes.extend(wanted);
-            // Only this function sees the copy, so the commit needs no name.
-            so_far.apply(&Commit { request_id: RequestId::new([0; 16]), changes: changes[from..].to_vec() });
+            for change in wanted {
+                so_far.change(change.clone());
+                changes.push(change);
+            }
             outcome
         }));
     }
-    (changes, outcomes)
+    so_far.commit();
+    (Decided { changes, after: Some(so_far) }, outcomes)
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use super::{create, delete, update};
+    use super::Edit;
     use crate::caller::Actor;
+    use crate::journal::Decided;
     use crate::state::Change;
     use crate::state::State;
     use crate::state::change::{Commit, Cursor, Lineage, RequestId, Revision};
-    use passant_core::{Bundle, Entry, EntryDraft, EntryId, Reason, Selector, TrustDomain, UnixTime};
+    use passant_core::{
+        Bundle, Entry, EntryDraft, EntryId, Reason, Refusal, Selector, SpiffeId, TrustDomain, UnixTime,
+    };
 
     const NOW: UnixTime = UnixTime::from_secs(1_000);
 
@@ -184,6 +200,39 @@ mod tests {
 
     fn take(state: &mut State, changes: Vec<Change>) {
         state.apply(&Commit { request_id: RequestId::new([2; 16]), changes });
+    }
+
+    /// The changes, of which the state that was made of them tells the same.
+    fn checked<T>(state: &State, (decided, outcomes): (Decided, T)) -> (Vec<Change>, T) {
+        let mut after = state.clone();
+        take(&mut after, decided.changes.clone());
+        assert_eq!(decided.after, Some(after));
+        (decided.changes, outcomes)
+    }
+
+    fn create(
+        state: &State,
+        drafts: Vec<(EntryDraft, EntryId)>,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> (Vec<Change>, Vec<Result<super::Created, Refusal>>) {
+        checked(state, super::create(state, drafts, actor, now))
+    }
+
+    fn update(
+        state: &State,
+        edits: Vec<(EntryId, Box<dyn Edit>)>,
+        actor: &Actor,
+    ) -> (Vec<Change>, Vec<Result<Arc<Entry>, Refusal>>) {
+        checked(state, super::update(state, edits, actor))
+    }
+
+    fn delete(
+        state: &State,
+        ids: Vec<EntryId>,
+        actor: &Actor,
+    ) -> (Vec<Change>, Vec<Result<SpiffeId, Refusal>>) {
+        checked(state, super::delete(state, ids, actor))
     }
 
     #[test]

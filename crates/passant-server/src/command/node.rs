@@ -41,7 +41,14 @@ pub(crate) fn ban(state: &State, id: &SpiffeId) -> Result<(Vec<Change>, ()), Ref
         return Ok((Vec::new(), ()));
     }
     // A ban of this server's own: to give adopted agents back does not lift it.
-    let banned = AttestedNode { serial: None, pending: None, adopted: None, ..AttestedNode::clone(node) };
+    let ends = node.last_end();
+    let banned = AttestedNode {
+        serial: None,
+        pending: None,
+        not_after: ends,
+        adopted: None,
+        ..AttestedNode::clone(node)
+    };
     Ok((vec![Change::PutNode(Arc::new(banned))], ()))
 }
 

@@ -138,7 +138,7 @@ fn off_node(end: &End, node: &AttestedNode, entry: &Entry) -> Option<Cause> {
 /// Why this way leads to no node that would be served; `None` if it leads to one.
 fn off_all(end: &End, entry: &Entry, case: &Case<'_>) -> Option<Cause> {
     match end {
-        End::Node(node) => bad_standing(node, case.scene.now),
+        End::Node(node) => bad_standing(node, case.scene),
         End::Alias(alias) => {
             // Looking at all nodes takes a while: once for each alias, whatever is below it, and not for any number of them.
             let mut looked_at = case.aliases.borrow_mut();
@@ -151,7 +151,7 @@ fn off_all(end: &End, entry: &Entry, case: &Case<'_>) -> Option<Cause> {
             match looked_at.get(&alias.id)? {
                 Reach::Served => None,
                 Reach::Near(node) if node.selectors.contains_all(&alias.selectors) => {
-                    bad_standing(node, case.scene.now)
+                    bad_standing(node, case.scene)
                 }
                 Reach::Near(node) => Some(lacks_alias(alias, entry, node)),
                 Reach::Nothing => Some(Code::AliasSelectorsMissing.blocks(
@@ -173,10 +173,10 @@ impl Reach {
         let lacks = |node: &Arc<AttestedNode>| {
             alias.selectors.iter().filter(|wanted| !node.selectors.contains(wanted)).count()
         };
-        // A node that is still to come from another server is better than none.
-        let standing = |node| bad_standing(node, scene.now).map(|cause| cause.code);
+        // A node that is stopped, or still to come from another server, is better than none.
+        let standing = |node| bad_standing(node, scene).map(|cause| cause.code);
         let nodes = scene.state.nodes().map(|node| (standing(node), lacks(node), node));
-        let fit = nodes.filter(|(bad, ..)| matches!(bad, None | Some(Code::NotYetSynced)));
+        let fit = nodes.filter(|(bad, ..)| matches!(bad, None | Some(Code::Stopped | Code::NotYetSynced)));
         match fit.min_by_key(|(bad, lacks, _)| (*lacks, *bad)) {
             Some((None, _, node)) if node.selectors.contains_all(&alias.selectors) => Self::Served,
             Some((_, _, node)) => Self::Near(Arc::clone(node)),

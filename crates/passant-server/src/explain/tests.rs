@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use passant_core::explanation::{Code, Explanation};
-use passant_core::{Entry, EntryDraft, Selectors, SpiffeId, TrustDomain};
+use passant_core::{Entry, EntryDraft, Instance, Selectors, SpiffeId, StopTarget, TrustDomain};
 use proptest::prelude::*;
 
 use super::{Question, Scene, explain};
 use crate::federation::Status;
 use crate::state::samples::{
     any_commits, at, authority, bundle, commit, draft, entry_id, id, node, other_trust_domain, registered,
-    relationship, selectors, token, trust_domain,
+    relationship, selectors, stop, token, trust_domain,
 };
 use crate::state::{Adopted, AttestedNode, AuthorityKind, Change, Cursor, Lineage, Phase, Revision, State};
 
@@ -495,6 +495,45 @@ fn an_agent_that_is_still_to_come_from_another_server_is_told_of() {
 }
 
 #[test]
+fn what_is_stopped_is_named_first_with_its_end() {
+    let anywhere = Question { agent: None, ..about_web() };
+    let of_node = Question { agent: Some(id(AGENT)), ..Question::default() };
+    let stops = |target: StopTarget| Change::PutStop(stop(target));
+    let entry = with(vec![
+        stops(StopTarget::Entry(entry_id("web"))),
+        web(|entry| entry.expires_at = Some(at(NOW - 1))),
+    ]);
+    for question in [about_web(), anywhere.clone(), Question { spiffe_id: None, ..about_web() }] {
+        let explanation = told(&entry, &question);
+        check(
+            &explanation,
+            Code::Stopped,
+            "the entry web is stopped since 1970-01-01T00:00:05Z by root: compromised",
+        );
+        assert!(explanation.causes[0].remedy.contains("`passant stop resume entry web --reason TEXT`"));
+    }
+    let agent = StopTarget::Agent(id(AGENT));
+    let pool = [below("/pool"), put("pool", draft("/pool", "/spire/server", &["x:cluster:a"]))];
+    for more in [vec![], pool.to_vec()] {
+        let state = with([vec![stops(agent.clone())], more].concat());
+        for question in [about_web(), anywhere.clone(), of_node.clone()] {
+            check(
+                &told(&state, &question),
+                Code::Stopped,
+                "all of the agent spiffe://example.org/spire/agent/x/1 is",
+            );
+        }
+    }
+    let evicted = told(&with(vec![stops(agent), Change::DeleteNode(id(AGENT))]), &of_node);
+    let codes: Vec<Code> = evicted.causes.iter().map(|cause| cause.code).collect();
+    assert_eq!(codes, [Code::NodeUnknown, Code::Stopped], "it would have to attest, and be stopped still");
+    let process = StopTarget::Instance { agent: id(AGENT), instance: Instance::parse("boot/1/2").unwrap() };
+    let explanation = told(&with(vec![stops(process)]), &of_node);
+    assert_eq!(explanation.causes, []);
+    assert!(explanation.facts.iter().any(|fact| fact.about == "stopped_processes"));
+}
+
+#[test]
 fn slips_are_looked_for_in_short_ids_only() {
     for (long, is_near) in [(200, true), (300, false)] {
         let path = format!("/{}", "a".repeat(long));
@@ -513,7 +552,7 @@ proptest! {
         commits.iter().for_each(|commit| state.apply(commit));
         let agent = id("/spire/agent/x/0");
         let Some(node) = state.node(&agent) else { return Ok(()) };
-        prop_assume!(!node.is_banned());
+        prop_assume!(!node.is_banned() && state.agent_stop(&agent).is_none());
         for entry in state.entries().filter(|entry| !entry.store_svid) {
             let question =
                 Question { spiffe_id: Some(entry.spiffe_id.clone()), agent: Some(agent.clone()), ..Question::default() };

@@ -50,7 +50,7 @@ impl<O: Ordered> Approved<O> {
     /// Takes the permission for exactly this order.
     pub(super) fn pair(order: O, intent: Option<Intent>) -> Result<Self, Refusal> {
         match intent {
-            Some(intent) if **intent.decision() == *order.decision() => Ok(Self { order, intent }),
+            Some(intent) if intent.decision() == order.decision() => Ok(Self { order, intent }),
             _ => Err(Refusal::internal("decision record answered with another decision than was asked for")),
         }
     }

@@ -25,7 +25,7 @@ use crate::attest_node::NodeProof;
 use crate::authority::{ActiveJwt, ActiveX509, MintError};
 use crate::caller::{Actor, AgentCaller, DownstreamCaller};
 use crate::encoding::to_hex;
-use crate::record::{Decision, DecisionKind, Intent};
+use crate::record::{Decision, DecisionKind, Grounds, Intent};
 use crate::state::State;
 
 /// What can be put on record and then minted.
@@ -34,7 +34,7 @@ pub(crate) trait Ordered: Send + 'static {
     type Svid: Send + 'static;
 
     /// What the record will say.
-    fn decision(&self) -> &Decision;
+    fn decision(&self) -> &Arc<Decision>;
 
     /// Signs what was ordered, reads it back and compares. See `issue/mint.rs`.
     fn sign(&self, recorded: &Intent) -> Result<Self::Svid, MintError>;
@@ -48,7 +48,7 @@ pub(crate) struct X509Order {
     pub(super) not_before: UnixTime,
     pub(super) dns_names: Vec<String>,
     /// Subject and end are in here.
-    pub(super) decision: Decision,
+    pub(super) decision: Arc<Decision>,
 }
 
 /// The X.509 authority of a server below, to be signed. It has no DNS names.
@@ -58,7 +58,7 @@ pub(crate) struct DownstreamOrder(pub(super) X509Order);
 pub(crate) struct JwtOrder {
     pub(super) authority: Arc<ActiveJwt>,
     pub(super) claims: JwtClaims,
-    pub(super) decision: Decision,
+    pub(super) decision: Arc<Decision>,
 }
 
 /// What tokens are measured against: the moment, and who signs at that moment.
@@ -78,6 +78,7 @@ struct Ask {
     ttl: Duration,
     caller: String,
     reason: String,
+    grounds: Option<Grounds>,
 }
 
 /// SPIRE's words, for an entry that does not exist, has ended or is not the caller's: which of them is nobody's business.
@@ -90,13 +91,13 @@ impl X509Order {
     pub(super) fn workload(
         scene: &Scene,
         caller: &AgentCaller,
-        entry: &Entry,
+        (entry, grounds): (&Entry, Grounds),
         csr: Csr,
         default_ttl: Duration,
     ) -> Result<Self, Refusal> {
         no_other_name(&csr, &entry.spiffe_id)?;
-        let ask =
-            Ask::by_entry(DecisionKind::X509Svid, caller, entry, entry.x509_svid_ttl.unwrap_or(default_ttl));
+        let ttl = entry.x509_svid_ttl.unwrap_or(default_ttl);
+        let ask = Ask::by_entry(DecisionKind::X509Svid, caller, (entry, grounds), ttl);
         Self::new(scene, ask, csr, entry.dns_names.clone())
     }
 
@@ -129,7 +130,7 @@ impl X509Order {
         let (kind, spiffe_id) = (DecisionKind::NodeSvid, agent_id.clone());
         Self::new(
             scene,
-            Ask { kind, spiffe_id, entry: None, ends: None, ttl, caller, reason },
+            Ask { kind, spiffe_id, entry: None, ends: None, ttl, caller, reason, grounds: None },
             csr,
             Vec::new(),
         )
@@ -172,7 +173,8 @@ impl X509Order {
     ) -> Result<Self, Refusal> {
         let (kind, caller, reason) =
             (DecisionKind::ServerSvid, "server".to_owned(), "the server's own".to_owned());
-        let ask = Ask { kind, spiffe_id: server_id, entry: None, ends: None, ttl, caller, reason };
+        let ask =
+            Ask { kind, spiffe_id: server_id, entry: None, ends: None, ttl, caller, reason, grounds: None };
         Self::new(scene, ask, csr, Vec::new())
     }
 
@@ -192,8 +194,10 @@ impl X509Order {
             reason: ask.reason,
             authority: Some(authority),
             at: scene.now,
+            grounds: ask.grounds,
         };
-        Ok(Self { authority: Arc::clone(&scene.authority), csr, serial, not_before, dns_names, decision })
+        let (authority, decision) = (Arc::clone(&scene.authority), Arc::new(decision));
+        Ok(Self { authority, csr, serial, not_before, dns_names, decision })
     }
 }
 
@@ -217,6 +221,7 @@ impl DownstreamOrder {
             ttl,
             caller: caller.to_string(),
             reason: "entry makes the caller a downstream server".to_owned(),
+            grounds: None,
         };
         X509Order::new(scene, ask, csr, Vec::new()).map(Self)
     }
@@ -227,12 +232,12 @@ impl JwtOrder {
     pub(super) fn workload(
         scene: &TokenScene,
         caller: &AgentCaller,
-        entry: &Entry,
+        (entry, grounds): (&Entry, Grounds),
         audience: Vec<String>,
         default_ttl: Duration,
     ) -> Result<Self, Refusal> {
-        let ask =
-            Ask::by_entry(DecisionKind::JwtSvid, caller, entry, entry.jwt_svid_ttl.unwrap_or(default_ttl));
+        let ttl = entry.jwt_svid_ttl.unwrap_or(default_ttl);
+        let ask = Ask::by_entry(DecisionKind::JwtSvid, caller, (entry, grounds), ttl);
         Self::new(scene, ask, audience, entry.jwt_svid_include_jti)
     }
 
@@ -276,13 +281,19 @@ impl JwtOrder {
             reason: ask.reason,
             authority: Some(scene.authority.id().clone()),
             at: scene.now,
+            grounds: ask.grounds,
         };
-        Ok(Self { authority: Arc::clone(&scene.authority), claims, decision })
+        Ok(Self { authority: Arc::clone(&scene.authority), claims, decision: Arc::new(decision) })
     }
 }
 
 impl Ask {
-    fn by_entry(kind: DecisionKind, caller: &AgentCaller, entry: &Entry, ttl: Duration) -> Self {
+    fn by_entry(
+        kind: DecisionKind,
+        caller: &AgentCaller,
+        (entry, grounds): (&Entry, Grounds),
+        ttl: Duration,
+    ) -> Self {
         Self {
             kind,
             spiffe_id: entry.spiffe_id.clone(),
@@ -291,12 +302,13 @@ impl Ask {
             ttl,
             caller: caller.to_string(),
             reason: "entry is authorized for the agent".to_owned(),
+            grounds: Some(grounds),
         }
     }
 
     fn by_operator(kind: DecisionKind, caller: &Actor, spiffe_id: SpiffeId, ttl: Duration) -> Self {
         let (caller, reason) = (caller.to_string(), "minted for an operator".to_owned());
-        Self { kind, spiffe_id, entry: None, ends: None, ttl, caller, reason }
+        Self { kind, spiffe_id, entry: None, ends: None, ttl, caller, reason, grounds: None }
     }
 
     /// The earliest of TTL, end of the entry and end of the authority.
@@ -362,7 +374,7 @@ fn new_jti(host: &Host) -> String {
 impl Ordered for X509Order {
     type Svid = X509Svid;
 
-    fn decision(&self) -> &Decision {
+    fn decision(&self) -> &Arc<Decision> {
         &self.decision
     }
 
@@ -374,7 +386,7 @@ impl Ordered for X509Order {
 impl Ordered for DownstreamOrder {
     type Svid = Vec<CertificateDer<'static>>;
 
-    fn decision(&self) -> &Decision {
+    fn decision(&self) -> &Arc<Decision> {
         &self.0.decision
     }
 
@@ -386,7 +398,7 @@ impl Ordered for DownstreamOrder {
 impl Ordered for JwtOrder {
     type Svid = JwtSvid;
 
-    fn decision(&self) -> &Decision {
+    fn decision(&self) -> &Arc<Decision> {
         &self.decision
     }
 

@@ -83,8 +83,21 @@ impl SigningPool {
         O: Send + 'static,
         F: Fn(I) -> O + Send + Sync + 'static,
     {
+        self.map_parts(items, move |part| part.into_iter().map(&work).collect()).await
+    }
+
+    /// The same for `work` that takes all items of one turn together, and gives a result for each in their order.
+    ///
+    /// # Errors
+    /// As [`SigningPool::map`].
+    pub async fn map_parts<I, O, F>(&self, items: Vec<I>, work: F) -> Result<Vec<O>, PoolError>
+    where
+        I: Send + 'static,
+        O: Send + 'static,
+        F: Fn(Vec<I>) -> Vec<O> + Send + Sync + 'static,
+    {
         let turns = match &self.place {
-            Place::Inline => return Ok(items.into_iter().map(work).collect()),
+            Place::Inline => return Ok(work(items)),
             Place::Threads(turns) => turns,
         };
         let work = Arc::new(work);
@@ -100,7 +113,7 @@ impl SigningPool {
             let work = Arc::clone(&work);
             parts.push(tokio::task::spawn_blocking(move || {
                 let _turn = turn;
-                part.into_iter().map(&*work).collect()
+                work(part)
             }));
         }
         for part in parts {
@@ -150,6 +163,14 @@ mod tests {
             }
             assert_eq!(pool.run(|| 7).await.unwrap(), 7);
         }
+    }
+
+    #[tokio::test]
+    async fn the_items_of_one_turn_come_together() {
+        let pool = SigningPool::threads(NonZeroUsize::new(3).unwrap());
+        let sizes =
+            pool.map_parts(vec![(); 2 * PART + 3], |part| vec![part.len(); part.len()]).await.unwrap();
+        assert_eq!(sizes, [vec![PART; 2 * PART], vec![3; 3]].concat());
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Is what is issued what was ordered, for whom it was ordered, and on record?
 
 mod downstream;
+mod grounds;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use passant_core::csr;
 use passant_core::jwt_svid::JwtSvid;
 use passant_core::keys::KeyType;
 use passant_core::x509_svid::X509Svid;
-use passant_core::{EntryId, Reason, Refusal, SpiffeId, TrustDomain};
+use passant_core::{EntryId, Reason, Refusal, SpiffeId, StopTarget, TrustDomain};
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -21,6 +22,7 @@ use crate::record::{DecisionKind, Outcome};
 use crate::rig::{HOUR, MINUTE, Rig, START, Settings, domain, id, operator, selectors};
 use crate::state::change::Change;
 use crate::state::node::AttestedNode;
+use crate::state::samples::stop;
 use crate::state::{Authority, Phase};
 
 /// A CSR by openssl: RSA 2048, URI:spiffe://example.org/w.
@@ -223,7 +225,16 @@ async fn what_is_stopped_while_it_is_signed_does_not_leave_the_server() {
     };
     let evict: Stop = |_, caller| vec![Change::DeleteNode(caller.id().clone())];
     let delete: Stop = |_, _| vec![Change::DeleteEntry(EntryId::parse("w").unwrap())];
-    for (stop, expected) in [(ban, Reason::Denied), (evict, Reason::Denied), (delete, Reason::NotFound)] {
+    let stop_entry: Stop =
+        |_, _| vec![Change::PutStop(stop(StopTarget::Entry(EntryId::parse("w").unwrap())))];
+    let stop_agent: Stop = |_, caller| vec![Change::PutStop(stop(StopTarget::Agent(caller.id().clone())))];
+    for (stop, expected) in [
+        (ban, Reason::Denied),
+        (evict, Reason::Denied),
+        (delete, Reason::NotFound),
+        (stop_entry, Reason::NotFound),
+        (stop_agent, Reason::NotFound),
+    ] {
         for is_token in [false, true] {
             let rig = Rig::new().await;
             let (caller, _) = rig.agent("a").await;
@@ -246,6 +257,48 @@ async fn what_is_stopped_while_it_is_signed_does_not_leave_the_server() {
             stopped.notified().await;
             assert_eq!(refused.reason, expected, "{refused}");
         }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_minted_for_what_is_stopped_until_it_is_resumed() {
+    let rig = Rig::new().await;
+    let (caller, conn) = rig.agent("a").await;
+    let once = AttestedNode { can_reattest: false, ..AttestedNode::clone(&rig.node(&agent())) };
+    rig.commit(vec![Change::PutNode(once.into())]).await;
+    rig.entry("w", &agent(), |_| {}).await;
+    rig.entry("other", &agent(), |_| {}).await;
+    let entry = StopTarget::Entry(EntryId::parse("w").unwrap());
+    let not_there = (Reason::NotFound, "entry not found or not authorized");
+    let of_operator = of_operator(&rig);
+    let mint = async |entry: &str| {
+        let requests = vec![(entry.to_owned(), rig.csr(None))];
+        let svid = rig.issuer.x509_batch(&caller, requests).await.remove(0).map(drop);
+        let token = rig.issuer.jwt(&caller, entry, vec!["db".to_owned()]).await.map(drop);
+        assert_eq!(svid.is_ok(), token.is_ok());
+        svid.and(token)
+    };
+    for target in [entry, StopTarget::Agent(agent())] {
+        let is_entry = matches!(target, StopTarget::Entry(_));
+        rig.commit(vec![Change::PutStop(stop(target.clone()))]).await;
+        let stopped = mint("w").await;
+        assert_eq!(refused(&stopped), not_there, "{target}");
+        let told = stopped.unwrap_err().source.unwrap().to_string();
+        assert!(told.contains("stopped"), "the record learns why: {told}");
+        assert_eq!(mint("other").await.is_ok(), is_entry);
+        let csr = rig.csr(Some(&id("/workload/w")));
+        let by_hand = rig.issuer.mint_x509(&of_operator, &csr, None).await.map(drop);
+        let audience = vec!["db".to_owned()];
+        let token = rig.issuer.mint_jwt(&of_operator, id("/workload/w"), audience, None).await.map(drop);
+        for minted in [by_hand, token] {
+            assert_eq!(minted.is_err(), is_entry, "of an agent that is stopped others may have it");
+            assert!(minted.err().is_none_or(|refusal| refusal.reason == Reason::Precondition));
+        }
+        // A stopped agent stays one.
+        rig.callers.agent(&conn).await.unwrap();
+        rig.issuer.renew(&caller, &rig.csr(None)).await.unwrap();
+        rig.commit(vec![Change::DeleteStop(target)]).await;
+        mint("w").await.unwrap();
     }
 }
 

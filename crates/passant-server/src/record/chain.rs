@@ -4,7 +4,7 @@
 //! without its newline; 64 zeros at the very beginning), `at`, `kind` and what the kind adds. Every segment begins
 //! with a `start` line that repeats the intents still without outcome, so that the newest segment is enough to go on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::str::FromStr;
@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::encoding;
-use crate::limits::RECORD_REFUSALS_KEPT;
+use crate::limits::{RECORD_REFUSALS_KEPT, RECORD_UNSYNCED};
 use crate::record::segments::Segments;
 use crate::record::{Act, By, ChainReport, Decision, Done, Outcome, RecordError, Refused, Retention};
 
-/// The format of the lines, in each `start`. The first had no refusals and fewer acts: who reads only that would take such a
-/// line at the end for a torn one, and cut it off.
-const FORMAT: u32 = 2;
+/// The format of the lines, in each `start`. The first had no refusals and fewer acts, the second no stops: who reads only
+/// that would take such a line at the end for a torn one, and cut it off.
+const FORMAT: u32 = 3;
 
 /// A number that no record reaches, with room behind it to count on.
 const LAST: u64 = 1 << 62;
@@ -181,11 +181,40 @@ enum Fault {
 /// What stands behind the last good line, and holds no whole line, was being written when the machine stopped: it was
 /// never acknowledged, and is called torn. Anything else that does not follow is broken.
 fn check(bytes: &[u8], from: Option<Link>) -> Result<Checked, Fault> {
-    check_for(None, bytes, from)
+    check_for(None, bytes, from, |_, _| false)
 }
 
-/// As [`check`], with an eye on the line `watch`.
-fn check_for(watch: Option<u64>, bytes: &[u8], from: Option<Link>) -> Result<Checked, Fault> {
+/// As [`check`], for the newest segment when nobody writes to it: what was being written when the power failed reaches the disk in
+/// any order, so that lines behind a broken one may be whole. Such an end is torn, too, unless it is long or has [`lasted`].
+fn check_end(bytes: &[u8]) -> Result<Checked, Fault> {
+    check_for(None, bytes, None, |checked, later| {
+        let is_short = bytes.len() - checked.good_bytes <= RECORD_UNSYNCED;
+        checked.next.is_some_and(|lost| is_short && !lasted(lost, later))
+    })
+}
+
+/// Whether one of the lines behind a broken one shows that the line `lost` had lasted: the outcome of an intent behind it, which is
+/// told only once the intent lasts; a start; or intents and acts of two moments, since those of the first were synced before the
+/// others were written.
+fn lasted(lost: Link, later: &[Line]) -> bool {
+    let is_after_it = |line: &Line| match line.body {
+        Body::Outcome { of, .. } | Body::Unknown { of, .. } => of >= lost.seq,
+        Body::Start { .. } => true,
+        Body::Intent { .. } | Body::Act { .. } | Body::Refusal { .. } => line.seq <= lost.seq,
+    };
+    let is_synced = |line: &&Line| matches!(line.body, Body::Intent { .. } | Body::Act { .. });
+    let moments: BTreeSet<UnixTime> = later.iter().filter(is_synced).map(|line| line.at).collect();
+    moments.len() > 1 || later.iter().any(is_after_it)
+}
+
+/// As [`check`], with an eye on the line `watch`. What follows the good lines is torn even if it holds whole ones where `is_torn` says
+/// so of them.
+fn check_for(
+    watch: Option<u64>,
+    bytes: &[u8],
+    from: Option<Link>,
+    is_torn: impl Fn(&Checked, &[Line]) -> bool,
+) -> Result<Checked, Fault> {
     let mut checked = Checked {
         lines: 0,
         first_seq: None,
@@ -202,7 +231,8 @@ fn check_for(watch: Option<u64>, bytes: &[u8], from: Option<Link>) -> Result<Che
             if let Some(format) = newer_format(text) {
                 return Err(Fault::NewerFormat(format));
             }
-            if rest.any(|(_, later)| whole_line(later).is_some()) {
+            let later: Vec<Line> = rest.filter_map(|(_, later)| whole_line(later)).collect();
+            if !later.is_empty() && !is_torn(&checked, &later) {
                 return Err(Fault::Broken { line: at + 1, what: "it is no line of a record" });
             }
             checked.torn_bytes = bytes.len() - checked.good_bytes;
@@ -368,13 +398,13 @@ impl Chain {
     fn resume(&mut self, before: Option<u32>, newest: u32) -> Result<u64, RecordError> {
         self.segments.reopen(newest).map_err(self.failed("open"))?;
         let bytes = self.segments.read(newest).map_err(self.failed("read"))?;
-        let checked = check(&bytes, None).map_err(|fault| self.fault(newest, fault))?;
+        let checked = check_end(&bytes).map_err(|fault| self.fault(newest, fault))?;
         self.current_bytes = len(checked.good_bytes);
         if checked.torn_bytes > 0 {
             tracing::warn!(
                 segment = self.segments.name(newest),
                 torn_bytes = checked.torn_bytes,
-                "cut off a line of the decision record that was being written when the server stopped"
+                "cut off lines of the decision record that were being written when the server stopped"
             );
             let cut = self.segments.truncate(newest, self.current_bytes);
             cut.map_err(self.failed("cut"))?;
@@ -508,10 +538,11 @@ impl Chain {
         let mut intents = Vec::new();
         for body in bodies {
             let line = Line { seq: self.next.seq, prev: self.next.prev, at, body };
-            let bytes = serde_json::to_vec(&line).expect("a line has string keys and no failing serializers");
-            self.next = Link { seq: line.seq + 1, prev: hash(&bytes) };
+            let from = text.len();
+            serde_json::to_writer(&mut text, &line)
+                .expect("a line has string keys and no failing serializers");
+            self.next = Link { seq: line.seq + 1, prev: hash(&text[from..]) };
             follow(&mut self.open, line.seq, &line.body);
-            text.extend(bytes);
             text.push(b'\n');
             match line.body {
                 Body::Intent { .. } => intents.push(line.seq),
@@ -632,7 +663,7 @@ pub(super) fn verify_while(
         let bytes = segments.read(*number).map_err(io_error("read", &place))?;
         // Segment 1 begins the chain; of a later one that is the first, those before it were removed.
         let from = next.or((*number == 1).then_some(GENESIS));
-        let checked = check_for(kept.map(|kept| kept.seq), &bytes, from)
+        let checked = check_for(kept.map(|kept| kept.seq), &bytes, from, |_, _| false)
             .map_err(|fault| fault.in_segment(place.clone()))?;
         if checked.torn_bytes > 0 && at + 1 < numbers.len() {
             let line = usize::try_from(checked.lines).unwrap_or(usize::MAX).saturating_add(1);

@@ -91,6 +91,7 @@ contract! {
     a_killed_server_leaves_unknown_intents
     the_chain_goes_on_over_restarts_and_segments
     a_torn_end_is_cut_off
+    an_end_that_was_written_in_no_order_is_cut_off_unless_it_had_lasted
     a_change_in_the_middle_is_found
     a_segment_begun_at_the_last_moment_is_taken_up
     old_segments_are_removed_by_size_and_the_newest_stays
@@ -120,6 +121,7 @@ fn decision(serial: &str) -> Decision {
         reason: "renewal\nwith a line break".to_owned(),
         authority: Some(AuthorityId::parse("ab12").unwrap()),
         at: at(5),
+        grounds: None,
     }
 }
 
@@ -160,7 +162,8 @@ async fn an_intent_is_on_record_before_it_is_handed_out(shelf: &dyn Shelf) {
 async fn intents_come_in_the_order_of_their_decisions(shelf: &dyn Shelf) {
     let log = open(shelf);
     let group = |names: [&str; 2]| log.intend(names.map(decision).to_vec());
-    let (one, two, none) = tokio::join!(group(["a", "b"]), group(["c", "d"]), log.intend(vec![]));
+    let (one, two, none) =
+        tokio::join!(group(["a", "b"]), group(["c", "d"]), log.intend(Vec::<Decision>::new()));
     let serials = |intents: Vec<Intent>| -> Vec<String> {
         intents.iter().map(|intent| intent.decision().serial.clone()).collect()
     };
@@ -173,8 +176,8 @@ async fn outcomes_follow_and_a_dropped_intent_becomes_unknown(shelf: &dyn Shelf)
     let log = open(shelf);
     let (signed, failed, dropped) =
         (intend(&log, "a").await, intend(&log, "b").await, intend(&log, "c").await);
-    log.outcome(signed.into_receipt(), Outcome::Signed);
-    log.outcome(failed.into_receipt(), Outcome::NotSigned("no key".to_owned()));
+    let not_signed = Outcome::NotSigned("no key".to_owned());
+    log.outcomes(vec![(signed.into_receipt(), Outcome::Signed), (failed.into_receipt(), not_signed)]);
     drop(dropped);
     log.close().await;
     let expected = ["start", "intent a", "intent b", "intent c", "signed 1", "not signed 2", "unknown c"];
@@ -247,6 +250,33 @@ async fn a_torn_end_is_cut_off(shelf: &dyn Shelf) {
         let Body::Start { torn_bytes, .. } = lines(&*shelf).pop().unwrap().body else { panic!("no start") };
         assert_eq!(usize::try_from(torn_bytes).unwrap(), end.len());
     }
+}
+
+async fn an_end_that_was_written_in_no_order_is_cut_off_unless_it_had_lasted(shelf: &dyn Shelf) {
+    let log = open(shelf);
+    let kept = intend(&log, "kept").await;
+    let group = log.intend(["a", "b", "c"].map(decision).to_vec()).await.unwrap();
+    let written = take_all(&mut *shelf.segments()).pop().unwrap().1;
+    let lines: Vec<&[u8]> = written.split_inclusive(|byte| *byte == b'\n').collect();
+    // A sector of the line of `a` never came to the disk, and those of `b` and `c` did.
+    let torn = |lines: &[&[u8]]| {
+        let mut bytes = lines.concat();
+        let from = lines[..2].concat().len();
+        bytes[from + 20..from + 90].fill(0);
+        let shelf = shelf.copy();
+        put_all(&mut *shelf.segments(), vec![(1, bytes)]);
+        shelf
+    };
+    let cut = torn(&lines);
+    assert!(matches!(verify(&*cut), Err(RecordError::Broken { line: 3, .. })), "who only reads cannot know");
+    open(&*cut).close().await;
+    assert_eq!(story(&*cut), ["start", "intent kept", "start", "unknown kept"]);
+    drop((kept, group));
+    log.close().await;
+    // The same end, and then lines that are written only if it lasted.
+    let written = take_all(&mut *shelf.segments()).pop().unwrap().1;
+    let lines: Vec<&[u8]> = written.split_inclusive(|byte| *byte == b'\n').collect();
+    assert!(matches!(try_open(&*torn(&lines)), Err(RecordError::Broken { line: 3, .. })));
 }
 
 async fn a_change_in_the_middle_is_found(shelf: &dyn Shelf) {
@@ -327,10 +357,10 @@ async fn a_segment_that_somebody_took_away_stops_nothing(shelf: &dyn Shelf) {
 async fn a_newer_format_is_refused(shelf: &dyn Shelf) {
     open(shelf).close().await;
     let text = String::from_utf8(take_all(&mut *shelf.segments()).pop().unwrap().1).unwrap();
-    let newer = text.replace("\"format\":2", "\"format\":3").replace("torn_bytes", "something_new");
+    let newer = text.replace("\"format\":3", "\"format\":4").replace("torn_bytes", "something_new");
     put_all(&mut *shelf.segments(), vec![(1, newer.into_bytes())]);
     let refused = try_open(shelf).unwrap_err();
-    assert!(matches!(refused, RecordError::NewerFormat { found: 3, known: 2, .. }), "{refused}");
+    assert!(matches!(refused, RecordError::NewerFormat { found: 4, known: 3, .. }), "{refused}");
 }
 
 async fn a_closed_record_takes_nothing(shelf: &dyn Shelf) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use passant_core::serial::Serial;
-use passant_core::{EntryId, SpiffeId, TrustDomain, UnixTime};
+use passant_core::{EntryId, SpiffeId, Stop, StopTarget, TrustDomain, UnixTime};
 
 use super::chain::{Body, Line};
 use super::segments::{FileSegments, Segments};
@@ -45,6 +45,10 @@ pub(crate) struct History {
     pub(crate) removed_x509: BTreeSet<AuthorityId>,
     /// Key IDs of JWT authorities that had been appended and were taken out of the bundle.
     pub(crate) removed_jwt: BTreeSet<String>,
+    /// What was stopped and stayed so. Entries that were deleted after that are not among it.
+    pub(crate) stops: BTreeMap<StopTarget, Arc<Stop>>,
+    /// The IDs of stops that were ended.
+    pub(crate) resumed: BTreeSet<String>,
     /// The highest revision that is named anywhere.
     pub(crate) revision: Revision,
 }
@@ -107,6 +111,9 @@ impl History {
                 }
             }
         }
+        // By its ID: acts are on record in the order in which they were told, not always in that in which they were done.
+        let History { stops, resumed, .. } = &mut history;
+        stops.retain(|_, stop| !resumed.contains(&stop.id));
         Ok(history)
     }
 
@@ -137,8 +144,19 @@ impl History {
                 self.removed_x509.extend(x509);
                 self.removed_jwt.extend(jwt);
             }
+            Act::Stop(stop) => {
+                self.revision = self.revision.max(Revision::new(stop.revision));
+                let held = self.stops.get(&stop.target);
+                if held.is_none_or(|held| held.revision <= stop.revision) {
+                    self.stops.insert(stop.target.clone(), stop);
+                }
+            }
+            Act::Resume { stop_id, .. } => {
+                self.resumed.insert(stop_id);
+            }
             Act::DeleteEntries(ids) => {
                 for id in ids {
+                    self.stops.remove(&StopTarget::Entry(id.clone()));
                     self.entries.remove(&id);
                     self.deleted.insert(id);
                 }

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use passant_core::Instance;
 use passant_core::bundle::{JwtAuthority, X509Authority};
 use passant_core::keys::{KeyType, RcgenKey};
 use passant_core::serial::Serial;
@@ -97,6 +98,7 @@ fn issued(kind: DecisionKind, path: &str, serial: &str, entry: Option<(&str, u64
         reason: "test".to_owned(),
         authority: None,
         at: at(1_500),
+        grounds: None,
     })
 }
 
@@ -504,6 +506,89 @@ async fn where_a_restoration_was_interrupted_no_server_starts_and_it_can_be_made
     assert!(refused.to_string().contains("passant store restore"), "{refused}");
     site.restore().await.unwrap();
     assert_eq!(site.load().trust_domain, trust_domain());
+}
+
+#[tokio::test]
+async fn stops_and_their_ends_are_done_again() {
+    let agent = |name: &str| format!("/spire/agent/x509pop/{name}");
+    let of_agent = |name: &str| StopTarget::Agent(id(&agent(name)));
+    let of_entry = |name: &str| StopTarget::Entry(entry_id(name));
+    let process = |name: &str| {
+        let instance = Instance::parse("boot/1/2").unwrap();
+        StopTarget::Instance { agent: id(&agent(name)), instance }
+    };
+    let numbered = |target: &StopTarget, number: u64| {
+        let revision = 50 + number;
+        let stop = Stop {
+            id: format!("{target} {number}"),
+            revision,
+            ..Stop::clone(&samples::stop(target.clone()))
+        };
+        Arc::new(stop)
+    };
+    let stop = |target: &StopTarget, number| Said::Act(Act::Stop(numbered(target, number)));
+    let resume = |target: &StopTarget, number| {
+        let reason = passant_core::StopReason::parse("over").unwrap();
+        Said::Act(Act::Resume { target: target.clone(), stop_id: format!("{target} {number}"), reason })
+    };
+    let mut changes = vec![
+        Change::PutNode(node(&agent("held"), &[])),
+        Change::PutNode(node(&agent("evicted"), &[])),
+        Change::PutEntry(entry("doomed", "/w/d", "/p")),
+    ];
+    let held =
+        [of_entry("plain"), of_entry("doomed"), of_agent("evicted"), process("held"), of_agent("held")];
+    let in_backup = |target: &StopTarget| {
+        Change::PutStop(Arc::new(Stop { revision: 7, ..Stop::clone(&numbered(target, 0)) }))
+    };
+    let mut stops: Vec<Change> = held.iter().map(in_backup).collect();
+    stops.sort_by_key(Change::key);
+    changes.extend(stops);
+    let site = Site::new(changes);
+    site.record(vec![
+        // Of the backup: one that stands, one that was ended, one that was ended and made again.
+        resume(&process("held"), 0),
+        resume(&of_agent("held"), 0),
+        stop(&of_agent("held"), 1),
+        // What they were about has gone; only an entry takes its stop with it.
+        Said::Act(Act::DeleteEntries(vec![entry_id("doomed")])),
+        Said::Act(Act::EvictAgent(id(&agent("evicted")))),
+        // New ones: told in another order than done, ended, gone, and of what is lost.
+        resume(&of_entry("e2"), 2),
+        stop(&of_entry("e2"), 3),
+        stop(&of_entry("e2"), 2),
+        stop(&of_entry("e3"), 4),
+        resume(&of_entry("e3"), 4),
+        stop(&of_entry("e4"), 5),
+        Said::Act(Act::DeleteEntries(vec![entry_id("e4")])),
+        stop(&of_agent("new"), 6),
+        stop(&of_agent("released"), 7),
+        Said::Act(Act::ReleaseAgents(vec![id(&agent("released"))])),
+    ])
+    .await;
+    let restored = site.restore().await.unwrap();
+    let loaded = site.load();
+    let stands = loaded.objects.iter().filter_map(|object| {
+        let Change::PutStop(stop) = object else { return None };
+        assert_eq!(stop.revision, restored.cursor.revision.number());
+        Some(stop.id.clone())
+    });
+    let stands: BTreeSet<String> = stands.collect();
+    let expected = [
+        (of_entry("plain"), 0),
+        (of_agent("evicted"), 0),
+        (of_agent("held"), 1),
+        (of_entry("e2"), 3),
+        (of_agent("new"), 6),
+        (of_agent("released"), 7),
+    ];
+    assert_eq!(stands, expected.iter().map(|(target, number)| format!("{target} {number}")).collect());
+    assert_eq!(
+        restored.again.stopped,
+        [of_agent("held"), of_agent("new"), of_agent("released"), of_entry("e2")]
+    );
+    assert_eq!(restored.again.resumed, [process("held")]);
+    assert_eq!(restored.holds.stops, 6);
 }
 
 #[tokio::test]

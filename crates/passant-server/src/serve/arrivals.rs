@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use passant_core::Host;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 
 use super::To;
 use super::conn::{Conn, Ends, Io};
+use super::tcp::agents_lease;
 use crate::caller::{ConnPeer, LocalPeer};
 use crate::limits;
 use crate::tls::Door;
@@ -36,11 +38,17 @@ pub enum Shown {
 }
 
 /// Admits until the stop, and hands connections on. The bounds of the real port do not apply.
-pub(super) async fn accept(mut arrivals: mpsc::Receiver<Arrival>, door: Door, to: To, ends: Ends) {
+pub(super) async fn accept(
+    mut arrivals: mpsc::Receiver<Arrival>,
+    door: Door,
+    to: To,
+    ends: Ends,
+    host: Host,
+) {
     loop {
         let arrival = tokio::select! {
             biased;
-            () = ends.stop.cancelled() => return,
+            () = ends.stop.told() => return,
             arrival = arrivals.recv() => arrival,
         };
         let Some(Arrival { io, shown }) = arrival else { return };
@@ -49,8 +57,11 @@ pub(super) async fn accept(mut arrivals: mpsc::Receiver<Arrival>, door: Door, to
             Shown::Remote { address, chain, answer } => match door.admit(chain) {
                 Ok((svid, own)) => {
                     let is_agent = svid.as_ref().is_some_and(|svid| svid.id().is_agent());
-                    let lease =
-                        if svid.is_some() { limits::CONNECTION_LEASE } else { limits::STRANGER_LEASE };
+                    let lease = match &svid {
+                        Some(agent) if is_agent => agents_lease(agent, host.now()),
+                        Some(_) => limits::CONNECTION_LEASE,
+                        None => limits::STRANGER_LEASE,
+                    };
                     if answer.send(Ok(own)).is_err() {
                         continue;
                     }

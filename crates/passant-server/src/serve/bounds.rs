@@ -11,7 +11,7 @@ use crate::limits;
 /// What the limits on connections come down to in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
-    /// Handshakes that are worked on. As many again may wait.
+    /// Handshakes that are worked on. As many again may wait at least; more on descriptors that agents do not use.
     pub(super) handshakes: usize,
     /// Connections of agents.
     pub(super) agents: usize,
@@ -35,14 +35,12 @@ impl Bounds {
     fn within(files: u64) -> Self {
         let part = usize::try_from(files.saturating_sub(limits::FILES) / 16).unwrap_or(usize::MAX);
         let bound = |most: usize, parts: usize| most.min(part.saturating_mul(parts)).max(1);
-        // Fourteen of sixteen parts: handshakes count twice.
-        Self {
-            handshakes: bound(limits::HANDSHAKES, 1),
-            agents: bound(limits::CONNECTIONS, 8),
-            workloads: bound(limits::WORKLOADS, 1),
-            strangers: bound(limits::STRANGERS, 2),
-            local: bound(limits::LOCAL_CONNECTIONS, 1),
-        }
+        let (handshakes, workloads) = (bound(limits::HANDSHAKES, 1), bound(limits::WORKLOADS, 1));
+        let (strangers, local) = (bound(limits::STRANGERS, 2), bound(limits::LOCAL_CONNECTIONS, 1));
+        // Agents have what the others leave, which is more than half. Those whose handshake waits count too.
+        let others = limits::FILES + (2 * handshakes + workloads + strangers + local) as u64;
+        let left = usize::try_from(files.saturating_sub(others)).unwrap_or(usize::MAX);
+        Self { handshakes, agents: left.clamp(1, limits::CONNECTIONS), workloads, strangers, local }
     }
 }
 
@@ -135,6 +133,8 @@ mod tests {
             assert!(all as u64 + limits::FILES <= files.max(limits::FILES + 6), "{files}: {bounds:?}");
         }
         assert_eq!(Bounds::within(u64::MAX).agents, limits::CONNECTIONS);
+        // As many as a fleet of ten thousand needs, where twenty thousand files are allowed.
+        assert!(Bounds::within(20_000).agents > 15_000);
         assert_eq!(Bounds::within(u64::MAX).strangers, limits::STRANGERS);
     }
 

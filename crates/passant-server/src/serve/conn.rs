@@ -1,11 +1,14 @@
 //! What is an accepted connection, and when does it end by itself?
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
@@ -23,8 +26,11 @@ pub(crate) struct Conn {
     io: Box<dyn Io>,
     peer: ConnPeer,
     /// The end of all connections; before the preface, the stop of the server.
+    end: End,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
-    cut: CancellationToken,
+    cut: End,
+    /// Whom `ended` and `deadline` wake.
+    waits: Option<Waker>,
     /// When to stop waiting for the preface or, without one outstanding, when the lease ends.
     deadline: Pin<Box<Sleep>>,
     lease: Option<Instant>,
@@ -36,9 +42,38 @@ pub(crate) struct Conn {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ends {
     /// No new ones, and no new RPCs on those there are.
-    pub(crate) stop: CancellationToken,
+    pub(crate) stop: End,
     /// All of them, at once. Follows `stop`.
-    pub(crate) cut: CancellationToken,
+    pub(crate) cut: End,
+}
+
+/// One end, which comes once. To ask whether it has come costs next to nothing: every connection does, whenever it reads or writes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct End {
+    token: CancellationToken,
+    has_come: Arc<AtomicBool>,
+}
+
+impl End {
+    /// Tells everybody, for good.
+    pub(crate) fn tell(&self) {
+        self.has_come.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    /// Resolves when it has come.
+    pub(crate) async fn told(&self) {
+        self.token.cancelled().await;
+    }
+
+    /// The same, for a task that outlives its caller.
+    pub(crate) fn told_owned(&self) -> WaitForCancellationFutureOwned {
+        self.token.clone().cancelled_owned()
+    }
+
+    fn has_come(&self) -> bool {
+        self.has_come.load(Ordering::Acquire)
+    }
 }
 
 /// Any byte stream: TLS, unix socket, or in memory.
@@ -63,8 +98,10 @@ impl Conn {
         Self {
             io: Box::new(io),
             peer,
-            ended: Box::pin(ends.stop.clone().cancelled_owned()),
+            end: ends.stop.clone(),
+            ended: Box::pin(ends.stop.told_owned()),
             cut: ends.cut.clone(),
+            waits: None,
             deadline: Box::pin(tokio::time::sleep_until(now + preface_within)),
             lease: lease.map(|lease| now + lease),
             preface_left: PREFACE,
@@ -74,10 +111,16 @@ impl Conn {
 
     /// An error once the connection must end.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if self.ended.as_mut().poll(cx).is_ready() {
+        let is_due = self.end.has_come() || self.deadline.is_elapsed();
+        if !is_due && self.waits.as_ref().is_some_and(|waits| waits.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        self.waits = Some(cx.waker().clone());
+        // Both take the waker, however much the task has done at a stretch.
+        if pin!(unconstrained(self.ended.as_mut())).poll(cx).is_ready() {
             return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is stopping"));
         }
-        if self.deadline.as_mut().poll(cx).is_ready() {
+        if pin!(unconstrained(self.deadline.as_mut())).poll(cx).is_ready() {
             let why = if self.preface_left > 0 {
                 "the client did not speak in time"
             } else {
@@ -96,7 +139,9 @@ impl Conn {
         if self.preface_left == 0 {
             let end = self.lease.unwrap_or_else(|| Instant::now() + NEVER);
             self.deadline.as_mut().reset(end);
-            self.ended = Box::pin(self.cut.clone().cancelled_owned());
+            self.end = self.cut.clone();
+            self.ended = Box::pin(self.cut.told_owned());
+            self.waits = None;
         }
     }
 }
@@ -199,19 +244,36 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_lease_ends_a_connection_whose_task_never_rests() {
+        let (mut conn, mut far, _ends, _slots) = conn(Some(Duration::from_secs(60)));
+        far.write_all(&[0; 24]).await.unwrap();
+        let mut read = [0; 24];
+        conn.read_exact(&mut read).await.unwrap();
+        // As a task that has used up what it may do at a stretch.
+        let reading = tokio::spawn(async move {
+            while tokio::task::coop::has_budget_remaining() {
+                tokio::task::coop::consume_budget().await;
+            }
+            conn.read(&mut [0; 8]).await
+        });
+        let ended = tokio::time::timeout(Duration::from_secs(3600), reading).await;
+        assert_eq!(ended.unwrap().unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    }
+
     #[tokio::test]
     async fn a_stop_ends_who_has_not_spoken_and_a_cut_ends_everybody() {
         let aborted = std::io::ErrorKind::ConnectionAborted;
         let (mut silent, _far, ends, _slots) = conn(None);
-        ends.stop.cancel();
+        ends.stop.tell();
         assert_eq!(silent.read(&mut [0; 8]).await.unwrap_err().kind(), aborted);
 
         let (mut spoken, mut far, ends, _slots) = conn(None);
         far.write_all(&[0; 24]).await.unwrap();
         assert_eq!(spoken.read(&mut [0; 24]).await.unwrap(), 24);
-        ends.stop.cancel();
+        ends.stop.tell();
         spoken.write_all(b"x").await.unwrap();
-        ends.cut.cancel();
+        ends.cut.tell();
         assert_eq!(spoken.read(&mut [0; 8]).await.unwrap_err().kind(), aborted);
         assert_eq!(spoken.write(b"x").await.unwrap_err().kind(), aborted);
     }

@@ -65,7 +65,7 @@ impl OperatorSocket {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = ends.stop.cancelled() => return,
+                () = ends.stop.told() => return,
                 accepted = self.socket.listener.accept() => accepted,
             };
             let (stream, _) = match accepted {

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use passant_daemon::under_way::{Bounds, Call, Calls, Received, Sent};
+use passant_daemon::under_way::{Bounds, Call, Calls, Pieces, Received, Sent};
 use passant_proto::status;
 use tonic::Status;
 use tonic::body::Body;
@@ -19,12 +19,12 @@ use tower::{Layer, Service};
 
 use super::Arriving;
 use super::bounds::origin;
-use crate::api::authorize::Admitted;
+use crate::api::authorize::{Admitted, WATCH};
 use crate::caller::ConnPeer;
 use crate::config::Limits;
 use crate::limits;
 use crate::metrics::Limit;
-use crate::quota::{Caller, Quotas, Rank, Until, Work};
+use crate::quota::{Caller, Counted, Quotas, Rank, Until, Work};
 
 /// The layer, for one kind of callers: agents, the rest of the network, operators. Its clones count together.
 #[derive(Clone)]
@@ -66,25 +66,35 @@ impl UnderWay {
         until: Until,
     ) -> Result<Call<Caller>, Status> {
         let work = Work::of(method);
-        let peer = call.get::<ConnPeer>();
-        let peer = peer.ok_or_else(|| Status::internal("a connection without a peer reached the API"))?;
-        let caller = caller(peer, call.get());
+        let caller = caller(peer(call)?, call.get());
         let mut counted = None;
         if let Some(work) = work.filter(|work| is_counted_here(*work, call.get())) {
-            // Whoever attests is a stranger, whatever it shows.
-            let address = peer.address().filter(|_| work == Work::Attest);
-            let of = address.map_or_else(|| caller.clone(), |address| Caller::Address(origin(address)));
-            let admitted = self.quotas.count(work, &of, 1, until).await;
-            counted = Some(admitted.map_err(|refusal| status::to_status(&refusal))?);
+            counted = Some(self.count(work, call, until).await?);
         }
         let rank = work.map_or(Rank::Other, Work::rank_of_call);
-        let entered = self.places[rank as usize].enter_until(caller, until.0).await;
+        let until = self.quotas.until_place(rank, until);
+        let entered = self.places[rank as usize].enter_until(caller, until).await;
         let entered = entered.map_err(|_| status::to_status(&self.quotas.crowded(self.limit)))?;
         if let Some(counted) = counted {
             counted.keep();
         }
         Ok(entered)
     }
+}
+
+impl UnderWay {
+    /// Counts one piece of `work` for whoever calls.
+    async fn count(&self, work: Work, call: &http::Extensions, until: Until) -> Result<Counted<'_>, Status> {
+        let peer = peer(call)?;
+        // Whoever attests is a stranger, whatever it shows.
+        let address = peer.address().filter(|_| work == Work::Attest);
+        let of = address.map_or_else(|| caller(peer, call.get()), |address| Caller::Address(origin(address)));
+        self.quotas.count(work, &of, 1, until).await.map_err(|refusal| status::to_status(&refusal))
+    }
+}
+
+fn peer(call: &http::Extensions) -> Result<&ConnPeer, Status> {
+    call.get().ok_or_else(|| Status::internal("a connection without a peer reached the API"))
 }
 
 impl<S> Layer<S> for UnderWay {
@@ -118,13 +128,27 @@ where
         let under_way = self.under_way.clone();
         Box::pin(async move {
             let until = under_way.quotas.until();
-            // What its method still waits for, it waits for no longer.
-            request.extensions_mut().insert(until);
+            if request.uri().path() == WATCH {
+                // It lasts, and is one for each agent: no place among calls, which are few, and it holds next to nothing.
+                let counted = under_way.count(Work::Sync, request.extensions(), until).await;
+                return match counted {
+                    Ok(counted) => {
+                        counted.keep();
+                        inner
+                            .call(request)
+                            .await
+                            .map(|answer| answer.map(|body| Body::new(Pieces::new(body))))
+                    }
+                    Err(refused) => Ok(refused.into_http()),
+                };
+            }
             let entered = under_way.enter(request.uri().path(), request.extensions(), until).await;
             let call = match entered {
                 Ok(call) => call,
                 Err(refused) => return Ok(refused.into_http()),
             };
+            // What its method still waits for, it waits for no longer.
+            request.extensions_mut().insert(under_way.quotas.until_work(until));
             let counted = call.clone();
             let response = inner.call(request.map(|body| Body::new(Received::new(body, counted)))).await?;
             Ok(response.map(|body| Body::new(Sent::new(body, call))))
@@ -255,6 +279,22 @@ mod tests {
         UnderWay::new(Arriving::Agents, quotas).layer(Echo)
     }
 
+    /// Calls of so many agents that never say anything, in their order.
+    async fn silent(
+        agents: &Bounded<Echo>,
+        method: &'static str,
+        count: u8,
+    ) -> tokio::task::JoinSet<Result<http::Response<Body>, Infallible>> {
+        let mut silent = tokio::task::JoinSet::new();
+        for agent in 0..count {
+            let mut agents = agents.clone();
+            let request = request(method, agent, Body::new(Silence));
+            silent.spawn(async move { agents.call(request).await });
+            tokio::task::yield_now().await;
+        }
+        silent
+    }
+
     /// An agent is told from the others by its address here.
     fn request(method: &str, agent: u8, body: Body) -> http::Request<Body> {
         let address = SocketAddr::from(([192, 0, 2, agent], 1));
@@ -274,19 +314,27 @@ mod tests {
         let limits = Limits { calls: 16, ..Limits::default() };
         for (method, places, within) in [(RENEW, 1, limits::RENEWAL_WITHIN), (MINT, 3, limits::MINT_WITHIN)] {
             let agents = agents(&limits);
-            let mut silent = tokio::task::JoinSet::new();
-            for agent in 0..places {
-                let mut agents = agents.clone();
-                let request = request(method, agent, Body::new(Silence));
-                silent.spawn(async move { agents.call(request).await });
-            }
-            tokio::task::yield_now().await;
+            let mut silent = silent(&agents, method, places).await;
             let began = Instant::now();
             let answer = agents.clone().call(request(method, 9, Body::empty())).await.unwrap();
             assert_eq!((refusal(&answer), began.elapsed()), (None, within), "{method}");
             while let Some(late) = silent.join_next().await {
                 assert_eq!(refusal(&late.unwrap().unwrap()), Some(Code::DeadlineExceeded), "{method}");
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_renews_waits_in_line_for_longer_than_other_calls() {
+        let limits = Limits { calls: 16, ..Limits::default() };
+        for (method, places, within) in [(RENEW, 1, limits::RENEWAL_WITHIN), (MINT, 3, limits::MINT_WITHIN)] {
+            let agents = agents(&limits);
+            let rounds = u8::try_from(limits.call_waits.as_secs() / within.as_secs()).unwrap() + 1;
+            let _silent = silent(&agents, method, places * rounds).await;
+            let began = Instant::now();
+            let answer = agents.clone().call(request(method, 99, Body::empty())).await.unwrap();
+            assert_eq!((refusal(&answer), began.elapsed()), (None, within * rounds.into()), "{method}");
+            assert!(began.elapsed() > limits.call_waits);
         }
     }
 

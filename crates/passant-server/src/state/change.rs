@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use passant_attest::node::join_token::TokenHash;
 use passant_core::bundle::Bundle;
-use passant_core::{Entry, EntryId, FederationRelationship, SpiffeId, TrustDomain};
+use passant_core::{Entry, EntryId, FederationRelationship, SpiffeId, Stop, StopTarget, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use crate::encoding;
@@ -45,11 +45,16 @@ pub enum Change {
     PutFederation(Arc<FederationRelationship>),
     /// Ends the federation relationship with a trust domain.
     DeleteFederation(TrustDomain),
+    /// Stops something, or replaces the stop there is.
+    PutStop(Arc<Stop>),
+    /// Takes a stop back.
+    DeleteStop(StopTarget),
 }
 
 impl Change {
     /// The key of the object, unique over all kinds: `entry/<id>`, `node/<SPIFFE ID>`, `token/<hash>`,
-    /// `authority/<id>`, `bundle/<trust domain>`, `federation/<trust domain>`.
+    /// `authority/<id>`, `bundle/<trust domain>`, `federation/<trust domain>`, `stop/agent <SPIFFE ID>`,
+    /// `stop/entry <id>`, `stop/instance <SPIFFE ID> <instance>`.
     pub fn key(&self) -> String {
         match self {
             Self::PutEntry(entry) => entry_key(&entry.id),
@@ -64,7 +69,17 @@ impl Change {
             Self::DeleteBundle(trust_domain) => bundle_key(trust_domain),
             Self::PutFederation(relationship) => federation_key(&relationship.trust_domain),
             Self::DeleteFederation(trust_domain) => federation_key(trust_domain),
+            Self::PutStop(stop) => stop_key(&stop.target),
+            Self::DeleteStop(target) => stop_key(target),
         }
+    }
+
+    /// Whether [`Change::key`] is `key`; of an entry, which there may be millions of, without making it.
+    pub(crate) fn has_key(&self, key: &[u8]) -> bool {
+        if let Self::PutEntry(entry) = self {
+            return key.strip_prefix(ENTRY.as_bytes()) == Some(entry.id.as_str().as_bytes());
+        }
+        self.key().as_bytes() == key
     }
 
     /// Whether the object stands after the change.
@@ -75,19 +90,23 @@ impl Change {
             | Self::PutToken(_)
             | Self::PutAuthority(_)
             | Self::PutBundle(_)
-            | Self::PutFederation(_) => true,
+            | Self::PutFederation(_)
+            | Self::PutStop(_) => true,
             Self::DeleteEntry(_)
             | Self::DeleteNode(_)
             | Self::DeleteToken(_)
             | Self::DeleteAuthority(_)
             | Self::DeleteBundle(_)
-            | Self::DeleteFederation(_) => false,
+            | Self::DeleteFederation(_)
+            | Self::DeleteStop(_) => false,
         }
     }
 }
 
+const ENTRY: &str = "entry/";
+
 fn entry_key(id: &EntryId) -> String {
-    format!("entry/{id}")
+    format!("{ENTRY}{id}")
 }
 
 fn node_key(id: &SpiffeId) -> String {
@@ -108,6 +127,35 @@ fn bundle_key(trust_domain: &TrustDomain) -> String {
 
 fn federation_key(trust_domain: &TrustDomain) -> String {
     format!("federation/{trust_domain}")
+}
+
+fn stop_key(target: &StopTarget) -> String {
+    match target {
+        StopTarget::Agent(agent) => format!("stop/agent {agent}"),
+        StopTarget::Entry(id) => format!("stop/entry {id}"),
+        StopTarget::Instance { agent, instance } => format!("stop/instance {agent} {instance}"),
+    }
+}
+
+impl Change {
+    /// Whether a version would lose something of it, or fail over it, that knows neither stops nor entry options.
+    pub fn needs_second_format(&self) -> bool {
+        match self {
+            Self::PutEntry(entry) => !entry.options.is_default(),
+            Self::PutStop(_) | Self::DeleteStop(_) => true,
+            Self::DeleteEntry(_)
+            | Self::PutNode(_)
+            | Self::DeleteNode(_)
+            | Self::PutToken(_)
+            | Self::DeleteToken(_)
+            | Self::PutAuthority(_)
+            | Self::DeleteAuthority(_)
+            | Self::PutBundle(_)
+            | Self::DeleteBundle(_)
+            | Self::PutFederation(_)
+            | Self::DeleteFederation(_) => false,
+        }
+    }
 }
 
 /// Changes that happen together or not at all. Each commit takes one revision.

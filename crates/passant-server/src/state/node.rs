@@ -57,4 +57,14 @@ impl AttestedNode {
     pub const fn is_banned(&self) -> bool {
         self.serial.is_none()
     }
+
+    /// When the last X509-SVID ends with which its agent may call.
+    pub fn last_end(&self) -> UnixTime {
+        self.pending.as_ref().map_or(self.not_after, |pending| pending.not_after.max(self.not_after))
+    }
+
+    /// Whether its agent gets anything that would be verified: it is not banned, and may call at `now`.
+    pub fn is_standing(&self, now: UnixTime) -> bool {
+        !self.is_banned() && self.last_end() >= now
+    }
 }

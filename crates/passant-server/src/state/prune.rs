@@ -42,7 +42,9 @@ pub fn is_due(state: &State, delete: &Change, now: UnixTime) -> bool {
         | Change::PutBundle(_)
         | Change::DeleteBundle(_)
         | Change::PutFederation(_)
-        | Change::DeleteFederation(_) => false,
+        | Change::DeleteFederation(_)
+        | Change::PutStop(_)
+        | Change::DeleteStop(_) => false,
     }
 }
 

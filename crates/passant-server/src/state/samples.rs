@@ -8,8 +8,8 @@ use passant_core::bundle::{Bundle, JwtAuthority, X509Authority};
 use passant_core::host::ManualClock;
 use passant_core::serial::Serial;
 use passant_core::{
-    EndpointProfile, EndpointUrl, Entry, EntryDraft, EntryId, FederationRelationship, Host, Selector,
-    Selectors, SpiffeId, TrustDomain, UnixTime,
+    EndpointProfile, EndpointUrl, Entry, EntryDraft, EntryId, FederationRelationship, Host, Instance,
+    Selector, Selectors, SpiffeId, Stop, StopReason, StopTarget, TrustDomain, UnixTime,
 };
 use proptest::prelude::*;
 
@@ -130,6 +130,17 @@ pub(crate) fn relationship(
     })
 }
 
+pub(crate) fn stop(target: StopTarget) -> Arc<Stop> {
+    Arc::new(Stop {
+        id: format!("stop of {target}"),
+        target,
+        reason: StopReason::parse("compromised").unwrap(),
+        by: "root".to_owned(),
+        since: at(5),
+        revision: 1,
+    })
+}
+
 /// A commit of `changes`, whose request ID is `number`.
 pub(crate) fn commit(number: u64, changes: Vec<Change>) -> Commit {
     let mut request_id = [0; 16];
@@ -190,6 +201,15 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
             }
             let endpoint_id = (!web).then(|| other.join("/endpoint").unwrap());
             Change::PutFederation(relationship(other, endpoint_id))
+        }),
+        1 => (0..4_u8, 0..3_u8, any::<bool>()).prop_map(|(key, kind, put)| {
+            let agent = id(&format!("/spire/agent/x/{key}"));
+            let target = match kind {
+                0 => StopTarget::Agent(agent),
+                1 => StopTarget::Entry(entry_id(&format!("e{key}"))),
+                _ => StopTarget::Instance { agent, instance: Instance::parse("boot/1/2").unwrap() },
+            };
+            if put { Change::PutStop(stop(target)) } else { Change::DeleteStop(target) }
         }),
     ]
 }

@@ -45,6 +45,26 @@ impl MemoryDisk {
         let contents = self.lock().contents.clone();
         Self(Arc::new(Mutex::new(Disk { is_held: false, contents })))
     }
+
+    /// A disk on which a store with these objects begins at `revision`, in a lineage of its own: what is found after a
+    /// restoration.
+    #[must_use]
+    pub fn holding(
+        trust_domain: &TrustDomain,
+        revision: Revision,
+        objects: Vec<Change>,
+        host: &Host,
+    ) -> Self {
+        let contents = Contents {
+            lineage: Lineage::new(host.random_bytes()),
+            trust_domain: trust_domain.clone(),
+            revision,
+            compacted: revision,
+            objects: objects.into_iter().map(|object| (object.key(), object)).collect(),
+            journal: BTreeMap::new(),
+        };
+        Self(Arc::new(Mutex::new(Disk { is_held: false, contents: Some(contents) })))
+    }
 }
 
 impl MemoryStore {

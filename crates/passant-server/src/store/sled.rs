@@ -27,36 +27,43 @@
 //! Every value is an envelope: one byte of record format, the CRC-32 (4 bytes, big endian) of key and content, then the
 //! content as JSON.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, SyncSender};
 use std::time::Duration;
 
 use crate::limits::{STORE_CACHE_BYTES, STORE_RECORD_BYTES};
+use passant_core::texts::Texts;
 use passant_core::{Host, TrustDomain};
 use passant_daemon::private_dir::{make_data_dir, make_private_dir};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, IVec};
 
+use self::read_ahead::ReadAhead;
 use crate::keystore::FILE as KEY_FILE;
 use crate::state::change::{Change, Commit, Lineage, RequestId, Revision};
 use crate::store::witness::Witness;
 use crate::store::{AppendError, Loaded, Store, StoreError, check_trust_domain};
 
+mod read_ahead;
 pub(crate) mod restoring;
 
 /// The format of the store as a whole, in `meta`.
 const STORE_FORMAT: u64 = 1;
-/// The format of one record, its first byte.
-const RECORD_FORMAT: u8 = 1;
-/// Records that are decoded at a time when the store is read.
-const LOAD_PART: usize = 4_096;
+/// The newest format of one record, its first byte.
+const RECORD_FORMAT: u8 = 2;
+/// The format of all records but those whose changes need the second one: as long as there are none of these, versions
+/// that know the first alone read the store, too.
+const FIRST_RECORD_FORMAT: u8 = 1;
+/// Records that are handed on at a time when the store is read, and how many such parts wait to be decoded.
+const LOAD_PART: usize = 512;
+const PARTS_WAITING: usize = 8;
 const META: &[u8] = b"meta";
 const HEAD: &[u8] = b"head";
 const OBJECTS: &str = "o/";
@@ -113,12 +120,66 @@ struct Head {
 }
 
 /// One part of a commit.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
 struct JournalRecord {
     request_id: RequestId,
     /// Whether no further part follows.
     is_last: bool,
     changes: Vec<Change>,
+}
+
+/// A change as it is written, to its object and to the journal alike.
+struct Written {
+    format: u8,
+    json: Vec<u8>,
+}
+
+impl Written {
+    fn of(change: &Change) -> Self {
+        let format = if change.needs_second_format() { RECORD_FORMAT } else { FIRST_RECORD_FORMAT };
+        Self { format, json: json(change) }
+    }
+
+    /// The envelope of the object.
+    fn sealed(&self, key: &[u8]) -> Vec<u8> {
+        sealed(self.format, key, &self.json)
+    }
+}
+
+/// Records as they were read, their bytes one after the other: whoever decodes them frees nothing that sled made.
+#[derive(Default)]
+struct Part {
+    bytes: Vec<u8>,
+    /// Where each key, and then its value, ends.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Part {
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        let end = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.ends.push((end, self.bytes.len()));
+    }
+
+    /// Keys and values.
+    fn records(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut at = 0;
+        self.ends.iter().map(move |(key_end, end)| {
+            let record = (&self.bytes[at..*key_end], &self.bytes[*key_end..*end]);
+            at = *end;
+            record
+        })
+    }
+}
+
+/// What was decoded.
+#[derive(Default)]
+struct Decoded {
+    objects: Vec<Change>,
+    /// The checksums of their records, added up.
+    sum: u64,
 }
 
 impl SledStore {
@@ -256,78 +317,78 @@ impl SledStore {
         numbers.ok_or_else(|| self.corrupt(key, "its key is not one of the journal".to_owned()))
     }
 
-    /// All objects in the order of their keys, and their checksums added up. While one thread reads on, others decode what
+    /// All objects in the order of their keys, and their checksums added up. While one thread reads on, another decodes what
     /// was read.
-    fn load_objects(&self) -> Result<(Vec<Change>, u64), StoreError> {
-        let mut records = self.db()?.scan_prefix(OBJECTS);
-        let (mut objects, mut sum) = (Vec::new(), 0_u64);
-        let mut take = |decoded: Result<(Vec<Change>, u64), StoreError>| {
-            let (more, more_sum) = decoded?;
-            objects.extend(more);
-            sum = sum.wrapping_add(more_sum);
-            Ok::<_, StoreError>(())
+    fn load_objects(&self) -> Result<Decoded, StoreError> {
+        let (parts, read) = mpsc::sync_channel(PARTS_WAITING);
+        let decode = move || {
+            let (mut decoded, mut texts) = (Decoded::default(), Texts::default());
+            read.into_iter().try_for_each(|part: Part| {
+                texts.reading(|| {
+                    part.records().try_for_each(|(key, value)| self.decode(key, value, &mut decoded))
+                })
+            })?;
+            Ok(decoded)
         };
-        let width = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        std::thread::scope(|scope| {
-            let mut decoding = VecDeque::new();
-            loop {
-                let part: Vec<_> = records.by_ref().take(LOAD_PART).collect();
-                let is_last = part.len() < LOAD_PART;
-                if is_last && decoding.is_empty() {
-                    return take(self.decode(part));
-                }
-                let decode = || self.decode(part);
-                let decode = std::thread::Builder::new().spawn_scoped(scope, decode);
-                decoding.push_back(decode.map_err(io_error("start a thread to read", &self.place))?);
-                while decoding.len() >= width || is_last {
-                    let Some(oldest) = decoding.pop_front() else { return Ok(()) };
-                    take(oldest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))?;
-                }
-            }
+        let decoded = std::thread::scope(|scope| {
+            let decoding = std::thread::Builder::new().spawn_scoped(scope, decode);
+            let decoding = decoding.map_err(io_error("start a thread to read", &self.place))?;
+            let done = self.read_objects(parts);
+            let decoded = decoding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done.and(decoded)
         })?;
-        let found = u64::try_from(objects.len()).unwrap_or(u64::MAX);
+        let found = u64::try_from(decoded.objects.len()).unwrap_or(u64::MAX);
         if found != self.head.objects {
             let what = format!("{} objects were written, {found} were found", self.head.objects);
             return Err(StoreError::Corrupt { place: self.place.display().to_string(), what });
         }
-        if self.head.sum.is_some_and(|written| written != sum) {
+        if self.head.sum.is_some_and(|written| written != decoded.sum) {
             let what = "some of its objects are not the newest that were written".to_owned();
             return Err(StoreError::Corrupt { place: self.place.display().to_string(), what });
         }
-        Ok((objects, sum))
+        Ok(decoded)
     }
 
-    /// The objects of `records`, and the sum of their checksums.
-    fn decode(
-        &self,
-        records: Vec<Result<(IVec, IVec), sled::Error>>,
-    ) -> Result<(Vec<Change>, u64), StoreError> {
-        let mut objects = Vec::with_capacity(records.len());
-        let mut sum = 0_u64;
-        for record in records {
-            let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
-            let object: Change = self.read(&key, &value)?;
-            if !object.is_put() || object_key(&object) != *key {
-                return Err(self.corrupt(&key, "it holds another object".to_owned()));
+    /// Reads the records of all objects into `parts`, until nobody wants any more.
+    fn read_objects(&self, parts: SyncSender<Part>) -> Result<(), StoreError> {
+        let mut records = self.db()?.scan_prefix(OBJECTS);
+        loop {
+            let mut part = Part::default();
+            for record in records.by_ref().take(LOAD_PART) {
+                let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
+                part.push(&key, &value);
             }
-            objects.push(object);
-            sum = sum.wrapping_add(checksum_in(&value));
+            if part.ends.is_empty() || parts.send(part).is_err() {
+                return Ok(());
+            }
         }
-        Ok((objects, sum))
+    }
+
+    fn decode(&self, key: &[u8], value: &[u8], decoded: &mut Decoded) -> Result<(), StoreError> {
+        let object: Change = self.read(key, value)?;
+        let is_under = key.strip_prefix(OBJECTS.as_bytes()).is_some_and(|key| object.has_key(key));
+        if !object.is_put() || !is_under {
+            return Err(self.corrupt(key, "it holds another object".to_owned()));
+        }
+        decoded.objects.push(object);
+        decoded.sum = decoded.sum.wrapping_add(checksum_in(value));
+        Ok(())
     }
 
     /// The batch that makes `commits`, and the head after it.
     fn batch_of(&self, commits: &[Commit]) -> Result<(Batch, Head), StoreError> {
         let mut head = self.head;
         let mut batch = Batch::default();
-        let mut objects: BTreeMap<Vec<u8>, Option<&Change>> = BTreeMap::new();
-        for commit in commits {
+        let written: Vec<Vec<Written>> =
+            commits.iter().map(|commit| commit.changes.iter().map(Written::of).collect()).collect();
+        let mut objects: BTreeMap<Vec<u8>, Option<&Written>> = BTreeMap::new();
+        for (commit, written) in commits.iter().zip(&written) {
             head.revision = head.revision.next();
-            for change in &commit.changes {
-                objects.insert(object_key(change), change.is_put().then_some(change));
+            for (change, written) in commit.changes.iter().zip(written) {
+                objects.insert(object_key(change), change.is_put().then_some(written));
             }
-            for (key, record) in journal_records(head.revision, commit) {
-                batch.insert(key.as_slice(), envelope(&key, &record));
+            for (key, record) in journal_records(head.revision, commit.request_id, written) {
+                batch.insert(key, record);
             }
         }
         for (key, object) in objects {
@@ -338,7 +399,7 @@ impl SledStore {
             }
             match object {
                 Some(object) => {
-                    let new = envelope(&key, object);
+                    let new = object.sealed(&key);
                     head.objects += 1;
                     head.sum = head.sum.map(|sum| sum.wrapping_add(checksum_in(&new)));
                     batch.insert(key.as_slice(), new);
@@ -387,7 +448,7 @@ impl SledStore {
 impl Store for SledStore {
     fn load(&mut self) -> Result<Loaded, StoreError> {
         self.db()?;
-        let (objects, sum) = unless_it_panics("reading", &self.place, || self.load_objects())?;
+        let Decoded { objects, sum } = unless_it_panics("reading", &self.place, || self.load_objects())?;
         self.head.sum = Some(sum);
         Ok(Loaded {
             lineage: self.meta.lineage,
@@ -489,8 +550,10 @@ impl Opened {
         settle(place)?;
         remove_unfinished_snapshots(place)?;
         put_damaged_conf_aside(place)?;
-        let db = open_db(data_dir, place)?;
         let db_path = place.join("db");
+        let ahead = ReadAhead::begin(&db_path);
+        let db = open_db(data_dir, place)?;
+        drop(ahead);
         let file =
             OpenOptions::new().read(true).write(true).open(&db_path).map_err(io_error("open", &db_path))?;
         let blobs_path = place.join("blobs");
@@ -564,27 +627,37 @@ fn is_journal_record(record: &Result<(IVec, IVec), sled::Error>) -> bool {
     record.as_ref().map_or(true, |(key, _)| key.starts_with(JOURNAL))
 }
 
-fn journal_records(revision: Revision, commit: &Commit) -> Vec<(Vec<u8>, JournalRecord)> {
-    let part = |changes| JournalRecord { request_id: commit.request_id, is_last: false, changes };
+/// Keys and envelopes of the parts of a commit: each a [`JournalRecord`], around changes that are written already.
+fn journal_records(
+    revision: Revision,
+    request_id: RequestId,
+    changes: &[Written],
+) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut parts = Vec::new();
-    let (mut changes, mut bytes) = (Vec::new(), 0);
-    for change in &commit.changes {
-        let more =
-            serde_json::to_vec(change).expect("changes have string keys and no failing serializers").len();
-        if bytes + more > STORE_RECORD_BYTES && !changes.is_empty() {
-            parts.push(part(std::mem::take(&mut changes)));
-            bytes = 0;
+    let (mut from, mut bytes) = (0, 0);
+    for (at, change) in changes.iter().enumerate() {
+        if bytes + change.json.len() > STORE_RECORD_BYTES && at > from {
+            parts.push(&changes[from..at]);
+            (from, bytes) = (at, 0);
         }
-        changes.push(change.clone());
-        bytes += more;
+        bytes += change.json.len();
     }
-    if parts.is_empty() || !changes.is_empty() {
-        parts.push(part(changes));
-    }
-    if let Some(last) = parts.last_mut() {
-        last.is_last = true;
-    }
-    (0..).zip(parts).map(|(part, record)| (journal_key(revision, part), record)).collect()
+    let last = (&changes[from..], true);
+    let parts = parts.into_iter().map(|part| (part, false)).chain([last]);
+    let record = |(part, (changes, is_last)): (u32, (&[Written], bool))| {
+        let mut content =
+            format!("{{\"request_id\":\"{request_id}\",\"is_last\":{is_last},\"changes\":[").into_bytes();
+        for (at, change) in changes.iter().enumerate() {
+            content.extend_from_slice(if at > 0 { b"," } else { b"" });
+            content.extend_from_slice(&change.json);
+        }
+        content.extend_from_slice(b"]}");
+        let format = changes.iter().map(|change| change.format).max().unwrap_or(FIRST_RECORD_FORMAT);
+        let key = journal_key(revision, part);
+        let record = sealed(format, &key, &content);
+        (key, record)
+    };
+    (0..).zip(parts).map(record).collect()
 }
 
 fn checksum(key: &[u8], content: &[u8]) -> u32 {
@@ -599,13 +672,18 @@ fn checksum_in(value: &[u8]) -> u64 {
     value.get(1..5).and_then(|sum| sum.try_into().ok()).map_or(0, |sum| u32::from_be_bytes(sum).into())
 }
 
+/// The envelope of a record without changes.
 fn envelope<T: Serialize>(key: &[u8], content: &T) -> Vec<u8> {
-    let content =
-        serde_json::to_vec(content).expect("our records have string keys and no failing serializers");
-    let mut value = vec![RECORD_FORMAT];
-    value.extend(checksum(key, &content).to_be_bytes());
-    value.extend(content);
-    value
+    sealed(FIRST_RECORD_FORMAT, key, &json(content))
+}
+
+fn sealed(format: u8, key: &[u8], content: &[u8]) -> Vec<u8> {
+    let sum = checksum(key, content).to_be_bytes();
+    [&[format], sum.as_slice(), content].concat()
+}
+
+fn json<T: Serialize>(content: &T) -> Vec<u8> {
+    serde_json::to_vec(content).expect("our records have string keys and no failing serializers")
 }
 
 /// Locks the data directory through a file of its own, which is empty and stays.
@@ -724,7 +802,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::state::samples::{commit, entry, entry_id, trust_domain};
+    use passant_core::StopTarget;
+
+    use crate::state::samples::{commit, draft, entry, entry_id, registered, stop, trust_domain};
 
     fn open(dir: &Path) -> Result<SledStore, StoreError> {
         SledStore::open(dir, &trust_domain(), &Host::system())
@@ -774,6 +854,28 @@ mod tests {
     fn draw(seed: &mut u64, most: usize) -> usize {
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(*seed >> 33).unwrap() % most.max(1)
+    }
+
+    #[test]
+    fn a_part_of_a_commit_is_written_as_its_serializer_would() {
+        let commit = commit(7, (0..40).map(|number| put(&format!("e{number}"))).collect());
+        for changes in [&commit.changes[..0], &commit.changes[..1], &commit.changes] {
+            let written: Vec<Written> = changes.iter().map(Written::of).collect();
+            let records = journal_records(Revision::new(3), commit.request_id, &written);
+            let mut read = Vec::new();
+            for (at, (key, record)) in records.iter().enumerate() {
+                assert_eq!(*key, journal_key(Revision::new(3), u32::try_from(at).unwrap()));
+                let content = &record[5..];
+                let part: JournalRecord = serde_json::from_slice(content).unwrap();
+                assert_eq!(json(&part), content);
+                assert_eq!(*record, sealed(FIRST_RECORD_FORMAT, key, content));
+                assert!(part.changes.len() == 1 || content.len() <= STORE_RECORD_BYTES + 200);
+                assert_eq!((part.request_id, part.is_last), (commit.request_id, at + 1 == records.len()));
+                read.extend(part.changes);
+            }
+            assert_eq!(read, changes);
+            assert_eq!(records.len() > 1, changes.len() == 40);
+        }
     }
 
     #[test]
@@ -970,10 +1072,36 @@ mod tests {
         assert!(matches!(error, StoreError::NewerFormat { found: 2, known: 1, .. }), "{error}");
         let error = damaged(|db| {
             let mut value = db.get("o/entry/e1").unwrap().unwrap().to_vec();
-            value[0] = 2;
+            value[0] = 3;
             db.insert("o/entry/e1", value).unwrap();
         });
-        assert!(matches!(error, StoreError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, StoreError::NewerFormat { found: 3, known: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn what_older_versions_would_lose_is_not_theirs_to_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = with_one_entry(dir.path());
+        let format = |store: &SledStore, key: &[u8]| store.db().unwrap().get(key).unwrap().unwrap()[0];
+        let mut with_options = draft("/w/2", "/p", &["k:1"]);
+        with_options.options.strict = true;
+        let stopped = StopTarget::Entry(entry_id("e1"));
+        let commits = [
+            vec![Change::PutEntry(registered("e2", with_options))],
+            vec![Change::PutStop(stop(stopped.clone()))],
+            vec![put("e3"), Change::DeleteStop(stopped)],
+        ];
+        let commits: Vec<_> = (2..).zip(commits).map(|(number, changes)| commit(number, changes)).collect();
+        store.append(Revision::new(1), &commits[..2]).unwrap();
+        for (key, expected) in [("o/entry/e1", 1), ("o/entry/e2", 2), ("o/stop/entry e1", 2), ("head", 1)] {
+            assert_eq!(format(&store, key.as_bytes()), expected, "{key}");
+        }
+        store.append(Revision::new(3), &commits[2..]).unwrap();
+        assert_eq!(format(&store, b"o/entry/e3"), 1);
+        for (revision, expected) in [(1, 1), (2, 2), (3, 2), (4, 2)] {
+            let key = journal_key(Revision::new(revision), 0);
+            assert_eq!(format(&store, &key), expected, "commit {revision}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ fuzz_target!(|text: &str| {
     };
     let seconds = Duration::from_secs;
     assert!((seconds(1)..=seconds(60)).contains(&config.sync_interval));
-    assert!((seconds(1)..=seconds(86_400)).contains(&config.evidence_max_age));
+    assert!((seconds(1)..=seconds(480)).contains(&config.evidence_max_age));
     assert!(config.workload_api.socket.is_absolute());
     assert!(!config.workload_attestors.is_empty());
 });

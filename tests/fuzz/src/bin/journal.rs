@@ -38,12 +38,14 @@ fn check_key(change: &Change) {
         Change::PutFederation(relationship) => {
             (Change::DeleteFederation(relationship.trust_domain.clone()), "federation/")
         }
+        Change::PutStop(stop) => (Change::DeleteStop(stop.target.clone()), "stop/"),
         Change::DeleteEntry(_)
         | Change::DeleteNode(_)
         | Change::DeleteToken(_)
         | Change::DeleteAuthority(_)
         | Change::DeleteBundle(_)
-        | Change::DeleteFederation(_) => return assert!(!change.is_put()),
+        | Change::DeleteFederation(_)
+        | Change::DeleteStop(_) => return assert!(!change.is_put()),
     };
     assert!(change.is_put() && change.key() == delete.key() && change.key().starts_with(kind));
 }

@@ -1,11 +1,12 @@
 //! `passant entry apply`: what has to change so that the server has the entries of a file, and the change itself.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
 use passant_core::UnixTime;
+use passant_proto::options::{KeyScope, Options};
 use passant_proto::types;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
@@ -14,7 +15,9 @@ use tonic::Code;
 use super::batch::{self, Batches, Failed, How, Item};
 use super::import::{EntryFile, failure, tell_failed};
 use super::list::{pages, passes};
+use super::options;
 use crate::args::{Apply, EntryFilter};
+use crate::commands::rollout::{self, Written, awaited};
 use crate::connect::Server;
 use crate::json;
 use crate::plain::{self, Plain};
@@ -25,7 +28,7 @@ use crate::render::Output;
 const SHOWN: usize = 20;
 
 pub(super) async fn run(args: Apply, server: &Server, out: &mut Output) -> anyhow::Result<()> {
-    let mut wanted = Wanted::read(&args)?;
+    let mut wanted = Wanted::read(&args, options::of_all(server).await?)?;
     if args.prune && wanted.items.is_empty() {
         bail!(
             "the file has no entries: with --prune that would delete all. Who wants that says passant entry delete"
@@ -67,14 +70,36 @@ pub(super) async fn run(args: Apply, server: &Server, out: &mut Output) -> anyho
             bail!("nothing was changed");
         }
     }
+    let wait = args.wait;
+    let written = plan.written();
     let done = plan.carry_out(server).await?;
+    // Where nothing was changed, nobody has anything to apply.
+    let came = match written.entries.is_empty() && written.parents.is_empty() {
+        true => None,
+        false => awaited(server, written, wait).await?,
+    };
+    if came.as_ref().is_some_and(rollout::is_pending) {
+        out.note();
+    }
     let failed = done.failed.len() + done.not_deleted.len();
     if failed > 0 {
         out.fail(anyhow!(
             "{failed} changes were refused; the others were made. Mend the file and run it again"
         ));
     }
-    out.print(|| done.json(), |to| done.tell(to))
+    out.print(
+        || {
+            let mut json = done.json();
+            if let Some(came) = &came {
+                json["rollout"] = rollout::json(came);
+            }
+            json
+        },
+        |to| {
+            done.tell(to)?;
+            came.as_ref().map_or(Ok(()), |came| rollout::tell(to, came))
+        },
+    )
 }
 
 /// Asks on the terminal.
@@ -90,6 +115,8 @@ fn confirmed() -> anyhow::Result<bool> {
 /// The entries of the file, and what the server has of them.
 struct Wanted {
     items: Vec<Item>,
+    /// The options that the server's entries have.
+    their_options: BTreeMap<String, Options>,
     by_id: HashMap<String, usize>,
     by_triple: HashMap<String, usize>,
     /// What of the server's entries may be deleted; nothing if none.
@@ -126,12 +153,12 @@ struct Change {
 }
 
 impl Wanted {
-    fn read(args: &Apply) -> anyhow::Result<Self> {
+    fn read(args: &Apply, their_options: BTreeMap<String, Options>) -> anyhow::Result<Self> {
         let file = EntryFile::open(&args.file)?;
         let (mut by_id, mut by_triple) = (HashMap::new(), HashMap::new());
         let mut items: Vec<Item> = Vec::new();
         file.read(args.skip_unknown_fields, |written| {
-            let (line, entry) = (written.line, written.entry);
+            let (line, entry, options) = (written.line, written.entry, written.options);
             let twice = |what: &str, first: usize| {
                 format!(
                     "lines {} and {line} have the same {what}: one of them is too many",
@@ -146,16 +173,17 @@ impl Wanted {
             {
                 bail!(twice("id", first));
             }
-            items.push(Item { line, entry });
+            items.push(Item { line, entry, options, sets_options: false });
             Ok(())
         })?;
         let prune = args.prune.then(|| args.within.clone());
-        Ok(Self { by_id, by_triple, ..Self::new(items, prune) })
+        Ok(Self { by_id, by_triple, their_options, ..Self::new(items, prune) })
     }
 
     fn new(items: Vec<Item>, prune: Option<EntryFilter>) -> Self {
         Self {
             items,
+            their_options: BTreeMap::new(),
             by_id: HashMap::new(),
             by_triple: HashMap::new(),
             prune,
@@ -171,17 +199,21 @@ impl Wanted {
         let twin = self.by_triple.get(&triple(&theirs)).copied();
         if let Some(at) = self.by_id.get(&theirs.id) {
             self.heirs.extend(twin.filter(|heir| heir != at));
-            let changes = changes(&theirs, &self.items[*at].entry);
+            let changes = changes(&theirs, self.options_of(&theirs), &self.items[*at]);
             self.with_id.insert(*at, changes);
             return None;
         }
         let theirs_now = Other::of(&theirs, prunable);
         if let Some(at) = twin.filter(|at| !self.with_triple.contains_key(at)) {
-            let changes = changes(&theirs, &self.items[at].entry);
+            let changes = changes(&theirs, self.options_of(&theirs), &self.items[at]);
             self.with_triple.insert(at, Met { theirs: theirs_now, changes });
             return None;
         }
         Some(theirs_now)
+    }
+
+    fn options_of(&self, theirs: &types::Entry) -> Options {
+        self.their_options.get(&theirs.id).copied().unwrap_or_default()
     }
 
     /// Puts together what is to be done.
@@ -205,7 +237,10 @@ impl Wanted {
                 None if self.heirs.contains(&at) => plan.inherit.push(item),
                 None => plan.create.push(item),
                 Some(changes) if changes.is_empty() => plan.same += 1,
-                Some(changes) => plan.change.push((item, changes)),
+                Some(changes) => {
+                    item.sets_options = changes.iter().any(|change| OPTIONS.contains(&change.field));
+                    plan.change.push((item, changes));
+                }
             }
         }
         for other in others {
@@ -246,14 +281,17 @@ fn triple(entry: &types::Entry) -> String {
 }
 
 /// The fields in which the file's entry differs from the server's.
-fn changes(theirs: &types::Entry, ours: &types::Entry) -> Vec<Change> {
-    let both = fields(theirs).into_iter().zip(fields(ours));
+fn changes(theirs: &types::Entry, options: Options, ours: &Item) -> Vec<Change> {
+    let both = fields(theirs, options).into_iter().zip(fields(&ours.entry, ours.options));
     let changes = both.map(|((field, old), (_, new))| Change { field, old, new });
     changes.filter(|change| change.old != change.new).collect()
 }
 
+/// The fields that are options.
+const OPTIONS: [&str; 2] = ["key_scope", "strict"];
+
 /// All that a file says of an entry but its id, in words. Sets are in order.
-fn fields(entry: &types::Entry) -> [(&'static str, String); 14] {
+fn fields(entry: &types::Entry, options: Options) -> [(&'static str, String); 16] {
     let selectors: BTreeSet<String> =
         entry.selectors.iter().map(|s| format!("{}:{}", s.r#type, s.value)).collect();
     let federates_with: BTreeSet<&String> = entry.federates_with.iter().collect();
@@ -277,6 +315,8 @@ fn fields(entry: &types::Entry) -> [(&'static str, String); 14] {
         ("hint", format!("{:?}", entry.hint)),
         ("jwt_svid_include_jti", more.jwt_svid_include_jti.to_string()),
         ("disable_x509_svid_prefetch", more.disable_x509_svid_prefetch.to_string()),
+        (OPTIONS[0], if options.key_scope() == KeyScope::Instance { "instance" } else { "node" }.to_owned()),
+        (OPTIONS[1], options.strict.to_string()),
     ]
 }
 
@@ -361,12 +401,31 @@ impl Plan {
             })
         };
         write!(to, "{{\"create\":")?;
-        write_list(to, self.creates().into_iter().map(|item| json::entry(&item.entry)))?;
+        write_list(
+            to,
+            self.creates().into_iter().map(|item| options::json(&item.entry, Some(&item.options))),
+        )?;
         write!(to, ",\"change\":")?;
         write_list(to, self.change.iter().map(change))?;
         write!(to, ",\"delete\":")?;
         write_list(to, self.delete.iter().map(Other::json))?;
         write!(to, ",\"same\":{},\"kept\":{}}}", self.same, self.kept)
+    }
+
+    /// Whose agents have something to apply. Entries to be created may have no ids yet: their parents tell, too.
+    fn written(&self) -> Written {
+        let mut written = Written::default();
+        for item in self.creates() {
+            written.parents.push(json::spiffe_id_text(item.entry.parent_id.as_ref()));
+        }
+        for (item, changes) in &self.change {
+            written.entries.push(item.entry.id.clone());
+            written.parents.push(json::spiffe_id_text(item.entry.parent_id.as_ref()));
+            let moved = changes.iter().find(|change| change.field == "parent_id");
+            written.parents.extend(moved.map(|change| change.old.clone()));
+        }
+        written.parents.extend(self.delete.iter().map(|other| other.parent_id.clone()));
+        written
     }
 
     /// Creates first and deletes last, so that no workload is without an identity in between.
@@ -507,7 +566,7 @@ mod tests {
             if !entry.id.is_empty() {
                 wanted.by_id.insert(entry.id.clone(), line);
             }
-            wanted.items.push(Item { line, entry });
+            wanted.items.push(Item { line, entry, options: Options::default(), sets_options: false });
         }
         let others: Vec<Other> = server.into_iter().filter_map(|entry| wanted.meet(entry)).collect();
         wanted.plan(others)
@@ -629,12 +688,18 @@ mod tests {
     #[test]
     fn every_field_counts() {
         let base = entry("a", "/a", 1);
+        let compare = |entry: types::Entry, options: Options| {
+            let ours = Item { line: 1, entry, options, sets_options: false };
+            let theirs = Options { key_scope: KeyScope::Node.into(), ..Options::default() };
+            changes(&base, theirs, &ours).iter().map(|change| change.field).collect::<Vec<_>>()
+        };
         let check = |field: &str, edit: fn(&mut types::Entry)| {
             let mut other = base.clone();
             edit(&mut other);
-            let found: Vec<&str> = changes(&base, &other).iter().map(|change| change.field).collect();
-            assert_eq!(found, [field]);
+            assert_eq!(compare(other, Options::default()), [field]);
         };
+        let strict = Options { key_scope: KeyScope::Instance.into(), strict: true, ..Options::default() };
+        assert_eq!(compare(base.clone(), strict), ["key_scope", "strict"]);
         check("spiffe_id", |e| e.spiffe_id = None);
         check("parent_id", |e| e.parent_id = None);
         check("selectors", |e| e.selectors.clear());
@@ -657,6 +722,6 @@ mod tests {
         let mut later = base.clone();
         (later.revision_number, later.created_at) = (9, 9);
         later.additional_attributes = Some(types::entry::AdditionalAttributes::default());
-        assert!(changes(&base, &later).is_empty());
+        assert_eq!(compare(later, Options::default()), Vec::<&str>::new());
     }
 }

@@ -1,15 +1,15 @@
 //! How do many entries reach the server: in batches, a few of them under way at a time?
 
 use anyhow::{Context, bail};
-use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::entry::{BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest};
+use passant_proto::options::{self, EntryWithOptions, Options, batch_set_options_request};
 use passant_proto::types;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::Code;
-use tonic::transport::Channel;
 
+use super::options::is_default;
 use crate::connect::{Server, refused};
 use crate::json;
 use crate::progress::Progress;
@@ -27,6 +27,10 @@ const WAITING: usize = 2;
 pub(super) struct Item {
     pub(super) line: usize,
     pub(super) entry: types::Entry,
+    /// What it says beside SPIRE's fields.
+    pub(super) options: Options,
+    /// Whether an update is to set them.
+    pub(super) sets_options: bool,
 }
 
 /// What is done with entries.
@@ -119,7 +123,7 @@ pub(super) async fn write(
         let batch = if trouble.is_none() { from.recv().await } else { None };
         let ended = batch.is_none();
         if let Some(batch) = batch {
-            under_way.spawn(send(server.entries(), how, batch));
+            under_way.spawn(send(server.clone(), how, batch));
         }
         // Room for the next; in the end, none left.
         while under_way.len() >= AT_ONCE || (ended && !under_way.is_empty()) {
@@ -148,29 +152,72 @@ pub(super) async fn write(
     }
 }
 
-async fn send(mut server: EntryClient<Channel>, how: How, items: Vec<Item>) -> anyhow::Result<Outcome> {
+/// Sets the options of entries, each with its place; the places of those that were refused.
+async fn set_options(
+    server: &Server,
+    set: Vec<(usize, String, Options)>,
+) -> anyhow::Result<Vec<(usize, types::Status)>> {
+    if set.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (places, items): (Vec<usize>, Vec<_>) = set
+        .into_iter()
+        .map(|(at, entry_id, options)| {
+            (at, batch_set_options_request::Item { entry_id, options: Some(options) })
+        })
+        .unzip();
+    let request = options::BatchSetOptionsRequest { items };
+    let results = server.options().batch_set_options(request).await.map_err(refused)?.into_inner().results;
+    if results.len() != places.len() {
+        bail!("the server answered {} entries with {} results", places.len(), results.len());
+    }
+    let statuses = results.into_iter().map(|result| result.status.unwrap_or_default());
+    Ok(places.into_iter().zip(statuses).filter(|(_, status)| status.code != 0).collect())
+}
+
+async fn send(server: Server, how: How, items: Vec<Item>) -> anyhow::Result<Outcome> {
     let mut named: Vec<Failed> = Vec::with_capacity(items.len());
     let mut entries: Vec<types::Entry> = Vec::with_capacity(items.len());
-    for item in items {
+    let (mut options, mut set) = (Vec::new(), Vec::new());
+    for (at, item) in items.into_iter().enumerate() {
         named.push(Failed::of(&item, types::Status::default()));
+        if item.sets_options {
+            set.push((at, item.entry.id.clone(), item.options));
+        }
+        options.push(item.options);
         entries.push(item.entry);
     }
     // The ids are enough of an answer.
     let output_mask = Some(types::EntryMask::default());
-    let results: Vec<(Option<types::Status>, Option<types::Entry>)> = match how {
+    let mut results: Vec<(Option<types::Status>, Option<types::Entry>)> = match how {
+        How::Create if !options.iter().all(is_default) => {
+            let with = |(entry, options)| EntryWithOptions { entry: Some(entry), options: Some(options) };
+            let entries = entries.into_iter().zip(options).map(with).collect();
+            let request = options::BatchCreateEntryRequest { entries };
+            let answer = server.options().batch_create_entry(request).await.map_err(refused)?.into_inner();
+            let entry = |told: Option<EntryWithOptions>| told.and_then(|told| told.entry);
+            answer.results.into_iter().map(|result| (result.status, entry(result.entry))).collect()
+        }
         How::Create => {
             let request = BatchCreateEntryRequest { entries, output_mask };
-            let answer = server.batch_create_entry(request).await.map_err(refused)?.into_inner();
+            let answer = server.entries().batch_create_entry(request).await.map_err(refused)?.into_inner();
             answer.results.into_iter().map(|result| (result.status, result.entry)).collect()
         }
         How::Update => {
             let request = BatchUpdateEntryRequest { entries, input_mask: None, output_mask };
-            let answer = server.batch_update_entry(request).await.map_err(refused)?.into_inner();
+            let answer = server.entries().batch_update_entry(request).await.map_err(refused)?.into_inner();
             answer.results.into_iter().map(|result| (result.status, result.entry)).collect()
         }
     };
     if results.len() != named.len() {
         bail!("the server answered {} entries with {} results", named.len(), results.len());
+    }
+    // Those that were refused keep the options that they have.
+    let is_done =
+        |(status, _): &(Option<types::Status>, _)| status.as_ref().is_none_or(|status| status.code == 0);
+    set.retain(|(at, ..)| is_done(&results[*at]));
+    for (at, status) in set_options(&server, set).await? {
+        results[at].0 = Some(status);
     }
     let mut outcome = Outcome::default();
     for (named, (status, entry)) in named.into_iter().zip(results) {

@@ -48,7 +48,8 @@ pub(super) async fn run(args: EntryImport, server: &Server, out: &mut Output) ->
 }
 
 fn item(written: Written) -> Item {
-    Item { line: written.line, entry: written.entry }
+    let Written { entry, options, line, unknown: _ } = written;
+    Item { line, entry, options, sets_options: false }
 }
 
 fn tell(outcome: &Outcome, out: &mut Output) -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ use passant_proto::types;
 use serde_json::json;
 use tonic::transport::Channel;
 
-use super::{end_text, ttl_text, wire_selectors};
+use super::{end_text, options, ttl_text, wire_selectors};
 use crate::args::{EntryFilter, Export, Match, Shape};
 use crate::connect::{Server, refused};
 use crate::json;
@@ -63,19 +63,24 @@ impl Pages {
 }
 
 pub(super) async fn list(filter: &EntryFilter, server: &Server, out: &mut Output) -> anyhow::Result<()> {
+    let told = options::of_all(server).await?;
     let mut pages = pages(server, Some(wire_filter(filter)), None);
     let mut rows = out.list("entries", &["ID", "SPIFFE ID", "PARENT ID", "SELECTORS", "X509 TTL", "ENDS"]);
     while let Some(entries) = pages.next().await? {
-        rows.page(&entries, json::entry, |entry| {
-            vec![
-                entry.id.clone(),
-                json::spiffe_id_text(entry.spiffe_id.as_ref()),
-                json::spiffe_id_text(entry.parent_id.as_ref()),
-                json::selectors_text(&entry.selectors),
-                ttl_text(entry.x509_svid_ttl),
-                end_text(entry.expires_at),
-            ]
-        })?;
+        rows.page(
+            &entries,
+            |entry| options::json(entry, told.get(&entry.id)),
+            |entry| {
+                vec![
+                    entry.id.clone(),
+                    json::spiffe_id_text(entry.spiffe_id.as_ref()),
+                    json::spiffe_id_text(entry.parent_id.as_ref()),
+                    json::selectors_text(&entry.selectors),
+                    ttl_text(entry.x509_svid_ttl),
+                    end_text(entry.expires_at),
+                ]
+            },
+        )?;
     }
     rows.end()
 }
@@ -129,16 +134,19 @@ pub(super) async fn export(args: Export, server: &Server, out: &mut Output) -> a
 async fn write(args: &Export, server: &Server, to: &mut dyn Write) -> anyhow::Result<usize> {
     let mut to = BufWriter::new(to);
     let mut progress = Progress::new("entries written");
+    let told = options::of_all(server).await?;
     let mut pages = pages(server, Some(wire_filter(&args.filter)), None);
     let mut count = 0;
     write!(to, "{{\"entries\":[")?;
     while let Some(entries) = pages.next().await? {
         for entry in &entries {
             write!(to, "{}", if count == 0 { "\n" } else { ",\n" })?;
+            let told = told.get(&entry.id);
             let entry = match args.shape {
                 Shape::Show => json::entry(entry),
                 Shape::Data => json::entry_data(entry),
             };
+            let entry = options::with(entry, told);
             // As the error that it is: a closed pipe is to be known as one.
             serde_json::to_writer(&mut to, &entry).map_err(io::Error::from)?;
             count += 1;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use passant_core::Entry;
+use passant_core::{Entry, SpiffeId};
 use passant_daemon::metrics::Counter;
 use passant_proto::entry::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
 use passant_proto::types::EntryMask;
@@ -20,6 +20,8 @@ use crate::api::authorize::Admitted;
 use crate::api::{Api, misrouted, refuse};
 use crate::caller::ConnPeer;
 use crate::limits::{RESPONSE, STREAM_WAITING, SYNC_PAGE, SYNC_WITHIN};
+use crate::state::Revision;
+use crate::sync::held::is_fit;
 
 /// The way to the agent, which counts the entries that it takes.
 struct Out {
@@ -36,19 +38,26 @@ pub(super) fn answer(
 {
     let Some(Admitted::Agent(agent)) = request.extensions().get().cloned() else { return Err(misrouted()) };
     let peer = request.extensions().get::<ConnPeer>().cloned().ok_or_else(|| Status::internal("no peer"))?;
-    let entries = api.journal.state().authorized_entries(agent.id(), api.host.now());
+    let (entries, revision) = api.polled_entries(agent.id());
     api.metrics.syncs.inc();
     let (out, stream) = mpsc::channel(STREAM_WAITING);
     let out = Out { to: out, sent: api.metrics.synced_entries.clone() };
+    api.watches.hub.polls(agent.id());
     tokio::spawn(async move {
+        // Whether the agent has been handed all that it asked for.
+        let mut has_all = false;
+        let exchange = exchange(request.into_inner(), &entries, &out, &mut has_all);
         let ended = tokio::select! {
             biased;
             fallen = api.fallen(&peer) => Err(fallen),
             () = out.to.closed() => Ok(()),
-            done = tokio::time::timeout(SYNC_WITHIN, exchange(request.into_inner(), &entries, &out)) => {
+            done = tokio::time::timeout(SYNC_WITHIN, exchange) => {
                 done.unwrap_or_else(|_| Err(Status::deadline_exceeded("the synchronization took too long")))
             }
         };
+        if ended.is_ok() && has_all {
+            api.watches.hub.answered(agent.id(), revision);
+        }
         if let Err(status) = ended
             && out.to.send(Err(status)).await.is_err()
         {
@@ -59,6 +68,15 @@ pub(super) fn answer(
 }
 
 impl Api {
+    /// The entries of an agent that polls, and of which revision: it is one of SPIRE's, which knows nothing of what stands beside
+    /// SPIRE's fields.
+    pub(super) fn polled_entries(&self, agent: &SpiffeId) -> (Vec<Arc<Entry>>, Revision) {
+        let state = self.journal.state();
+        let mut entries = state.authorized_entries(agent, self.host.now());
+        entries.retain(|entry| is_fit(entry, false));
+        (entries, state.cursor().revision)
+    }
+
     /// Resolves once the agent behind `peer` is no longer in good standing, with the reason it is to read.
     pub(in crate::api) async fn fallen(&self, peer: &ConnPeer) -> Status {
         let mut revisions = self.journal.watch();
@@ -78,6 +96,7 @@ async fn exchange(
     mut requests: Streaming<SyncAuthorizedEntriesRequest>,
     entries: &[Arc<Entry>],
     out: &Out,
+    has_all: &mut bool,
 ) -> Result<(), Status> {
     let Some(first) = next(&mut requests).await? else {
         return Err(Status::invalid_argument("missing initial request"));
@@ -95,15 +114,19 @@ async fn exchange(
             ..SyncAuthorizedEntriesResponse::default()
         };
         if whole.encoded_len() <= RESPONSE {
-            return send(out, whole).await;
+            send(out, whole).await?;
+            *has_all = true;
+            return Ok(());
         }
     }
     send_revisions(entries, out).await?;
     let by_id: BTreeMap<&str, &Arc<Entry>> = entries.iter().map(|entry| (entry.id.as_str(), entry)).collect();
-    while let Some(request) = next(&mut requests).await? {
+    loop {
+        *has_all = true;
+        let Some(request) = next(&mut requests).await? else { return Ok(()) };
+        *has_all = false;
         send_entries(&by_id, request.ids, mask.as_ref(), out).await?;
     }
-    Ok(())
 }
 
 /// The next request; `None` when the agent has ended the exchange, by closing or by cancelling.

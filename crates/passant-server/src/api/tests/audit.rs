@@ -27,6 +27,8 @@ use passant_proto::localauthority::{
     RevokeJwtAuthorityRequest, RevokeX509AuthorityRequest, TaintJwtAuthorityRequest,
     TaintX509AuthorityRequest,
 };
+use passant_proto::stop::stop_client::StopClient;
+use passant_proto::stop::{ResumeRequest, StopRequest, Target, target};
 use passant_proto::store::BackupRequest;
 use passant_proto::store::store_client::StoreClient;
 use passant_proto::svid::{
@@ -37,8 +39,8 @@ use passant_proto::trustdomain::{
     BatchCreateFederationRelationshipRequest, BatchDeleteFederationRelationshipRequest,
     BatchUpdateFederationRelationshipRequest, RefreshBundleRequest,
 };
-use passant_proto::types;
 use passant_proto::types::federation_relationship::BundleEndpointProfile;
+use passant_proto::{options, types};
 use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -50,9 +52,13 @@ use crate::limits::{ASK_AGAIN, REFUSALS_AT_ONCE, STRANGERS_REFUSALS_AT_ONCE};
 
 /// The methods that write for administrators and servers below, and the line that each leaves.
 const WRITES: &[(&str, &str)] = &[
+    ("/passant.entry.v1.Entry/BatchCreateEntry", "create_entries"),
+    ("/passant.entry.v1.Entry/BatchSetOptions", "update_entries"),
     ("/passant.import.v1.Import/AdoptAgents", "adopt_agents"),
     ("/passant.import.v1.Import/ReleaseAgents", "release_agents"),
     ("/passant.import.v1.Import/RemoveAuthorities", "remove_authorities"),
+    ("/passant.stop.v1.Stop/Resume", "resume"),
+    ("/passant.stop.v1.Stop/Stop", "stop"),
     ("/passant.store.v1.Store/Backup", "send_backup"),
     ("/spire.api.server.agent.v1.Agent/BanAgent", "ban_agent"),
     ("/spire.api.server.agent.v1.Agent/CreateJoinToken", "create_join_token"),
@@ -92,7 +98,8 @@ const ELSEWHERE: &[&str] =
     &["/spire.api.server.logger.v1.Logger/SetLogLevel", "/spire.api.server.logger.v1.Logger/ResetLogLevel"];
 
 /// The beginnings of the names of methods that only read.
-const READS: &[&str] = &["Count", "List", "Get", "Check", "Explain", "Search", "Verify", "Watch", "Server"];
+const READS: &[&str] =
+    &["Count", "List", "Get", "Check", "Explain", "Search", "Verify", "Watch", "Server", "Await", "BatchGet"];
 
 /// What this server does not offer: nothing is done.
 const NOT_SERVED: &[&str] = &["WIT", "Upstream"];
@@ -205,6 +212,21 @@ async fn write_all(rig: &Rig) {
     let ids = vec![theirs.id.clone().unwrap()];
     import.adopt_agents(AdoptAgentsRequest { agents: vec![theirs], dry_run: false }).await.unwrap();
     import.release_agents(ReleaseAgentsRequest { ids, dry_run: false }).await.unwrap();
+    let with_options = options::EntryWithOptions {
+        entry: Some(entry(&node, "/c", "unix:uid:1")),
+        options: Some(options::Options { strict: true, ..options::Options::default() }),
+    };
+    let mut client = options::entry_client::EntryClient::new(local.clone());
+    let request = options::BatchCreateEntryRequest { entries: vec![with_options] };
+    client.batch_create_entry(request).await.unwrap();
+    let item = options::batch_set_options_request::Item { entry_id: made[0].id.clone(), options: None };
+    client.batch_set_options(options::BatchSetOptionsRequest { items: vec![item] }).await.unwrap();
+    let mut client = StopClient::new(local.clone());
+    let target = Some(Target { target: Some(target::Target::AgentId(agent.svid.id().to_string())) });
+    let reason = "compromised".to_owned();
+    let request = StopRequest { target: target.clone(), reason: reason.clone(), wait_millis: 0 };
+    client.stop(request).await.unwrap();
+    client.resume(ResumeRequest { target, reason, wait_millis: 0 }).await.unwrap();
     let id = Some(convert::id::to_wire(agent.svid.id()));
     agents(local.clone()).ban_agent(BanAgentRequest { id: id.clone() }).await.unwrap();
     agents(local.clone()).delete_agent(DeleteAgentRequest { id }).await.unwrap();

@@ -78,6 +78,23 @@ async fn what_an_authority_below_signs_verifies_under_the_bundle() {
 }
 
 #[tokio::test]
+async fn a_stopped_entry_makes_no_server_below() {
+    let rig = Rig::new().await;
+    let caller = below(&rig, None).await;
+    rig.issuer.downstream(&caller, &rig.csr(None), None).await.unwrap();
+    let changes = vec![Change::PutStop(stop(StopTarget::Entry(EntryId::parse("below").unwrap())))];
+    let journal = rig.journal.clone();
+    settled(&rig).await;
+    *rig.disk.meanwhile.lock().unwrap() = Some(Box::new(move || {
+        tokio::spawn(async move { journal.submit(move |_| Ok((changes, ()))).await.unwrap() });
+    }));
+    for moment in ["while it is signed", "before"] {
+        let refusal = rig.issuer.downstream(&caller, &rig.csr(None), None).await.unwrap_err();
+        assert_eq!(refusal.reason, Reason::Denied, "{moment}");
+    }
+}
+
+#[tokio::test]
 async fn an_authority_below_keeps_the_profile() {
     let rig = Rig::new().await;
     let caller = below(&rig, None).await;

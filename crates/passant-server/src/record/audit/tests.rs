@@ -38,6 +38,7 @@ fn decision(serial: &str) -> Decision {
         reason: "entry e1".to_owned(),
         authority: None,
         at: at(5),
+        grounds: None,
     }
 }
 

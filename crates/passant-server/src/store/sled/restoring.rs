@@ -11,8 +11,8 @@ use passant_daemon::private_dir::{make_data_dir, make_private_dir};
 use sled::Batch;
 
 use super::{
-    HEAD, Head, LINGERING_TRIES, LINGERING_WAIT, META, Meta, STORE_FORMAT, checksum_in, envelope, hold,
-    io_error, object_key, open_db, sync,
+    HEAD, Head, LINGERING_TRIES, LINGERING_WAIT, META, Meta, STORE_FORMAT, Written, checksum_in, envelope,
+    hold, io_error, object_key, open_db, sync,
 };
 use crate::limits::RESTORE_BATCH;
 use crate::state::change::{Change, Cursor, Lineage, Revision};
@@ -79,7 +79,7 @@ impl Restoring {
     /// When the disk refuses.
     pub(crate) fn put(&mut self, object: &Change) -> Result<(), StoreError> {
         let key = object_key(object);
-        let value = envelope(&key, object);
+        let value = Written::of(object).sealed(&key);
         self.sum = self.sum.wrapping_add(checksum_in(&value));
         self.batch.insert(key.as_slice(), value);
         self.objects += 1;
