@@ -3,6 +3,7 @@
 //! Every row measures ours and its floor in turns, in one process and one run, and says their ratio; see README.md beside
 //! this directory. `cargo xtask bench` is the way to start it.
 
+mod bulk;
 mod clock;
 mod commit;
 mod entries;
@@ -26,7 +27,7 @@ use lab::Lab;
 use row::Row;
 
 /// All rows, in the order of the table.
-const ROWS: [&Row; 13] = [
+const ROWS: [&Row; 14] = [
     &mint::MINT,
     &mint::MINT_DURABLY,
     &token::TOKEN,
@@ -37,6 +38,7 @@ const ROWS: [&Row; 13] = [
     &workload_api::FETCH_TOKEN,
     &commit::COMMIT,
     &commit::COMMIT_64,
+    &bulk::BULK,
     &start::START,
     &start::MEMORY,
     &start::DISK,
@@ -82,6 +84,7 @@ fn main() -> Result<()> {
     matching::measure(&mut lab)?;
     workload_api::measure(&mut lab)?;
     commit::measure(&mut lab)?;
+    bulk::measure(&mut lab)?;
     start::measure(&mut lab)?;
     lab.tell(&ROWS, args.table.as_deref())
 }

@@ -1,7 +1,7 @@
 //! How long does a server with very many entries take to be there again, and how much memory and disk does it take?
 //!
-//! Each opening is made by a process of its own, so that none profits from what another has left in memory. The files
-//! are in the page cache for both sides.
+//! Each opening is made by a process of its own, so that none profits from what another has left in memory. The floor finds the
+//! files in the page cache; the server drops them from it and reads them from the disk, as after a failure it must.
 
 use std::fs;
 use std::path::{Path, PathBuf};

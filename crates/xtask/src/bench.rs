@@ -1,5 +1,7 @@
 //! How fast and how big is it, as ratios to floors of the same run?
 
+mod load;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -7,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::cargo::cargo;
 use crate::readme::with_table;
@@ -18,6 +20,8 @@ const README: &str = "benches/README.md";
 /// What a person chooses.
 #[derive(Args)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    whole: Option<Whole>,
     /// Rows to measure, by parts of their keys; all of them if none is given.
     rows: Vec<String>,
     /// Few samples and a tenth of the entries: shows that everything runs, and measures badly.
@@ -31,8 +35,19 @@ pub(crate) struct Options {
     write: bool,
 }
 
+/// What is not measured within one process.
+#[derive(Subcommand)]
+enum Whole {
+    /// Measure a whole server under a fleet of agents; `load --help` tells the flags.
+    #[command(disable_help_flag = true)]
+    Load(load::Options),
+}
+
 /// Builds the benches as they are shipped, optimized, and runs them.
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+    if let Some(Whole::Load(options)) = &options.whole {
+        return load::run(root, options);
+    }
     let dir = tempfile::tempdir()?;
     let table = dir.path().join("table.md");
     let facts = facts(root)?;
@@ -92,10 +107,11 @@ fn said(root: &Path, program: &str, arguments: &[&str]) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::readme::with_part;
 
     #[test]
-    fn the_readme_has_room_for_the_table() {
+    fn the_readme_has_room_for_both_tables() {
         let readme = fs::read_to_string(crate::root().join(README)).unwrap();
-        assert!(with_table(&readme, "").is_ok());
+        assert!(with_table(&readme, "").is_ok() && with_part(&readme, load::PART, "").is_ok());
     }
 }

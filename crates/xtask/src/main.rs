@@ -32,6 +32,7 @@ enum Task {
         cargo: Vec<OsString>,
     },
     /// Measure how fast and how big we are, against floors of the same run.
+    #[command(args_conflicts_with_subcommands = true)]
     Bench(bench::Options),
     /// Compile proto/ and write the Rust of passant-proto.
     Codegen,
