@@ -7,6 +7,7 @@ use passant_proto::agent::agent_client::AgentClient;
 use passant_proto::bundle::bundle_client::BundleClient;
 use passant_proto::entry::entry_client::EntryClient;
 use passant_proto::federation::federation_client::FederationClient;
+use passant_proto::goodbye;
 use passant_proto::svid::svid_client::SvidClient;
 use passant_proto::trustdomain::trust_domain_client::TrustDomainClient;
 use passant_proto::types;
@@ -27,6 +28,25 @@ pub async fn channel(socket: &Path) -> anyhow::Result<Channel> {
         async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
     };
     Ok(Endpoint::from_static("http://localhost").connect_with_connector(tower::service_fn(connect)).await?)
+}
+
+/// Asks `request` of `client`, and once more on a new connection if the server's goodbye to this one overtook it. Servers end a connection
+/// after some minutes; clients of other libraries ask again by themselves.
+///
+/// # Errors
+/// What the server, or the second goodbye, says.
+pub async fn past_goodbye<C: Clone, R: Clone, A, F>(
+    client: &C,
+    request: R,
+    ask: impl Fn(C, R) -> F,
+) -> Result<A, Status>
+where
+    F: Future<Output = Result<A, Status>>,
+{
+    match ask(client.clone(), request.clone()).await {
+        Err(status) if goodbye::overtook(&status) => ask(client.clone(), request).await,
+        other => other,
+    }
 }
 
 /// The operators' clients on one connection.

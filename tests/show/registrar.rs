@@ -6,7 +6,7 @@ use passant_proto::entry::{
     BatchCreateEntryRequest, BatchDeleteEntryRequest, BatchUpdateEntryRequest, ListEntriesRequest,
 };
 use passant_proto::types;
-use passant_tests::api::channel;
+use passant_tests::api::{channel, past_goodbye};
 use passant_tests::site::Site;
 use tonic::transport::Channel;
 
@@ -34,7 +34,11 @@ impl Registrar {
         entries: Vec<types::Entry>,
     ) -> anyhow::Result<(Vec<types::Entry>, Moment)> {
         let request = BatchCreateEntryRequest { entries, output_mask: None };
-        let response = self.0.clone().batch_create_entry(request).await?.into_inner();
+        let response = past_goodbye(&self.0, request, |mut api, request| async move {
+            api.batch_create_entry(request).await
+        })
+        .await?
+        .into_inner();
         let at = Moment::now();
         let mut made = Vec::new();
         for result in response.results {
@@ -51,7 +55,11 @@ impl Registrar {
     pub(crate) async fn update(&self, entry: types::Entry, mask: types::EntryMask) -> anyhow::Result<Moment> {
         let request =
             BatchUpdateEntryRequest { entries: vec![entry], input_mask: Some(mask), output_mask: None };
-        let response = self.0.clone().batch_update_entry(request).await?.into_inner();
+        let response = past_goodbye(&self.0, request, |mut api, request| async move {
+            api.batch_update_entry(request).await
+        })
+        .await?
+        .into_inner();
         let at = Moment::now();
         response.results.into_iter().try_for_each(|result| well(result.status))?;
         Ok(at)
@@ -62,7 +70,12 @@ impl Registrar {
     /// # Errors
     /// When one is refused.
     pub(crate) async fn delete(&self, ids: Vec<String>) -> anyhow::Result<Moment> {
-        let response = self.0.clone().batch_delete_entry(BatchDeleteEntryRequest { ids }).await?.into_inner();
+        let request = BatchDeleteEntryRequest { ids };
+        let response = past_goodbye(&self.0, request, |mut api, request| async move {
+            api.batch_delete_entry(request).await
+        })
+        .await?
+        .into_inner();
         let at = Moment::now();
         response.results.into_iter().try_for_each(|result| well(result.status))?;
         Ok(at)
@@ -76,7 +89,11 @@ impl Registrar {
         let mut request = ListEntriesRequest { page_size: 1000, ..ListEntriesRequest::default() };
         let mut all = Vec::new();
         loop {
-            let page = self.0.clone().list_entries(request.clone()).await?.into_inner();
+            let page = past_goodbye(&self.0, request.clone(), |mut api, request| async move {
+                api.list_entries(request).await
+            })
+            .await?
+            .into_inner();
             all.extend(page.entries);
             if page.next_page_token.is_empty() {
                 return Ok(all);

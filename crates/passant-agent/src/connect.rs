@@ -21,6 +21,7 @@ use passant_core::keys::SigningKey;
 use passant_core::x509_svid::{self, X509Svid, X509SvidError};
 use passant_core::{AgentFault, Host, Reason, Refusal, SpiffeId, TrustDomain, UnixTime, X509Authority};
 use passant_daemon::label::Outcome;
+use passant_proto::goodbye;
 use passant_proto::status::from_status;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -608,7 +609,9 @@ fn connection_died(status: &Status) -> bool {
         }
         cause = error.source();
     }
-    status.message().contains("GOAWAY") || status.message().contains("connection closed")
+    goodbye::overtook(status)
+        || status.message().contains("GOAWAY")
+        || status.message().contains("connection closed")
 }
 
 impl CallError {
@@ -757,6 +760,10 @@ impl ResolvesClientCert for NodeCertificate {
 
 #[cfg(test)]
 mod tests {
+    use passant_proto::sync::BatchMintX509svidRequest;
+    use passant_proto::sync::sync_client::SyncClient;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
     use crate::testing::ca::Ca;
     use crate::testing::{NOW, following_host, id, trust_domain};
@@ -816,6 +823,42 @@ mod tests {
             first_of::<u8, Attempt>(vec![], head_start).await.unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
+    }
+
+    /// A server that takes a request, and instead of looking at it says goodbye.
+    async fn says_goodbye(mut io: tokio::io::DuplexStream) -> io::Result<()> {
+        const HEADERS: u8 = 1;
+        io.read_exact(&mut [0; 24]).await?;
+        io.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+        loop {
+            let mut head = [0; 9];
+            io.read_exact(&mut head).await?;
+            let mut rest = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+            io.read_exact(&mut rest).await?;
+            if head[3] == HEADERS {
+                break;
+            }
+        }
+        // No stream was worked on, and there is no error.
+        io.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).await?;
+        tokio::io::copy(&mut io, &mut tokio::io::sink()).await.map(drop)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_a_goodbye_overtook_died_with_its_connection() {
+        let connect = |_| async {
+            let (near, far) = tokio::io::duplex(4096);
+            tokio::spawn(says_goodbye(far));
+            Ok::<_, io::Error>(TokioIo::new(near))
+        };
+        let channel =
+            Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(connect));
+        let status = SyncClient::new(channel)
+            .batch_mint_x509svid(BatchMintX509svidRequest::default())
+            .await
+            .unwrap_err();
+        assert!(connection_died(&status), "{status:?}");
+        assert!(!connection_died(&Status::internal("refused by the server")));
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,15 +19,17 @@
 //! | [`rpc`] | `google.rpc.Status`, the form of error details |
 //! | [`convert`] | wire to domain and back, one file per thing converted |
 //! | [`status`] | refusal to gRPC status and back |
+//! | [`goodbye`] | whether a call that failed was never looked at |
 //! | [`lean_codec`] | how messages of `passant.sync.v1` are coded: as all others, in less memory |
 //! | [`shared`] | a part of a message that goes out to thousands |
 //!
-//! All but the last four lines are generated from `proto/` by `cargo xtask codegen`. Their clients take any
+//! All but the last five lines are generated from `proto/` by `cargo xtask codegen`. Their clients take any
 //! channel; they do not connect by themselves.
 
 pub mod convert;
 pub mod descriptors;
 mod generated;
+pub mod goodbye;
 pub mod lean_codec;
 pub mod shared;
 pub mod status;

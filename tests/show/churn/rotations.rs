@@ -9,7 +9,7 @@ use passant_proto::localauthority::{
     GetJwtAuthorityStateRequest, GetX509AuthorityStateRequest, RevokeX509AuthorityRequest,
     TaintX509AuthorityRequest,
 };
-use passant_tests::api::channel;
+use passant_tests::api::{channel, past_goodbye};
 use passant_tests::site::{Site, TRUST_DOMAIN};
 use passant_tests::wait::eventually;
 use tokio::time::{Instant, interval, sleep_until};
@@ -49,23 +49,23 @@ pub(super) async fn run(
     life: Duration,
     end: Instant,
 ) -> anyhow::Result<Rotated> {
-    let mut api = LocalAuthorityClient::new(channel(&site.server_socket()).await?);
+    let api = LocalAuthorityClient::new(channel(&site.server_socket()).await?);
     let mut rotated = Rotated::default();
-    let (mut x509, mut jwt) = (active_x509(&mut api).await?, active_jwt(&mut api).await?);
+    let (mut x509, mut jwt) = (active_x509(&api).await?, active_jwt(&api).await?);
     let mut looks = interval(LOOK_EVERY);
     while Instant::now() < end {
         looks.tick().await;
-        let now = active_jwt(&mut api).await?;
+        let now = active_jwt(&api).await?;
         if now != jwt {
             jwt = now;
             rotated.jwt += 1;
         }
-        let now = active_x509(&mut api).await?;
+        let now = active_x509(&api).await?;
         if now != x509 {
             let before = std::mem::replace(&mut x509, now);
             rotated.x509 += 1;
             if rotated.x509 % REVOKE_EVERY == 1 {
-                match revoke(site, &mut api, followers, life, &before).await {
+                match revoke(site, &api, followers, life, &before).await {
                     Ok(()) => rotated.revoked += 1,
                     Err(why) => rotated.failures.push(format!("{before}: {why:#}")),
                 }
@@ -80,14 +80,16 @@ pub(super) async fn run(
 /// Taints an authority that signed until now, waits until nothing of it is in use, and revokes it.
 async fn revoke(
     site: &Site,
-    api: &mut LocalAuthorityClient<Channel>,
+    api: &LocalAuthorityClient<Channel>,
     followers: &[Follower],
     life: Duration,
     id: &str,
 ) -> anyhow::Result<()> {
     let agents_own = agent_serial(site).await?;
-    let authority_id = id.to_owned();
-    api.taint_x509_authority(TaintX509AuthorityRequest { authority_id }).await.context("taint it")?;
+    let request = TaintX509AuthorityRequest { authority_id: id.to_owned() };
+    past_goodbye(api, request, |mut api, request| async move { api.taint_x509_authority(request).await })
+        .await
+        .context("taint it")?;
     let tainted = Instant::now();
     for follower in followers {
         let replaced = "its SVIDs of a tainted authority to be replaced";
@@ -100,8 +102,10 @@ async fn revoke(
     .await?;
     // The programs whose entries stay tell only at the end what they hold. By then nothing of it can be left with them.
     sleep_until(tainted + life).await;
-    let authority_id = id.to_owned();
-    api.revoke_x509_authority(RevokeX509AuthorityRequest { authority_id }).await.context("revoke it")?;
+    let request = RevokeX509AuthorityRequest { authority_id: id.to_owned() };
+    past_goodbye(api, request, |mut api, request| async move { api.revoke_x509_authority(request).await })
+        .await
+        .context("revoke it")?;
     let registrar = Registrar::connect(site).await?;
     eventually("it to go from all bundles", WITHIN, || async {
         let due = Truth::read(site, &registrar).await?;
@@ -123,12 +127,20 @@ async fn agent_serial(site: &Site) -> anyhow::Result<String> {
     Ok(agent.x509svid_serial_number)
 }
 
-async fn active_x509(api: &mut LocalAuthorityClient<Channel>) -> anyhow::Result<String> {
-    let state = api.get_x509_authority_state(GetX509AuthorityStateRequest {}).await?.into_inner();
+async fn active_x509(api: &LocalAuthorityClient<Channel>) -> anyhow::Result<String> {
+    let state = past_goodbye(api, GetX509AuthorityStateRequest {}, |mut api, request| async move {
+        api.get_x509_authority_state(request).await
+    })
+    .await?
+    .into_inner();
     Ok(state.active.context("an active X.509 authority")?.authority_id)
 }
 
-async fn active_jwt(api: &mut LocalAuthorityClient<Channel>) -> anyhow::Result<String> {
-    let state = api.get_jwt_authority_state(GetJwtAuthorityStateRequest {}).await?.into_inner();
+async fn active_jwt(api: &LocalAuthorityClient<Channel>) -> anyhow::Result<String> {
+    let state = past_goodbye(api, GetJwtAuthorityStateRequest {}, |mut api, request| async move {
+        api.get_jwt_authority_state(request).await
+    })
+    .await?
+    .into_inner();
     Ok(state.active.context("an active JWT authority")?.authority_id)
 }
