@@ -151,7 +151,7 @@ impl Attestation {
         self.attestors.iter().map(|attestor| attestor.method()).collect()
     }
 
-    /// Each attestor's selectors; nothing for one that failed.
+    /// Each attestor's selectors: none where it refused, no answer where it failed.
     async fn ask_all(&self, peer: &Peer) -> BTreeMap<&'static str, Selectors> {
         let mut answers = BTreeMap::new();
         for (method, answer) in self.ask_each(peer).await {
@@ -162,6 +162,10 @@ impl Attestation {
                     if let Some(left_out) = self.attestor_failures.line((method, peer.uid())) {
                         let cause = std::error::Error::source(&error).map(ToString::to_string);
                         warn!(method, pid = peer.pid(), %error, cause, left_out, "workload attestor failed");
+                    }
+                    if matches!(error, AttestError::Refused(_)) {
+                        // That it has none is known; what was found before does not count any more.
+                        answers.insert(method, Selectors::new());
                     }
                 }
                 Err(Unanswered::Late) => {
@@ -250,6 +254,9 @@ pub(crate) mod tests {
 
     use super::*;
 
+    /// What [`Scripted`] is told to refuse by.
+    const REFUSES: &str = "!";
+
     /// Answers what it was told to; `None` fails.
     pub(crate) struct Scripted {
         method: &'static str,
@@ -278,6 +285,9 @@ pub(crate) mod tests {
             let answer = *self.answer.lock().unwrap();
             Box::pin(async move {
                 let text = answer.ok_or(AttestError::Failed { what: "told to".to_owned(), source: None })?;
+                if text == REFUSES {
+                    return Err(AttestError::Refused("told to".to_owned()));
+                }
                 Ok(text.split_whitespace().map(|it| Selector::parse(it).unwrap()).collect())
             })
         }
@@ -403,6 +413,23 @@ pub(crate) mod tests {
         assert!(attestation.of(&peer, &mut known, Duration::ZERO).await.is_err());
         a.set(Some("a:2"));
         assert_eq!(texts(&attestation.of(&peer, &mut known, Duration::ZERO).await.unwrap()), ["a:2"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusing_attestor_takes_back_its_last_answer_at_once() {
+        let (fine, refusing) = (Scripted::new("a", Some("a:1")), Scripted::new("b", Some("b:2")));
+        let attestation = of(&[&fine, &refusing]);
+        let (peer, _end) = own_peer();
+        let mut known = None;
+        let evidence = attestation.of(&peer, &mut known, Duration::ZERO).await.unwrap();
+        assert_eq!(texts(&evidence), ["a:1", "b:2"]);
+        refusing.set(Some(REFUSES));
+        let evidence = attestation.of(&peer, &mut known, Duration::ZERO).await.unwrap();
+        assert_eq!((texts(&evidence), evidence.is_partial), (vec!["a:1".to_owned()], false));
+        // Alone it says definitely that there is nothing.
+        let attestation = of(&[&refusing]);
+        let evidence = attestation.of(&peer, &mut None, Duration::ZERO).await.unwrap();
+        assert_eq!((texts(&evidence), evidence.is_partial), (Vec::new(), false));
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,8 @@ use std::time::Duration;
 use passant_attest::node::join_token::{Token, TokenError};
 use passant_attest::node::x509pop::X509PopProverConfig;
 use passant_attest::workload::WorkloadMethod;
+use passant_attest::workload::docker::{self, DockerConfig, SocketTemplate};
+use passant_attest::workload::systemd::{self, SystemdConfig};
 use passant_attest::workload::unix::{self, UnixConfig};
 use passant_core::bundle::{Bundle, BundleError};
 use passant_core::bundle_document::BundleDocumentError;
@@ -448,7 +450,52 @@ fn read_workload_attestors(section: &mut Section<'_>) -> Option<Vec<WorkloadMeth
         });
         methods.push(WorkloadMethod::Unix(unix?));
     }
+    if section.has(docker::METHOD) {
+        let docker = section.section(docker::METHOD, |docker| Some(read_docker(docker)));
+        methods.push(WorkloadMethod::Docker(docker?));
+    }
+    if section.has(systemd::METHOD) {
+        let systemd = section.section(systemd::METHOD, |systemd| {
+            let bus_address = systemd.string("bus_address");
+            Some(bus_address.map_or_else(SystemdConfig::default, |bus_address| SystemdConfig { bus_address }))
+        });
+        methods.push(WorkloadMethod::Systemd(systemd?));
+    }
     Some(methods)
+}
+
+/// What is wrong is reported, and stands at its default meanwhile.
+fn read_docker(section: &mut Section<'_>) -> DockerConfig {
+    let mut socket = |key, default: PathBuf| {
+        let text = section.string(key);
+        section
+            .parse(key, text, docker::socket_path, "write unix:///var/run/docker.sock, for instance")
+            .unwrap_or(default)
+    };
+    let default = DockerConfig::default();
+    let docker_socket_path = socket("docker_socket_path", default.docker_socket_path);
+    let podman_socket_path = socket("podman_socket_path", default.podman_socket_path);
+    let mut template = |key, default: SocketTemplate| {
+        let text = section.string(key);
+        let remedy = "write unix:///run/user/%d/podman/podman.sock, for instance";
+        section.parse(key, text, SocketTemplate::parse, remedy).unwrap_or(default)
+    };
+    DockerConfig {
+        docker_socket_path,
+        podman_socket_path,
+        docker_socket_path_template: template(
+            "docker_socket_path_template",
+            default.docker_socket_path_template,
+        ),
+        podman_socket_path_template: template(
+            "podman_socket_path_template",
+            default.podman_socket_path_template,
+        ),
+        rootless_users: section
+            .numbers("rootless_users", "a list of user ids: [1000, 1001]")
+            .into_iter()
+            .collect(),
+    }
 }
 
 impl ServerAddress {
@@ -641,6 +688,45 @@ mod tests {
     }
 
     #[test]
+    fn attestors_of_containers_and_units_are_asked_only_where_configured() {
+        let parsed = |tables: &str| Config::parse("agent.toml", &format!("{LEAST}{tables}"));
+        let attestors = |tables: &str| parsed(tables).unwrap().workload_attestors;
+        let docker = WorkloadMethod::Docker(DockerConfig::default());
+        let systemd = WorkloadMethod::Systemd(SystemdConfig::default());
+        let unix = WorkloadMethod::Unix(UnixConfig::default());
+        assert_eq!(attestors("[workload_attestors.docker]"), std::slice::from_ref(&docker));
+        let all = "[workload_attestors.systemd]\n[workload_attestors.docker]\n[workload_attestors.unix]\n";
+        assert_eq!(attestors(all), [unix, docker, systemd]);
+
+        let own = "[workload_attestors.docker]\ndocker_socket_path = \"unix:///run/d.sock\"\n\
+                   podman_socket_path_template = \"/home/%d/p.sock\"\nrootless_users = [1000, 0, 4294967295]\n\
+                   [workload_attestors.systemd]\nbus_address = \"unix:path=/host/bus\"\n";
+        let expected = DockerConfig {
+            docker_socket_path: PathBuf::from("/run/d.sock"),
+            podman_socket_path_template: SocketTemplate::parse("/home/%d/p.sock").unwrap(),
+            rootless_users: BTreeSet::from([0, 1000, u32::MAX]),
+            ..DockerConfig::default()
+        };
+        let systemd = SystemdConfig { bus_address: "unix:path=/host/bus".to_owned() };
+        assert_eq!(attestors(own), [WorkloadMethod::Docker(expected), WorkloadMethod::Systemd(systemd)]);
+
+        for (key, value) in [
+            ("docker_socket_path", "\"tcp://127.0.0.1:2375\""),
+            ("podman_socket_path", "\"podman.sock\""),
+            ("docker_socket_path_template", "\"/run/docker.sock\""),
+            ("podman_socket_path_template", "\"/run/%d/%d\""),
+            ("rootless_users", "[-1]"),
+            ("rootless_users", "[4294967296]"),
+            ("rootless_users", "[\"root\"]"),
+            ("socket", "\"/x\""),
+        ] {
+            let error = parsed(&format!("[workload_attestors.docker]\n{key} = {value}\n")).unwrap_err();
+            let keys: Vec<&str> = error.faults().iter().map(|fault| fault.key.as_str()).collect();
+            assert_eq!(keys, [format!("workload_attestors.docker.{key}")], "{value}");
+        }
+    }
+
+    #[test]
     fn the_admin_socket_is_never_where_workloads_connect() {
         let parsed = |admin: &str| Config::parse("agent.toml", &format!("{LEAST}[admin]\n{admin}\n"));
         assert_eq!(parsed("enabled = false").unwrap().admin_socket, None);
@@ -692,11 +778,16 @@ mod tests {
                 Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => {
                     format!("{rest}\n")
                 }
+                Some(rest) if rest.starts_with('[') && rest.ends_with(']') => format!("{rest}\n"),
                 Some(_) | None => format!("{line}\n"),
             })
             .collect();
         assert!(uncommented.contains("\ninsecure_bootstrap = true"), "{uncommented}");
         assert!(uncommented.contains("\nprivate_key = "), "{uncommented}");
+        assert!(
+            uncommented.contains("\n[workload_attestors.docker]\ndocker_socket_path = "),
+            "{uncommented}"
+        );
         // A key of one method is unknown to the other, so each must be known to one of them.
         let unknown = |text: &str| -> BTreeSet<String> {
             let error = Config::parse("agent.toml", text).unwrap_err();

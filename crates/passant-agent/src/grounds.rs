@@ -1,7 +1,10 @@
 //! What is a server told of the process for which it is asked for an SVID?
 
+use std::borrow::Cow;
+
+use passant_attest::workload::docker;
 use passant_core::limits::EVIDENCE_SELECTORS;
-use passant_core::{AuthorizedEntry, Evidence, Selectors, UnixTime};
+use passant_core::{AuthorizedEntry, Evidence, Selector, Selectors, UnixTime};
 use passant_proto::{convert, sync};
 
 use crate::connect::Link;
@@ -17,7 +20,7 @@ pub(crate) fn is_fresh(evidence: &Evidence, now: UnixTime) -> bool {
 /// taken for evidence of another time.
 pub(crate) fn to_wire(link: &Link, evidence: &Evidence, entry: &AuthorizedEntry) -> sync::Evidence {
     convert::evidence::to_wire(&Evidence {
-        selectors: told(evidence, entry).clone(),
+        selectors: told(evidence, entry).into_owned(),
         instance: evidence.instance.clone(),
         attestors: evidence.attestors.clone(),
         attested_at: link.as_the_server_counts(evidence.attested_at),
@@ -26,14 +29,20 @@ pub(crate) fn to_wire(link: &Link, evidence: &Evidence, entry: &AuthorizedEntry)
 
 /// About how many bytes [`to_wire`] takes.
 pub(crate) fn bytes(evidence: &Evidence, entry: &AuthorizedEntry) -> usize {
-    bytes_of(told(evidence, entry))
+    bytes_of(&told(evidence, entry))
 }
 
-/// All that was found; where that is more than a server reads, as much as bears out `entry`.
-fn told<'a>(evidence: &'a Evidence, entry: &'a AuthorizedEntry) -> &'a Selectors {
-    let all = &evidence.selectors;
-    let is_too_much = all.len() > EVIDENCE_SELECTORS || bytes_of(all) > limits::EVIDENCE_BYTES;
-    if is_too_much && all.contains_all(&entry.selectors) { &entry.selectors } else { all }
+/// All that was found, but variables that `entry` does not ask for: they may hold passwords, and what is told goes on
+/// record. Where that is more than a server reads, as much as bears out `entry`.
+fn told<'a>(evidence: &'a Evidence, entry: &'a AuthorizedEntry) -> Cow<'a, Selectors> {
+    let mut told = Cow::Borrowed(&evidence.selectors);
+    if told.iter().any(docker::is_variable) {
+        let asked = |selector: &Selector| entry.selectors.iter().any(|one| one == selector);
+        let may_be = |selector: &&Selector| !docker::is_variable(selector) || asked(selector);
+        told = Cow::Owned(told.iter().filter(may_be).cloned().collect());
+    }
+    let is_too_much = told.len() > EVIDENCE_SELECTORS || bytes_of(&told) > limits::EVIDENCE_BYTES;
+    if is_too_much && told.contains_all(&entry.selectors) { Cow::Borrowed(&entry.selectors) } else { told }
 }
 
 fn bytes_of(selectors: &Selectors) -> usize {
@@ -44,10 +53,10 @@ fn bytes_of(selectors: &Selectors) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use passant_core::{Instance, Selector};
+    use passant_core::Instance;
 
     use super::*;
-    use crate::testing::entry;
+    use crate::testing::{entry, selectors};
 
     fn evidence(selectors: Selectors, at: i64) -> Evidence {
         Evidence {
@@ -62,6 +71,24 @@ mod tests {
     fn many(count: usize, bytes: usize) -> Selectors {
         let others = (1..count).map(|n| Selector::new("x", &format!("{n:0bytes$}")).unwrap());
         others.chain([Selector::parse("unix:uid:1").unwrap()]).collect()
+    }
+
+    #[test]
+    fn variables_are_told_only_where_the_entry_asks_for_them() {
+        let found = [
+            "docker:env:MODE=prod",
+            "docker:env:PASSWORD=x",
+            "docker:label:env:y",
+            "other:env:z",
+            "unix:uid:1",
+        ];
+        let evidence = evidence(selectors(&found), 0);
+        let mut entry = entry("e", 1);
+        let told_of = |entry: &AuthorizedEntry| told(&evidence, entry).into_owned();
+        assert_eq!(told_of(&entry), selectors(&["docker:label:env:y", "other:env:z", "unix:uid:1"]));
+        entry.selectors = selectors(&["docker:env:MODE=prod", "unix:uid:1"]);
+        let expected = ["docker:env:MODE=prod", "docker:label:env:y", "other:env:z", "unix:uid:1"];
+        assert_eq!(told_of(&entry), selectors(&expected));
     }
 
     #[test]
@@ -86,9 +113,13 @@ mod tests {
         ] {
             let evidence = evidence(found, 0);
             let expected = if is_all_told { &evidence.selectors } else { &asked.selectors };
-            assert_eq!(told(&evidence, &asked), expected);
+            assert_eq!(told(&evidence, &asked).as_ref(), expected);
         }
         let of_another = evidence(many(EVIDENCE_SELECTORS + 1, 8), 0);
-        assert_eq!(told(&of_another, &another), &of_another.selectors, "nothing is told that was not found");
+        assert_eq!(
+            told(&of_another, &another).as_ref(),
+            &of_another.selectors,
+            "nothing is told that was not found"
+        );
     }
 }

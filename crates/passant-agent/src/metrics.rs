@@ -56,6 +56,10 @@ labels! {
     pub enum Attestor: "attestor" {
         /// User, group and executable.
         Unix = "unix",
+        /// Containers of Docker and Podman.
+        Docker = "docker",
+        /// Units of systemd.
+        Systemd = "systemd",
         /// Any other.
         Other = "other",
     }
@@ -127,6 +131,8 @@ impl Attestor {
     pub fn named(method: &str) -> Self {
         match method {
             "unix" => Self::Unix,
+            "docker" => Self::Docker,
+            "systemd" => Self::Systemd,
             _ => Self::Other,
         }
     }

@@ -1,5 +1,7 @@
 //! What is bounded in attestation, and why?
 
+use std::time::Duration;
+
 /// A file of `/proc/<pid>` that is read whole: `status`, `stat` and `cgroup` are a few kilobytes; a process in very many
 /// groups may have a long `Groups` line.
 pub const PROCESS_FILE_BYTES: u64 = 1 << 20;
@@ -22,3 +24,22 @@ pub const X509POP_INTERMEDIATES: usize = 4;
 pub const X509POP_RSA_BITS: usize = 8192;
 /// Smallest RSA key, in bits, that proves anything.
 pub const RSA_BITS_MIN: usize = 2048;
+/// Lines of a `cgroup` file: one for each hierarchy. Kernels have about fifteen controllers; named hierarchies are few.
+pub const CGROUP_LINES: usize = 64;
+/// Selectors of one container. More than entries may ask for, and half of what evidence for a server may hold.
+pub const CONTAINER_SELECTORS: usize = 512;
+/// How long a container engine has for an answer: it answers in milliseconds, or hangs. Less than the time that attestors
+/// have, so that the cause is told.
+pub const ENGINE_ANSWER: Duration = Duration::from_secs(5);
+/// Questions to container engines at the same time.
+pub const ENGINE_CALLS: usize = 16;
+/// Longest answer of a container engine. What it says of one container is some ten kilobytes.
+pub const ENGINE_ANSWER_BYTES: usize = 1 << 20;
+/// Longest head of one.
+pub const ENGINE_HEADER_BYTES: usize = 64 * 1024;
+/// So much is repeated of what an engine says when it refuses.
+pub const ENGINE_MESSAGE_CHARS: usize = 200;
+/// How long systemd has for each answer.
+pub const SYSTEMD_ANSWER: Duration = Duration::from_secs(5);
+/// Questions to systemd at the same time.
+pub const SYSTEMD_CALLS: usize = 16;

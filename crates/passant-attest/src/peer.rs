@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -264,6 +264,14 @@ impl Peer {
     pub fn executable(&self) -> Option<&Executable> {
         match &self.0 {
             Holder::Kernel(held) => held.executable.as_ref(),
+            Holder::Table(_) => None,
+        }
+    }
+
+    /// The handle on the process; none of one that no kernel knows.
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            Holder::Kernel(held) => Some(held.pidfd.get_ref().as_fd()),
             Holder::Table(_) => None,
         }
     }

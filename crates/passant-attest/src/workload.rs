@@ -1,5 +1,7 @@
 //! What is a workload attestor, and which are there?
 
+pub mod docker;
+pub mod systemd;
 pub mod unix;
 
 use std::error::Error;
@@ -10,6 +12,8 @@ use thiserror::Error;
 
 use crate::peer::{Peer, PeerError};
 
+use self::docker::{Docker, DockerConfig};
+use self::systemd::{Systemd, SystemdConfig};
 use self::unix::{Unix, UnixConfig};
 
 /// Finds out facts about a process.
@@ -32,6 +36,10 @@ pub enum AttestError {
     /// The process is gone or no longer the one that connected.
     #[error(transparent)]
     Peer(#[from] PeerError),
+    /// What the attestor was told contradicts what the process claims: it has no selectors, and what was found before
+    /// does not count any more.
+    #[error("{0}")]
+    Refused(String),
     /// Something that the attestor needs did not answer, or not as expected.
     #[error("{what}")]
     Failed {
@@ -47,16 +55,22 @@ pub enum AttestError {
 pub enum WorkloadMethod {
     /// See [`unix`].
     Unix(UnixConfig),
+    /// See [`docker`].
+    Docker(DockerConfig),
+    /// See [`systemd`].
+    Systemd(SystemdConfig),
 }
 
 impl WorkloadMethod {
     /// The names that a configuration may use.
-    pub const NAMES: &'static [&'static str] = &[unix::METHOD];
+    pub const NAMES: &'static [&'static str] = &[unix::METHOD, docker::METHOD, systemd::METHOD];
 
     /// The attestor itself.
     pub fn attestor(self, host: &Host) -> Box<dyn WorkloadAttestor> {
         match self {
             Self::Unix(config) => Box::new(Unix::new(config, host)),
+            Self::Docker(config) => Box::new(Docker::new(config)),
+            Self::Systemd(config) => Box::new(Systemd::new(config)),
         }
     }
 }

@@ -60,6 +60,14 @@ impl<'a> Section<'a> {
             .unwrap_or_default()
     }
 
+    /// A list of numbers from 0 to 2^32 - 1; empty when absent.
+    pub(super) fn numbers(&mut self, key: &'static str, wanted: &str) -> Vec<u32> {
+        let Some(value) = self.take(key) else { return Vec::new() };
+        let number = |item: &Value| item.as_integer().and_then(|number| u32::try_from(number).ok());
+        let numbers = value.as_array().and_then(|items| items.iter().map(number).collect());
+        numbers.or_else(|| self.wrong_type(key, &value, wanted)).unwrap_or_default()
+    }
+
     /// A text or a list of them; none when absent.
     pub(super) fn one_or_more(&mut self, key: &'static str) -> Vec<String> {
         match self.table.get(key) {

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use passant_core::Instance;
+use passant_attest::workload::docker;
+use passant_core::{Instance, Selector};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout_at};
 use tonic::Status;
 use tracing::{debug, info};
@@ -64,7 +65,13 @@ pub(super) fn no_identity(call: &Call, evidence: &Evidence) -> Status {
         if let Some(left_out) = call.shared.no_identity.line(peer.uid()) {
             info!(pid = peer.pid(), uid = peer.uid(), left_out, "no identity issued");
         }
-        debug!(pid = peer.pid(), selectors = ?evidence.selectors, "no entry has only these selectors");
+        let selectors: Vec<&Selector> =
+            evidence.selectors.iter().filter(|it| !docker::is_variable(it)).collect();
+        debug!(
+            pid = peer.pid(),
+            ?selectors,
+            "no entry has only these selectors, and variables that are not told"
+        );
     }
     Status::permission_denied("no identity issued")
 }
