@@ -15,19 +15,21 @@
 //! | `power-loss` | the power fails under a server again and again, and its disk fails for a while (needs root and /dev/fuse) |
 //! | `churn` | a day's changes of entries and rotations of the authorities in minutes; both daemons stay small |
 //! | `create-to-svid` | how soon go-spiffe has the SVID of a new entry on an open watch |
+//! | `docker` | containers of a real Docker are told apart by what it says of them; the engine goes away (root, and Debian's docker.io) |
 //! | `storm` | thousands of short-lived processes; the agent stays small and quick |
 //! | `dev` | what `passant dev` prints, judged by openssl and go-spiffe |
 //! | `fuzz` | every parser of outside bytes under libFuzzer |
 //! | `sim` | thousands of seeds of the simulation, and the bugs planted for it |
 //!
 //! Each starts real daemons in a folder of its own, prints one line for each fact (`ok` or `FAIL`) and closes with
-//! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Only `power-loss` and `explain` need root.
+//! `N passed, N failed`; the exit status is 1 if a fact did not hold or a peer could not run. Only `power-loss`, `explain` and `docker` need root.
 
 mod caller;
 mod churn;
 mod create_to_svid;
 mod decisions;
 mod dev;
+mod docker;
 mod entries;
 mod entry_end;
 mod explain;
@@ -103,6 +105,8 @@ enum Show {
     Storm(StormArgs),
     /// Judge what `passant dev` prints.
     Dev,
+    /// Attest containers of a real Docker.
+    Docker,
     /// Fuzz every parser of outside bytes.
     Fuzz(FuzzArgs),
     /// Kill the server again and again, and compare.
@@ -297,6 +301,7 @@ async fn main() -> ExitCode {
             storm::run(&report, args.starts_per_minute, length).await
         }
         Show::Dev => dev::run(&report).await,
+        Show::Docker => Box::pin(docker::run(&report)).await,
         Show::Fuzz(FuzzArgs { no_run: true, .. }) => fuzz::build_only(&report),
         Show::Fuzz(FuzzArgs { seconds, target, jobs, no_run: false }) => {
             fuzz::run(&report, &fuzz::Plan { seconds, target, jobs })
