@@ -12,6 +12,7 @@ pub mod filter;
 pub mod id;
 pub mod mask;
 pub mod options;
+pub mod sds;
 pub mod selector;
 pub mod stop;
 pub mod svid;

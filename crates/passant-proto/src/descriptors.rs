@@ -10,3 +10,6 @@ pub const SERVER: &[u8] = include_bytes!("gen/server.bin");
 
 /// What an agent offers to the administrators of its node.
 pub const NODE: &[u8] = include_bytes!("gen/node.bin");
+
+/// Envoy's secret discovery service.
+pub const SECRET: &[u8] = include_bytes!("gen/secret.bin");

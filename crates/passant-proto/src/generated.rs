@@ -22,9 +22,21 @@ pub mod bundle;
 #[path = "gen/debug.rs"]
 #[rustfmt::skip]
 pub mod debug;
+#[path = "gen/discovery.rs"]
+#[rustfmt::skip]
+pub mod discovery;
 #[path = "gen/entry.rs"]
 #[rustfmt::skip]
 pub mod entry;
+#[path = "gen/envoy_core.rs"]
+#[rustfmt::skip]
+pub mod envoy_core;
+#[path = "gen/envoy_tls.rs"]
+#[rustfmt::skip]
+pub mod envoy_tls;
+#[path = "gen/envoy_type.rs"]
+#[rustfmt::skip]
+pub mod envoy_type;
 #[path = "gen/explain.rs"]
 #[rustfmt::skip]
 pub mod explain;
@@ -49,6 +61,9 @@ pub mod options;
 #[path = "gen/rpc.rs"]
 #[rustfmt::skip]
 pub mod rpc;
+#[path = "gen/secret.rs"]
+#[rustfmt::skip]
+pub mod secret;
 #[path = "gen/stop.rs"]
 #[rustfmt::skip]
 pub mod stop;

@@ -16,6 +16,7 @@
 //! | [`stop`] | `passant.stop.v1`: what takes effect now, and how far it has come |
 //! | [`options`] | `passant.entry.v1`: entries with what Passant knows of them beyond SPIRE's fields |
 //! | [`descriptors`] | descriptions of all services, for reflection |
+//! | [`secret`], [`discovery`], [`envoy_core`], [`envoy_tls`], [`envoy_type`] | of Envoy's xDS API what secret discovery needs |
 //! | [`rpc`] | `google.rpc.Status`, the form of error details |
 //! | [`convert`] | wire to domain and back, one file per thing converted |
 //! | [`status`] | refusal to gRPC status and back |
@@ -35,6 +36,7 @@ pub mod shared;
 pub mod status;
 
 pub use generated::{
-    access, agent, audit, bundle, debug, entry, explain, federation, import, localauthority, logger, node,
-    options, rpc, stop, store, svid, sync, trustdomain, types, workload,
+    access, agent, audit, bundle, debug, discovery, entry, envoy_core, envoy_tls, envoy_type, explain,
+    federation, import, localauthority, logger, node, options, rpc, secret, stop, store, svid, sync,
+    trustdomain, types, workload,
 };

@@ -22,7 +22,7 @@ struct Module {
     source: &'static str,
 }
 
-const MODULES: [Module; 21] = [
+const MODULES: [Module; 26] = [
     Module { name: "workload", package: "", source: "spiffe/workload" },
     Module { name: "rpc", package: "google.rpc", source: "google/rpc" },
     Module { name: "types", package: "spire.api.types", source: "spire/api/types" },
@@ -52,11 +52,21 @@ const MODULES: [Module; 21] = [
     Module { name: "options", package: "passant.entry.v1", source: "passant/entry/v1" },
     Module { name: "sync", package: "passant.sync.v1", source: "passant/sync/v1" },
     Module { name: "stop", package: "passant.stop.v1", source: "passant/stop/v1" },
+    Module { name: "envoy_type", package: "envoy.type.v3", source: "envoy/type/v3" },
+    Module { name: "envoy_core", package: "envoy.config.core.v3", source: "envoy/config/core/v3" },
+    Module {
+        name: "envoy_tls",
+        package: "envoy.extensions.transport_sockets.tls.v3",
+        source: "envoy/extensions/transport_sockets/tls/v3",
+    },
+    Module { name: "discovery", package: "envoy.service.discovery.v3", source: "envoy/service/discovery/v3" },
+    Module { name: "secret", package: "envoy.service.secret.v3", source: "envoy/service/secret/v3" },
 ];
 
 /// Descriptions of services, for reflection: the name of the file, and the directories of protos that it describes.
-const DESCRIPTIONS: [(&str, &[&str]); 3] = [
+const DESCRIPTIONS: [(&str, &[&str]); 4] = [
     ("node.bin", &["passant/node/v1"]),
+    ("secret.bin", &["envoy/service/secret/v3"]),
     ("workload.bin", &["spiffe/workload"]),
     (
         "server.bin",
@@ -83,7 +93,12 @@ const DESCRIPTIONS: [(&str, &[&str]); 3] = [
 ];
 
 /// The packages that others import, and where the crate has them.
-const SHARED: [(&str, &str); 3] = [
+const SHARED: [(&str, &str); 8] = [
+    ("google.rpc", "crate::rpc"),
+    ("envoy.type.v3", "crate::envoy_type"),
+    ("envoy.config.core.v3", "crate::envoy_core"),
+    ("envoy.extensions.transport_sockets.tls.v3", "crate::envoy_tls"),
+    ("envoy.service.discovery.v3", "crate::discovery"),
     ("spire.api.types", "crate::types"),
     ("passant.explain.v1", "crate::explain"),
     ("passant.entry.v1", "crate::options"),
@@ -143,7 +158,8 @@ impl Module {
         }
         build.compile_fds(descriptors).with_context(|| format!("failed to generate {}", self.name))?;
 
-        let file = if self.package.is_empty() { "_" } else { self.package };
+        // Named as the Rust module would be, where `type` needs a mark.
+        let file = if self.package.is_empty() { "_" } else { &self.package.replace(".type.", ".r#type.") };
         let path = scratch.path().join(format!("{file}.rs"));
         let text = fs::read_to_string(&path)
             .with_context(|| format!("found no code for package {}", self.package))?;
