@@ -93,6 +93,14 @@ impl<K: Ord + Clone> Calls<K> {
 }
 
 impl<K: Ord + Clone> Call<K> {
+    /// What came of the request so far is held no more. For a call whose request is a stream: each message once it was
+    /// read, or all that it ever sends would count.
+    pub fn let_go(&self) {
+        let held = &*self.0;
+        let mut all = held.all.lock().unwrap_or_else(PoisonError::into_inner);
+        held.give_back(held.bytes.swap(0, Ordering::Relaxed), &mut all);
+    }
+
     /// Counts `more` bytes of the request.
     ///
     /// # Errors
@@ -114,16 +122,22 @@ impl<K: Ord + Clone> Call<K> {
     }
 }
 
-impl<K: Ord + Clone> Drop for Held<K> {
-    fn drop(&mut self) {
-        let bytes = *self.bytes.get_mut();
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+impl<K: Ord + Clone> Held<K> {
+    fn give_back(&self, bytes: usize, all: &mut BTreeMap<K, usize>) {
         let left = all.get(&self.of).map_or(0, |sum| sum - bytes);
         if left == 0 {
             all.remove(&self.of);
         } else {
             all.insert(self.of.clone(), left);
         }
+    }
+}
+
+impl<K: Ord + Clone> Drop for Held<K> {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        self.give_back(bytes, &mut all);
     }
 }
 
@@ -447,6 +461,23 @@ mod tests {
         drop(one);
         let again = calls.enter("a").await.unwrap();
         sizes(Received::new(frames(&[100_000]), again)).await.unwrap();
+        assert!(calls.bytes.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_stream_of_requests_counts_by_what_of_it_was_not_yet_read() {
+        let calls = Calls::new(BOUNDS);
+        let (one, two) = (calls.enter("a").await.unwrap(), calls.enter("a").await.unwrap());
+        sizes(Received::new(frames(&[10_000]), two.clone())).await.unwrap();
+        let mut body = Received::new(frames(&[60_000; 20]), one.clone());
+        for _ in 0..10 {
+            poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+            one.let_go();
+        }
+        assert_eq!(calls.bytes.lock().unwrap()["a"], 10_000, "what others hold stays counted");
+        let refused = sizes(body).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "what is not let go counts");
+        drop((one, two));
         assert!(calls.bytes.lock().unwrap().is_empty());
     }
 

@@ -1,6 +1,7 @@
 //! How many calls may one user have under way?
 //!
-//! Behind the check of the security header, and before a request is read. A stream is under way until it ends.
+//! Behind the check of the security header, and before a request is read. A stream is under way until it ends. A method whose
+//! request is a stream finds its [`Place`] in the request.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
-use passant_daemon::under_way::{Bounds, Calls, Received, Sent};
+use passant_daemon::under_way::{Bounds, Call, Calls, Received, Sent};
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -20,6 +21,17 @@ use super::limits::{CALLS, CALLS_PER_USER, REQUEST_BYTES_PER_USER};
 #[derive(Clone, Debug)]
 pub(super) struct UnderWay {
     calls: Calls<u32>,
+}
+
+/// What one call takes of its user's share, until the last clone is dropped.
+#[derive(Clone, Debug)]
+pub(super) struct Place(Call<u32>);
+
+impl Place {
+    /// The messages that have come were read, and are held no more.
+    pub(super) fn let_go(&self) {
+        self.0.let_go();
+    }
 }
 
 /// A service that each user reaches a bounded number of times at once.
@@ -75,7 +87,9 @@ where
                 Err(refused) => return Ok(refused.into_http()),
             };
             let counted = call.clone();
-            let response = inner.call(request.map(|body| Body::new(Received::new(body, counted)))).await?;
+            let mut request = request.map(|body| Body::new(Received::new(body, counted)));
+            request.extensions_mut().insert(Place(call.clone()));
+            let response = inner.call(request).await?;
             Ok(response.map(|body| Body::new(Sent::new(body, call))))
         })
     }
