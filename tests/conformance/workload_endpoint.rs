@@ -273,9 +273,12 @@ async fn the_endpoint_is_local_and_guarded_by_its_header() -> anyhow::Result<()>
 
     assert_eq!(call(&site, "/SpiffeWorkloadAPI/FetchFoo", true).await?, Code::Unimplemented);
     assert_eq!(call(&site, "/SpiffeWorkloadAPI/FetchFoo", false).await?, Code::InvalidArgument);
-    // Of other services only health and reflection are served here, which tell nothing about identities.
+    // Other services on the socket: health and reflection, which tell nothing about identities, and Envoy's secret
+    // discovery, whose clients do not send the header.
+    let secrets = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets";
+    assert_eq!(call(&site, secrets, false).await?, Code::Ok);
     for other in
-        ["/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets", "/spiffe.broker.API/FetchX509SVID"]
+        ["/envoy.service.secret.v3.SecretDiscoveryService/FetchFoo", "/spiffe.broker.API/FetchX509SVID"]
     {
         assert_eq!(call(&site, other, false).await?, Code::Unimplemented, "{other}");
     }
@@ -326,15 +329,18 @@ async fn reflection_tells_what_the_socket_serves() -> anyhow::Result<()> {
         let told = reflect(channel.clone(), path, MessageRequest::ListServices(String::new())).await?;
         let MessageResponse::ListServicesResponse(services) = told else { bail!("{told:?}") };
         let names: Vec<String> = services.service.into_iter().map(|service| service.name).collect();
-        for expected in ["SpiffeWorkloadAPI", "grpc.health.v1.Health"] {
+        let secrets = "envoy.service.secret.v3.SecretDiscoveryService";
+        for expected in ["SpiffeWorkloadAPI", "grpc.health.v1.Health", secrets] {
             assert!(names.iter().any(|name| name == expected), "{path}: {names:?}");
         }
         let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
         assert_eq!(distinct.len(), names.len(), "{path}: {names:?}");
-        let symbol = MessageRequest::FileContainingSymbol("SpiffeWorkloadAPI".to_owned());
-        let told = reflect(channel.clone(), path, symbol).await?;
-        let MessageResponse::FileDescriptorResponse(files) = told else { bail!("{told:?}") };
-        assert!(!files.file_descriptor_proto.is_empty(), "{path}");
+        for symbol in ["SpiffeWorkloadAPI", secrets] {
+            let symbol = MessageRequest::FileContainingSymbol(symbol.to_owned());
+            let told = reflect(channel.clone(), path, symbol).await?;
+            let MessageResponse::FileDescriptorResponse(files) = told else { bail!("{told:?}") };
+            assert!(!files.file_descriptor_proto.is_empty(), "{path}");
+        }
         let unknown = MessageRequest::FileContainingSymbol("NoSuchAPI".to_owned());
         assert!(reflect(channel.clone(), path, unknown).await.is_err(), "{path}");
     }

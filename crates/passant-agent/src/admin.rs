@@ -79,7 +79,7 @@ impl Admin {
     ) -> Result<impl Future<Output = ()> + Send + 'static, ReflectionError> {
         let Self { socket, attestation, boot_id } = self;
         let service = NodeServer::new(Service { vitals, attestation, boot_id });
-        let routes = add_reflection(Routes::default(), descriptors::NODE)?;
+        let routes = add_reflection(Routes::default(), &[descriptors::NODE])?;
         let routes = routes.add_service(service.max_decoding_message_size(ADMIN_REQUEST_BYTES));
         Ok(async move {
             let (accepted, incoming) = mpsc::channel(1);

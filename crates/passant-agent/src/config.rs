@@ -3,6 +3,7 @@
 //! `agent.toml` is read key by key; every fault of the file is reported at once, with its key and a remedy. What comes
 //! out holds only checked values. `config/agent.toml` in the repository shows every key.
 
+mod sds;
 mod section;
 
 use std::collections::BTreeSet;
@@ -32,6 +33,7 @@ use crate::limits;
 
 pub use passant_daemon::config::{ConfigError, Fault};
 pub use passant_daemon::log::{Log, LogFormat};
+pub use sds::Sds;
 use section::Section;
 
 /// Where the Workload API is served unless configured otherwise. Its directory holds nothing else, so that it can be
@@ -56,6 +58,8 @@ pub struct Config {
     pub node_attestor: NodeAttestor,
     /// The Workload API.
     pub workload_api: WorkloadApi,
+    /// Envoy's secret discovery on the same socket, if it is served.
+    pub sds: Option<Sds>,
     /// Which facts are found out about workloads. Never empty.
     pub workload_attestors: Vec<WorkloadMethod>,
     /// Where administrators of the node ask the agent, if they may.
@@ -250,6 +254,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         let allowed_foreign_jwt_claims = section.strings("allowed_foreign_jwt_claims").into_iter().collect();
         Some(WorkloadApi { socket, allowed_foreign_jwt_claims })
     });
+    let sds = root.section("sds", sds::read);
     let admin = root.section("admin", |section| {
         let enabled = section.boolean("enabled").unwrap_or(true);
         let socket = section.string("socket").map(PathBuf::from);
@@ -311,6 +316,7 @@ fn read(root: &mut Section<'_>) -> Option<Config> {
         bootstrap: bootstrap?,
         node_attestor: node_attestor?,
         workload_api: workload_api?,
+        sds: sds?,
         workload_attestors: workload_attestors?,
         admin_socket: admin?,
         sync_interval,
@@ -663,6 +669,7 @@ mod tests {
         assert_eq!(format!("{:?}", config.server_address), "[passant.example.org:8081]");
         assert_eq!(config.workload_api.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.admin_socket.as_deref(), Some(Path::new("/var/lib/passant/agent/admin.sock")));
+        assert_eq!(config.sds, Some(Sds::default()));
         assert_eq!(config.sync_interval, Duration::from_secs(5));
         assert_eq!(config.evidence_max_age, Duration::from_secs(300));
         assert_eq!(config.x509_key_type, KeyType::EcP256);
@@ -678,6 +685,7 @@ mod tests {
         let published = Config::load(&path).unwrap();
         let least = Config::parse("agent.toml", LEAST).unwrap();
         assert_eq!(published.workload_api, least.workload_api);
+        assert_eq!(published.sds, least.sds);
         assert_eq!(published.admin_socket, least.admin_socket);
         assert_eq!(published.workload_attestors, least.workload_attestors);
         assert_eq!(published.sync_interval, least.sync_interval);

@@ -189,6 +189,7 @@ fn settings(
         evidence_max_age: config.evidence_max_age,
         allowed_foreign_claims: config.workload_api.allowed_foreign_jwt_claims.clone(),
         boot_id,
+        sds: config.sds.clone(),
         metrics: Arc::clone(metrics),
     }
 }
@@ -209,6 +210,7 @@ fn boot_id(host: &Host) -> String {
 /// What talks to the server, put together and not yet running.
 struct Parts {
     socket: PathBuf,
+    serves_secrets: bool,
     cache: Cache,
     vitals: Arc<AgentVitals>,
     driver: Driver,
@@ -288,13 +290,20 @@ impl Parts {
             resync,
             ties,
         };
-        let socket = config.workload_api.socket;
-        Ok(Self { socket, cache, vitals, driver, push, minter, health: watch })
+        let (socket, serves_secrets) = (config.workload_api.socket, config.sds.is_some());
+        Ok(Self { socket, serves_secrets, cache, vitals, driver, push, minter, health: watch })
     }
 
     async fn run(self, endpoint: Endpoint, admin: Option<Admin>) -> Result<Running, StartError> {
-        let said = GrpcHealth::of(&[workload_api::SERVICE]).await;
-        let others = add_reflection(said.add_to(Routes::default()), descriptors::WORKLOAD)?;
+        let (services, described): (&[&str], &[&[u8]]) = match self.serves_secrets {
+            true => (
+                &[workload_api::SERVICE, workload_api::sds::SERVICE],
+                &[descriptors::WORKLOAD, descriptors::SECRET],
+            ),
+            false => (&[workload_api::SERVICE], &[descriptors::WORKLOAD]),
+        };
+        let said = GrpcHealth::of(services).await;
+        let others = add_reflection(said.add_to(Routes::default()), described)?;
         let endpoint = endpoint.beside(others);
         let part = |name| self.vitals.parts.begin(name);
         let stop = CancellationToken::new();

@@ -18,7 +18,7 @@ use crate::cache::Cache;
 use crate::connect::Link;
 
 labels! {
-    /// Which method of the Workload API is called.
+    /// Which method is called on the Workload API's socket.
     pub enum Method: "method" {
         /// `FetchX509SVID`.
         FetchX509Svid = "fetch_x509_svid",
@@ -30,6 +30,10 @@ labels! {
         FetchJwtBundles = "fetch_jwt_bundles",
         /// `ValidateJWTSVID`.
         ValidateJwtSvid = "validate_jwt_svid",
+        /// `StreamSecrets`, of Envoy's secret discovery.
+        StreamSecrets = "stream_secrets",
+        /// `FetchSecrets`, of the same.
+        FetchSecrets = "fetch_secrets",
         /// Health.
         Health = "health",
         /// Any other, of any service.
@@ -106,6 +110,8 @@ pub struct Metrics {
     pub open_calls: Family<Method, Gauge>,
     /// Calls of it that ended with another status than OK.
     pub refusals: Family<Reason, Counter>,
+    /// Answers with secrets that an Envoy has rejected.
+    pub rejected_secrets: Counter,
     /// How long attestors took.
     pub attestation: Family<Attestor, Seconds>,
     /// Attestors that failed or did not answer in time.
@@ -120,6 +126,8 @@ impl Method {
             "/SpiffeWorkloadAPI/FetchJWTSVID" => Self::FetchJwtSvid,
             "/SpiffeWorkloadAPI/FetchJWTBundles" => Self::FetchJwtBundles,
             "/SpiffeWorkloadAPI/ValidateJWTSVID" => Self::ValidateJwtSvid,
+            "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets" => Self::StreamSecrets,
+            "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets" => Self::FetchSecrets,
             path if path.starts_with("/grpc.health.v1.Health/") => Self::Health,
             _ => Self::Other,
         }
@@ -176,6 +184,11 @@ impl Metrics {
             "workload_refusals",
             "Calls on the Workload API socket that ended with another status than OK",
             &self.refusals,
+        );
+        to.register(
+            "rejected_secrets",
+            "Answers with secrets that an SDS client has rejected",
+            &self.rejected_secrets,
         );
         to.register("attestation_seconds", "Time an attestor took for a workload", &self.attestation);
         to.register(
@@ -254,6 +267,9 @@ mod tests {
         for (path, method) in [
             ("/SpiffeWorkloadAPI/FetchX509SVID", Method::FetchX509Svid),
             ("/SpiffeWorkloadAPI/ValidateJWTSVID", Method::ValidateJwtSvid),
+            ("/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets", Method::StreamSecrets),
+            ("/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets", Method::FetchSecrets),
+            ("/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets", Method::Other),
             ("/grpc.health.v1.Health/Watch", Method::Health),
             ("/SpiffeWorkloadAPI/FetchWITSVID", Method::Other),
             ("", Method::Other),

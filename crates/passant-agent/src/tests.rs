@@ -68,6 +68,7 @@ impl Rig {
                 socket: self.dir.path().join("api.sock"),
                 allowed_foreign_jwt_claims: [].into(),
             },
+            sds: Some(crate::config::Sds::default()),
             workload_attestors: Vec::new(),
             admin_socket: None,
             sync_interval: secs(5),

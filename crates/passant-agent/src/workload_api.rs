@@ -14,6 +14,7 @@
 //! | what does an open stream hear, and when does it end? | `follow` |
 //! | what does a caller get that reads late? | `latest` |
 //! | what do the messages say? | `x509`, `jwt` |
+//! | how does an Envoy get the same, by its own protocol? | `sds` |
 
 mod caller;
 pub mod filter;
@@ -24,6 +25,7 @@ mod latest;
 pub(crate) mod limits;
 mod listen;
 mod pace;
+pub mod sds;
 mod share;
 mod under_way;
 mod x509;
@@ -60,6 +62,7 @@ use self::pace::Pace;
 use self::under_way::UnderWay;
 use crate::attest::Attestation;
 use crate::cache::Cache;
+use crate::config::Sds;
 use crate::metrics::{Calls, Metrics};
 
 /// The name of the service.
@@ -77,6 +80,8 @@ pub struct Settings {
     pub allowed_foreign_claims: BTreeSet<String>,
     /// Tells this boot of the machine from others: letters, digits and dashes.
     pub boot_id: String,
+    /// What Envoys are served, if they are.
+    pub sds: Option<Sds>,
     /// Where calls and attestations are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -86,6 +91,7 @@ pub struct Endpoint {
     door: Door,
     /// Other services on the socket. They are not asked for the security header.
     beside: Routes,
+    sds: Option<Sds>,
     shared: Arc<Shared>,
 }
 
@@ -106,6 +112,10 @@ struct Shared {
     no_identity: LogRate<u32>,
     /// The same of tokens that are not valid.
     invalid_jwt: LogRate<u32>,
+    /// The same of secrets that were asked for by who has no right to them.
+    refused_secrets: LogRate<u32>,
+    /// The same of secrets that an Envoy has rejected.
+    rejected_secrets: LogRate<u32>,
     host: Host,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -143,11 +153,13 @@ impl Endpoint {
             boot_id: settings.boot_id,
             no_identity: LogRate::default(),
             invalid_jwt: LogRate::default(),
+            refused_secrets: LogRate::default(),
+            rejected_secrets: LogRate::default(),
             host,
             metrics: settings.metrics,
             stop: CancellationToken::new(),
         };
-        Self { door, beside: Routes::default(), shared: Arc::new(shared) }
+        Self { door, beside: Routes::default(), sds: settings.sds, shared: Arc::new(shared) }
     }
 
     /// The attestors, as workloads are attested by them.
@@ -167,10 +179,14 @@ impl Endpoint {
     /// # Errors
     /// When the HTTP/2 server fails.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
-        let Self { door, beside, shared } = self;
+        let Self { door, beside, sds, shared } = self;
         let (accepted, incoming) = mpsc::channel(limits::ACCEPTED);
         let streams_stop = shared.stop.clone();
         let count = Count(Calls(Arc::clone(&shared.metrics)));
+        let beside = match sds {
+            Some(sds) => beside.add_service(sds::server(&shared, sds)),
+            None => beside,
+        };
         let service =
             SpiffeWorkloadApiServer::new(Service { shared }).max_decoding_message_size(limits::REQUEST_BYTES);
         // Ends with `stop`, so that a successor can listen while old streams still end.

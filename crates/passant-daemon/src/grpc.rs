@@ -82,11 +82,12 @@ impl Health {
 ///
 /// # Errors
 /// When `descriptors` cannot be read.
-pub fn add_reflection(routes: Routes, descriptors: &'static [u8]) -> Result<Routes, ReflectionError> {
+pub fn add_reflection(routes: Routes, descriptors: &[&'static [u8]]) -> Result<Routes, ReflectionError> {
     let describe = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(descriptors)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        let all = descriptors.iter().copied().chain([tonic_health::pb::FILE_DESCRIPTOR_SET]);
+        all.fold(tonic_reflection::server::Builder::configure(), |builder, one| {
+            builder.register_encoded_file_descriptor_set(one)
+        })
     };
     let v1 = describe().build_v1()?.max_decoding_message_size(REQUEST_BYTES);
     let v1alpha = describe().build_v1alpha()?.max_decoding_message_size(REQUEST_BYTES);

@@ -124,7 +124,7 @@ impl Api {
         let (stop, options) = (StopServer::new(self.clone()), OptionsServer::new(self.clone()));
         let audit = AuditServer::new(self);
         let routes = health.add_to(Routes::default());
-        let routes = add_reflection(routes, descriptors::SERVER)?;
+        let routes = add_reflection(routes, &[descriptors::SERVER])?;
         Ok(routes
             .add_service(
                 access.max_decoding_message_size(STRANGERS_MESSAGE).max_encoding_message_size(MESSAGE),

@@ -22,6 +22,7 @@ use crate::attest::Evidence;
 use crate::cache::{Cache, Identities, Subscription, Update};
 
 /// What every call holds on to.
+#[derive(Clone)]
 pub(super) struct Call {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
@@ -118,6 +119,14 @@ pub(super) async fn open<T: Send + 'static>(
         }
     });
     Ok(messages)
+}
+
+/// What the caller may see now; the same as the first of a stream.
+///
+/// # Errors
+/// As of [`open`].
+pub(super) async fn once(call: Call) -> Result<Arc<Identities>, Status> {
+    Watch::start(call).await?.settled().await
 }
 
 /// What a process has of its own goes with it.

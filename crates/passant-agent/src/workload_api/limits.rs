@@ -12,6 +12,22 @@ pub(crate) const HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// One request message: the largest holds a JWT-SVID to be validated.
 pub(crate) const REQUEST_BYTES: usize = 128 * 1024;
 
+/// One request for secrets. An Envoy names all its extensions in the first of a stream, and in each if it is so configured;
+/// its operator may add what metadata he likes.
+pub(crate) const SECRET_REQUEST_BYTES: usize = 1024 * 1024;
+
+/// Names of secrets in one request; an Envoy asks for one on each stream.
+pub(crate) const SECRET_NAMES: usize = 256;
+
+/// One name of a secret: the longest SPIFFE ID.
+pub(crate) const SECRET_NAME_BYTES: usize = 2048;
+
+/// Names of secrets that a line of the log or a refusal shows: they travel in a header.
+pub(crate) const SECRET_NAMES_SHOWN: usize = 4;
+
+/// Characters of a client's reason for rejecting its secrets that the log shows.
+pub(crate) const SECRET_ERROR_SHOWN: usize = 256;
+
 /// HTTP/2 windows of a connection, in bytes: what of a request is held before anybody reads it. Most requests are empty; the
 /// largest, a token to be validated, comes in two parts.
 pub(crate) const WINDOW: u32 = 64 * 1024;

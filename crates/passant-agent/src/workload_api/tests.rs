@@ -28,6 +28,8 @@ use tonic::transport::{Channel, Endpoint as ClientEndpoint};
 use tonic::{Code, Streaming};
 use tower::service_fn;
 
+mod secrets;
+
 use super::*;
 use crate::attest::tests::Scripted;
 use crate::cache::{Minted, View};
@@ -157,6 +159,7 @@ struct World {
     entries: BTreeMap<EntryId, Arc<AuthorizedEntry>>,
     stop: CancellationToken,
     served: JoinHandle<Result<(), tonic::transport::Error>>,
+    channel: Channel,
     client: SpiffeWorkloadApiClient<Channel>,
     /// What the client talks to.
     service: Service,
@@ -165,6 +168,11 @@ struct World {
 impl World {
     /// Nothing synced yet; the caller is attested as `t:1`.
     async fn new() -> Self {
+        Self::attested_by(Vec::new()).await
+    }
+
+    /// The same, where others attest the caller as well.
+    async fn attested_by(others: Vec<Arc<dyn WorkloadAttestor>>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/api.sock");
         let host = Host::system();
@@ -176,12 +184,15 @@ impl World {
         let issuer: Arc<dyn JwtIssuer> = Arc::<JwtServer>::clone(&jwt);
         let cache = Cache::new(trust_domain("example.org"), host.clone(), issuer);
         let attestor = Scripted::new("t", Some("t:1"));
+        let mut attestors = others;
+        attestors.push(Arc::<Scripted>::clone(&attestor));
         let settings = Settings {
             socket: socket.clone(),
-            attestors: vec![Arc::<Scripted>::clone(&attestor)],
+            attestors,
             evidence_max_age: MAX_AGE,
             allowed_foreign_claims: BTreeSet::from(["role".to_owned()]),
             boot_id: "boot".to_owned(),
+            sds: Some(Sds::default()),
             metrics: Arc::default(),
         };
         let endpoint = Endpoint::bind(settings, cache.clone(), host).unwrap();
@@ -194,7 +205,8 @@ impl World {
         };
         let target = ClientEndpoint::from_static("http://localhost");
         let channel = target.connect_with_connector(service_fn(connect));
-        let client = SpiffeWorkloadApiClient::new(channel.await.unwrap());
+        let channel = channel.await.unwrap();
+        let client = SpiffeWorkloadApiClient::new(channel.clone());
         Self {
             dir,
             cache,
@@ -206,6 +218,7 @@ impl World {
             entries: BTreeMap::new(),
             stop,
             served,
+            channel,
             client,
             service,
         }
@@ -614,7 +627,7 @@ async fn stopping_ends_streams_and_removes_the_socket() {
     next(&mut stream).await.unwrap();
     world.stop.cancel();
     assert_refused(next(&mut stream).await, Code::Unavailable, "agent is stopping");
-    drop((stream, world.client));
+    drop((stream, world.client, world.channel));
     world.served.await.unwrap().unwrap();
     assert!(!world.dir.path().join("run/api.sock").exists());
 }
