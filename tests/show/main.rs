@@ -9,6 +9,7 @@
 //! | `rotation` | many foreign clients with short-lived SVIDs; the server crashes in the middle |
 //! | `outage` | the server is away for minutes; nobody notices who need not |
 //! | `entry-end` | a registration entry has an end; nothing outlives it |
+//! | `envoy` | two real Envoys do mutual TLS by the agent's secrets, through renewals, a new authority and a restart of the agent |
 //! | `entries` | the command line with a hundred thousand entries: quick, small, and `lint` finds what is planted |
 //! | `explain` | every cause of a missing identity, planted; `passant explain` names it first (root, for processes hidden in /proc) |
 //! | `kills` | the server is killed at random moments, hundreds of times; what it acknowledged is compared each time |
@@ -32,6 +33,7 @@ mod dev;
 mod docker;
 mod entries;
 mod entry_end;
+mod envoy;
 mod explain;
 mod follower;
 mod fuzz;
@@ -93,6 +95,8 @@ enum Show {
     Outage(OutageArgs),
     /// Let an entry end.
     EntryEnd,
+    /// Let two real Envoys live on the agent's secrets.
+    Envoy(EnvoyArgs),
     /// Move a hundred thousand entries, and lint them.
     Entries(EntriesArgs),
     /// Plant causes of "no identity issued", and ask for them.
@@ -135,6 +139,13 @@ struct SideBySideArgs {
     /// Changes at the server, each compared at both agents.
     #[arg(long, default_value_t = 30)]
     rounds: usize,
+}
+
+#[derive(Args)]
+struct EnvoyArgs {
+    /// How often the X509-SVIDs of both are renewed meanwhile.
+    #[arg(long, default_value_t = 10)]
+    rotations: usize,
 }
 
 #[derive(Args)]
@@ -286,6 +297,7 @@ async fn main() -> ExitCode {
         Show::Outage(args) => {
             outage::run(&report, Duration::from_secs(args.seconds.unwrap_or(args.minutes * 60))).await
         }
+        Show::Envoy(args) => Box::pin(envoy::run(&report, args.rotations)).await,
         Show::Entries(args) => entries::run(&report, args.entries).await,
         Show::Explain => Box::pin(explain::run(&report)).await,
         Show::EntryEnd => entry_end::run(&report).await,

@@ -161,10 +161,9 @@ fn resource(any: &prost_types::Any) -> Told {
 }
 
 fn text(source: Option<DataSource>) -> String {
-    match source.unwrap().specifier.unwrap() {
-        Specifier::InlineBytes(bytes) => String::from_utf8(bytes).unwrap(),
-        other => panic!("{other:?}"),
-    }
+    let source = source.unwrap().specifier.unwrap();
+    let Specifier::InlineBytes(bytes) = source else { panic!("{source:?}") };
+    String::from_utf8(bytes).unwrap()
 }
 
 /// What `world` holds for `entry_id`, called `name`.
