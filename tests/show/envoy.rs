@@ -71,10 +71,10 @@ pub(crate) async fn run(report: &Report, rotations: usize) -> anyhow::Result<()>
         .await
         .with_context(|| outer.daemon.log())?;
     report.fact("two Envoys speak to each other by the agent's secrets", Ok(String::new()));
-    refusals(report, &outer, "at first").await?;
+    let pair = Pair { inner, outer, inner_id, outer_id };
+    refusals(report, &pair, "at first").await?;
 
     let traffic = Traffic::start(right);
-    let pair = Pair { inner, outer, inner_id, outer_id };
     let mut held = pair.serials().await?;
     for nth in 1..=rotations {
         if nth == rotations.div_ceil(2) {
@@ -100,8 +100,14 @@ pub(crate) async fn run(report: &Report, rotations: usize) -> anyhow::Result<()>
     let told = |it: &traffic::Tally| format!("{} connections, {} lines", it.connections, it.lines);
     report.none("no connection that lasted was dropped", &lasting.faults, &told(&lasting));
     report.none("no new connection failed", &new.faults, &told(&new));
-    refusals(report, &pair.outer, "at last").await?;
-    report.fact("no Envoy rejected a secret", pair.rejected_none(&agent).await);
+    refusals(report, &pair, "at last").await?;
+    report.fact("neither Envoy rejected a secret", pair.rejected_none(&agent).await);
+    let confused = config::confused(&socket, right);
+    let confused = Envoy::start(&programs[1], site.dir(), "confused", &confused).await?;
+    report.fact(
+        "an Envoy that rejects its secrets is not sent them again",
+        rejected_once(&confused, &pair, &agent).await,
+    );
     report.fact("the agent stops when told to", agent.stop().await.map(|()| String::new()));
     report.fact("the server stops when told to", server.stop().await.map(|()| String::new()));
     Ok(())
@@ -116,19 +122,36 @@ fn start_agent(site: &Site, arguments: &[&str]) -> anyhow::Result<Daemon> {
 }
 
 /// That secrets are not only had but heeded: nobody speaks to who is somebody else, or to who shows nothing.
-async fn refusals(report: &Report, outer: &Envoy, when: &str) -> anyhow::Result<()> {
-    for (listener, name) in [
-        ("wrong", "an Envoy refuses a server with another ID"),
-        ("bare", "an Envoy refuses a client without an SVID"),
-    ] {
-        let at = outer.listener(listener).await?;
-        let outcome = match one_line(at).await {
-            Ok(()) => Err(anyhow::anyhow!("the line came back")),
-            Err(_) => Ok(when.to_owned()),
-        };
-        report.fact(name, outcome);
-    }
+async fn refusals(report: &Report, pair: &Pair, when: &str) -> anyhow::Result<()> {
+    let refused = async |at, by: &Envoy, part, reason| {
+        let before = by.count(part, reason).await?;
+        ensure!(one_line(at).await.is_err(), "the line came back");
+        ensure!(by.count(part, reason).await? > before, "for another reason than {reason}");
+        Ok(when.to_owned())
+    };
+    let (wrong, bare) = (pair.outer.listener("wrong").await?, pair.outer.listener("bare").await?);
+    let outcome = refused(wrong, &pair.outer, "cluster.wrong.", "ssl.fail_verify_san").await;
+    report.fact("an Envoy refuses a server with another ID", outcome);
+    let outcome = refused(bare, &pair.inner, "listener.", "ssl.fail_verify_no_cert").await;
+    report.fact("an Envoy refuses a client without an SVID", outcome);
     Ok(())
+}
+
+/// That `envoy` rejects what it is sent, and is not sent it again while `pair` hears of something new.
+async fn rejected_once(envoy: &Envoy, pair: &Pair, agent: &Daemon) -> anyhow::Result<String> {
+    let rejected = || envoy.count("sds.", ".update_rejected");
+    eventually("a rejection", READY_WITHIN, || async {
+        ensure!(rejected().await? > 0, "it took everything");
+        ensure!(agent.log().contains("client has rejected its secrets"), "the agent does not say so");
+        Ok(())
+    })
+    .await?;
+    // As long as it takes others to hear of something new, of which nothing concerns this one.
+    pair.renewed(&pair.serials().await?).await?;
+    match rejected().await? {
+        1 => Ok(String::new()),
+        more => bail!("{more} rejections of one secret"),
+    }
 }
 
 /// Both Envoys.

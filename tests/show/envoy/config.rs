@@ -33,7 +33,7 @@ pub(super) fn inner(socket: &Path, own: &str, client: &str, echo: SocketAddr) ->
 
 /// Takes plain connections on `right`, and passes them on by TLS to `inner` at `to`. On `wrong` it expects somebody else
 /// there, and on `bare` it shows no certificate. Asks by the words that SPIRE knows, and checks chains without Envoy's
-/// validator of X509-SVIDs, except on `wrong`.
+/// validator of X509-SVIDs.
 pub(super) fn outer(socket: &Path, inner: &str, to: SocketAddr) -> Value {
     // As meshes call their clusters: no legal authority of a URL, which is what Envoy makes of it.
     let agent = "outbound|443||agent";
@@ -62,6 +62,20 @@ pub(super) fn outer(socket: &Path, inner: &str, to: SocketAddr) -> Value {
     ];
     let listeners = ["right", "wrong", "bare"].map(|name| listener(name, name));
     envoy("outer", &json!({ "disable_spiffe_cert_validation": true }), &listeners, &clusters)
+}
+
+/// Asks for a bundle where it needs a certificate of its own, which no Envoy takes.
+pub(super) fn confused(socket: &Path, to: SocketAddr) -> Value {
+    let agent = "agent";
+    let mut wrong = cluster("wrong", to);
+    wrong["transport_socket"] = json!({
+        "name": "tls",
+        "typed_config": {
+            "@type": format!("{TLS}.UpstreamTlsContext"),
+            "common_tls_context": { "tls_certificate_sds_secret_configs": [secret("ROOTCA", agent)] },
+        },
+    });
+    envoy("confused", &json!({}), &[listener("wrong", "wrong")], &[agent_cluster(agent, socket), wrong])
 }
 
 fn envoy(id: &str, metadata: &Value, listeners: &[Value], clusters: &[Value]) -> Value {
