@@ -9,7 +9,7 @@ mod program;
 mod traffic;
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use passant_proto::localauthority::local_authority_client::LocalAuthorityClient;
@@ -22,6 +22,7 @@ use passant_tests::api::{channel, selector};
 use passant_tests::daemon::Daemon;
 use passant_tests::site::{READY_WITHIN, ServerOptions, Site, TRUST_DOMAIN};
 use passant_tests::wait::eventually;
+use tokio::time::Instant;
 
 use self::program::Envoy;
 use self::traffic::{Traffic, echo, one_line};
