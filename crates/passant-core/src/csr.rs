@@ -12,17 +12,11 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::prelude::FromDer;
 
-use crate::jwk::{self, Curve, PublicKey, PublicKeyError};
+use crate::der::{Reader, tag};
+use crate::jwk::{Curve, PublicKey, PublicKeyError};
 use crate::keys::{RcgenKey, SigningKey};
 use crate::limits::{CSR_BYTES, CSR_RSA_MODULUS_BITS_MAX};
 use crate::spiffe_id::SpiffeId;
-
-/// DER tags (X.690, clause 8).
-const BIT_STRING: u8 = 3;
-const NULL: u8 = 5;
-const OBJECT_IDENTIFIER: u8 = 6;
-const SEQUENCE: u8 = 16;
-const CONSTRUCTED: u8 = 0x20;
 
 /// A certificate signing request whose sender has proved to hold the private key.
 ///
@@ -32,7 +26,8 @@ const CONSTRUCTED: u8 = 0x20;
 #[derive(Clone, Debug)]
 pub struct Csr {
     spki: Vec<u8>,
-    key_bytes: Vec<u8>,
+    /// Where in it the content of its bit string begins, which is its end.
+    key_begins: usize,
     algorithm: &'static rcgen::SignatureAlgorithm,
     uris: Vec<String>,
     dns_names: Vec<String>,
@@ -82,7 +77,7 @@ impl Csr {
             return Err(CsrError::Malformed);
         }
         let info = &request.certification_request_info;
-        let key = PublicKey::from_spki(info.subject_pki.raw).map_err(CsrError::BadKey)?;
+        let key = PublicKey::from_parsed(&info.subject_pki).map_err(CsrError::BadKey)?;
         let algorithm = key_policy(&key)?;
         if !is_accepted_signature(&request.signature_algorithm.algorithm) {
             return Err(CsrError::UnsupportedSignature);
@@ -90,7 +85,9 @@ impl Csr {
         request.verify_signature().map_err(|_| CsrError::BadSignature)?;
         let (uris, dns_names) = names(&request)?;
         // The canonical form of what was understood, not the bytes that came.
-        Ok(Self { spki: key.to_spki(), key_bytes: key.key_bytes(), algorithm, uris, dns_names })
+        let spki = key.to_spki();
+        let key_begins = spki.len() - key.key_len();
+        Ok(Self { spki, key_begins, algorithm, uris, dns_names })
     }
 
     /// The public key as DER SubjectPublicKeyInfo.
@@ -116,7 +113,7 @@ impl Csr {
 
 impl rcgen::PublicKeyData for Csr {
     fn der_bytes(&self) -> &[u8] {
-        &self.key_bytes
+        &self.spki[self.key_begins..]
     }
 
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
@@ -177,27 +174,31 @@ fn key_policy(key: &PublicKey) -> Result<&'static rcgen::SignatureAlgorithm, Csr
 ///
 /// x509-parser skips what follows the signature in the same sequence, and takes any parameters of an algorithm that has none.
 fn is_canonical(der: &[u8], request: &X509CertificationRequest<'_>) -> bool {
-    let algorithm = &request.signature_algorithm;
-    let parameters = match &algorithm.parameters {
-        None => Vec::new(),
-        Some(parameters) => match u8::try_from(parameters.tag().0) {
+    let is_whole = || {
+        let mut outer = Reader::new(der);
+        let mut content = outer.within(tag::SEQUENCE)?;
+        outer.end()?;
+        content.exactly(request.certification_request_info.raw)?;
+        let mut identifier = content.within(tag::SEQUENCE)?;
+        let mut signature = Reader::new(content.element(tag::BIT_STRING)?);
+        content.end()?;
+        signature.exactly(&[0])?;
+        signature.exactly(&request.signature_value.data)?;
+        signature.end()?;
+        let algorithm = &request.signature_algorithm;
+        (identifier.element(tag::OBJECT_IDENTIFIER)? == algorithm.algorithm.as_bytes()).then_some(())?;
+        match &algorithm.parameters {
+            None => {}
             // RSASSA-PSS names its hash here, which is weighed when the signature is.
-            Ok(SEQUENCE) if algorithm.algorithm == OID_PKCS1_RSASSAPSS => {
-                jwk::der(CONSTRUCTED | SEQUENCE, parameters.data)
+            Some(parameters) if algorithm.algorithm == OID_PKCS1_RSASSAPSS => {
+                (identifier.element(tag::SEQUENCE)? == parameters.data).then_some(())?;
             }
             // RFC 4055, clause 5: PKCS #1 v1.5 has NULL, and absent parameters are to be taken as well.
-            Ok(NULL) => jwk::der(NULL, &[]),
-            _ => return false,
-        },
+            Some(_) => identifier.element(tag::NULL)?.is_empty().then_some(())?,
+        }
+        identifier.end()
     };
-    let identifier = [jwk::der(OBJECT_IDENTIFIER, algorithm.algorithm.as_bytes()), parameters].concat();
-    let signature = [&[0], request.signature_value.data.as_ref()].concat();
-    let content = [
-        request.certification_request_info.raw,
-        &jwk::der(CONSTRUCTED | SEQUENCE, &identifier),
-        &jwk::der(BIT_STRING, &signature),
-    ];
-    jwk::der(CONSTRUCTED | SEQUENCE, &content.concat()) == der
+    is_whole().is_some()
 }
 
 /// SHA-1 is left out, which x509-parser would still verify.
@@ -351,11 +352,16 @@ mod tests {
         const ALGORITHM: [u8; 15] = [0x30, 13, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 1, 11, 5, 0];
         let (_, request) = X509CertificationRequest::from_der(RSA_2048).unwrap();
         let signed = request.certification_request_info.raw;
-        let bits = jwk::der(BIT_STRING, &[&[0], request.signature_value.data.as_ref()].concat());
-        let with = |algorithm: &[u8], after: &[u8]| {
-            Csr::parse(&jwk::der(0x30, &[signed, algorithm, &bits, after].concat()))
+        let der = |tag: u8, parts: &[&[u8]]| {
+            let mut element = Vec::new();
+            crate::der::plain(&mut element, tag, &parts.concat());
+            element
         };
-        let identifier = |parameters: &[u8]| jwk::der(0x30, &[&ALGORITHM[2..13], parameters].concat());
+        let bits = der(tag::BIT_STRING, &[&[0], request.signature_value.data.as_ref()]);
+        let with = |algorithm: &[u8], after: &[u8]| {
+            Csr::parse(&der(tag::SEQUENCE, &[signed, algorithm, &bits, after]))
+        };
+        let identifier = |parameters: &[u8]| der(tag::SEQUENCE, &[&ALGORITHM[2..13], parameters]);
         with(&ALGORITHM, &[]).expect("that is the request itself");
         with(&identifier(&[]), &[]).expect("RFC 4055 asks to take absent parameters");
         let elsewhere: [(&[u8], &[u8]); 5] = [

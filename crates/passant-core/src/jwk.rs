@@ -11,7 +11,11 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::RSAPublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use crate::der::{self, tag};
 use crate::limits::{RSA_MODULUS_BITS_MAX, RSA_MODULUS_BITS_MIN, SPKI_BYTES};
+
+/// As long as the SubjectPublicKeyInfo of most keys is, or longer.
+const EC_SPKI_BYTES: usize = 128;
 
 /// A public key of a kind that SPIFFE's JSON forms can hold: EC on a NIST curve, or RSA of 2048 to 8192 bits.
 ///
@@ -78,7 +82,12 @@ impl PublicKey {
             return Err(PublicKeyError::MalformedSpki);
         }
         let (rest, spki) = SubjectPublicKeyInfo::from_der(der).map_err(|_| PublicKeyError::MalformedSpki)?;
-        if !rest.is_empty() || spki.subject_public_key.unused_bits != 0 {
+        if rest.is_empty() { Self::from_parsed(&spki) } else { Err(PublicKeyError::MalformedSpki) }
+    }
+
+    /// As [`PublicKey::from_spki`], of one that was read already.
+    pub(crate) fn from_parsed(spki: &SubjectPublicKeyInfo<'_>) -> Result<Self, PublicKeyError> {
+        if spki.raw.len() > SPKI_BYTES || spki.subject_public_key.unused_bits != 0 {
             return Err(PublicKeyError::MalformedSpki);
         }
         let bits = &*spki.subject_public_key.data;
@@ -111,18 +120,39 @@ impl PublicKey {
             // rsaEncryption with NULL parameters (RFC 3279 2.3.1).
             Self::Rsa { .. } => &[0x30, 13, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1, 5, 0],
         };
-        let mut bit_string = vec![0];
-        bit_string.extend(self.key_bytes());
-        der(0x30, &[algorithm, &der(0x03, &bit_string)].concat())
+        let mut spki = Vec::with_capacity(EC_SPKI_BYTES);
+        der::element(&mut spki, tag::SEQUENCE, |out| {
+            out.extend_from_slice(algorithm);
+            der::element(out, tag::BIT_STRING, |out| {
+                out.push(0);
+                self.write_key(out);
+            });
+        });
+        spki
     }
 
     /// What the SubjectPublicKeyInfo's bit string holds: the EC point, or the DER RSAPublicKey.
     pub fn key_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.write_key(&mut bytes);
+        bytes
+    }
+
+    /// How long [`PublicKey::key_bytes`] is.
+    pub(crate) fn key_len(&self) -> usize {
         match self {
-            Self::Ec { point, .. } => point.clone(),
-            Self::Rsa { modulus, exponent } => {
-                der(0x30, &[der_unsigned(modulus), der_unsigned(exponent)].concat())
-            }
+            Self::Ec { point, .. } => point.len(),
+            Self::Rsa { .. } => self.key_bytes().len(),
+        }
+    }
+
+    fn write_key(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Ec { point, .. } => out.extend_from_slice(point),
+            Self::Rsa { modulus, exponent } => der::element(out, tag::SEQUENCE, |out| {
+                der::unsigned(out, modulus);
+                der::unsigned(out, exponent);
+            }),
         }
     }
 
@@ -249,29 +279,6 @@ fn bit_length(number: &[u8]) -> usize {
         Some(first) => (number.len() - 1) * 8 + (u8::BITS - first.leading_zeros()) as usize,
         None => 0,
     }
-}
-
-/// One DER element.
-pub(crate) fn der(tag: u8, content: &[u8]) -> Vec<u8> {
-    let length = content.len().to_be_bytes();
-    let significant = without_leading_zeros(&length);
-    let mut element = vec![tag];
-    match significant {
-        [] => element.push(0),
-        [short] if *short < 0x80 => element.push(*short),
-        long => {
-            element.push(0x80 | u8::try_from(long.len()).expect("a length has at most eight bytes"));
-            element.extend_from_slice(long);
-        }
-    }
-    element.extend_from_slice(content);
-    element
-}
-
-/// A DER INTEGER holding an unsigned number without leading zeros.
-fn der_unsigned(number: &[u8]) -> Vec<u8> {
-    let sign: &[u8] = if number.first().is_none_or(|first| first & 0x80 != 0) { &[0] } else { &[] };
-    der(0x02, &[sign, number].concat())
 }
 
 #[cfg(test)]

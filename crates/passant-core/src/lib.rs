@@ -12,7 +12,7 @@
 //! | do two sets of entries agree? | [`view_digest`] |
 //! | when does a thing end, when is it renewed? | [`time`], [`lifetime`] |
 //! | what is a valid X509-SVID, JWT-SVID, CSR, serial number? | [`x509_svid`], [`jwt_svid`], [`csr`], [`serial`] |
-//! | how is JSON read that others signed or sent, how is PEM written? | [`strict_json`], [`pem_text`] |
+//! | how is JSON read that others signed or sent, how are DER and PEM written? | [`strict_json`], [`der`], [`pem_text`] |
 //! | what verifies them, and how is that published? | [`bundle`], [`bundle_document`], [`jwk`] |
 //! | from where do bundles of foreign trust domains come? | [`federation`] |
 //! | how is a refusal told to a caller? | [`refusal`] |
@@ -24,6 +24,7 @@ pub mod authorized;
 pub mod bundle;
 pub mod bundle_document;
 pub mod csr;
+pub mod der;
 pub mod entry;
 pub mod evidence;
 pub mod explanation;
