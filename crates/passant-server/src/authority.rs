@@ -6,6 +6,7 @@
 //! key that belongs to no authority, which the next start removes.
 
 mod by_hand;
+mod leaf;
 mod mint;
 mod reach;
 mod slots;
@@ -32,8 +33,11 @@ use crate::state::authority::{Authority, AuthorityId, AuthorityKind, Phase};
 use crate::state::change::Change;
 
 pub use by_hand::Slots;
+pub(crate) use leaf::LeafFacts;
+#[cfg(test)]
+pub(crate) use mint::moment;
 pub use mint::{ActiveJwt, ActiveX509, MintError};
-pub(crate) use mint::{AuthorityFacts, authority_id, ia5, moment, subject};
+pub(crate) use mint::{AuthorityFacts, authority_id};
 pub use reach::Reach;
 use slots::{Policy, Step};
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use passant_core::jwt_svid::{self, JwtClaims};
-use passant_core::keys::{KeyError, RcgenKey, SigningKey};
+use passant_core::keys::{KeyError, RcgenKey, SignatureForm, SigningKey};
 use passant_core::limits::BACKDATE;
 use passant_core::serial::Serial;
 use passant_core::{SpiffeId, UnixTime};
@@ -22,16 +22,17 @@ use time::OffsetDateTime;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Error};
 
+use super::leaf::{LeafFacts, LeafForm};
 use crate::encoding::from_hex;
 use crate::record::Intent;
 use crate::state::authority::{Authority, AuthorityId};
 
 /// The length of a subject key identifier, as RFC 5280 4.2.1.2 suggests.
-const KEY_ID_BYTES: usize = 20;
+pub(super) const KEY_ID_BYTES: usize = 20;
 /// Names the country in subjects, as SPIRE does.
-const COUNTRY: &str = "US";
+pub(super) const COUNTRY: &str = "US";
 /// Names us in subjects.
-const ORGANIZATION: &str = "Passant";
+pub(super) const ORGANIZATION: &str = "Passant";
 /// Names the unit of a server one step below, as SPIRE does.
 const DOWNSTREAM: &str = "DOWNSTREAM-1";
 /// keyCertSign and cRLSign, as x509-parser holds them (RFC 5280 4.2.1.3: bits 5 and 6, from the left).
@@ -48,6 +49,8 @@ pub struct ActiveX509 {
     not_after: UnixTime,
     /// What its certificates name as their issuer.
     names: CertificateParams,
+    /// How the leaves look that it signs.
+    leaves: LeafForm,
 }
 
 /// A JWT authority with its key, ready to sign JWT-SVIDs.
@@ -205,7 +208,7 @@ impl AuthorityFacts<'_> {
 }
 
 /// What all certificates of one authority name as their issuer, and its own certificate as its subject.
-fn authority_params(key_id: [u8; KEY_ID_BYTES]) -> Result<CertificateParams, MintError> {
+pub(super) fn authority_params(key_id: [u8; KEY_ID_BYTES]) -> Result<CertificateParams, MintError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject()?;
     let unique = crate::encoding::to_hex(&key_id);
@@ -215,7 +218,7 @@ fn authority_params(key_id: [u8; KEY_ID_BYTES]) -> Result<CertificateParams, Min
 }
 
 /// `C=US,O=Passant`.
-pub(crate) fn subject() -> Result<DistinguishedName, MintError> {
+pub(super) fn subject() -> Result<DistinguishedName, MintError> {
     let mut name = DistinguishedName::new();
     name.push(DnType::CountryName, printable(COUNTRY)?);
     name.push(DnType::OrganizationName, printable(ORGANIZATION)?);
@@ -228,7 +231,7 @@ fn printable(text: &str) -> Result<DnValue, MintError> {
 }
 
 /// A name as certificates hold it.
-pub(crate) fn ia5(text: &str) -> Result<rcgen::string::Ia5String, MintError> {
+pub(super) fn ia5(text: &str) -> Result<rcgen::string::Ia5String, MintError> {
     text.try_into().map_err(|_| MintError::Unwritable("name"))
 }
 
@@ -241,7 +244,8 @@ impl ActiveX509 {
     /// Takes an authority and its key.
     ///
     /// # Errors
-    /// [`MintError::ForeignKey`] when they do not belong together.
+    /// [`MintError::ForeignKey`] when they do not belong together; [`MintError::Mismatch`] when what would be signed is not
+    /// what rcgen writes.
     pub(super) fn new(authority: &Authority, key: Arc<dyn SigningKey>) -> Result<Self, MintError> {
         let foreign = || MintError::ForeignKey(authority.id.clone());
         let key_id = from_hex(authority.id.as_str()).ok_or_else(foreign)?;
@@ -250,7 +254,9 @@ impl ActiveX509 {
         }
         let (not_before, not_after) = (authority.not_before, authority.not_after);
         let names = authority_params(key_id)?;
-        Ok(Self { id: authority.id.clone(), key_id, key, not_before, not_after, names })
+        let leaves = LeafForm::new(key.key_type(), &key_id);
+        leaves.check(&names, &*key)?;
+        Ok(Self { id: authority.id.clone(), key_id, key, not_before, not_after, names, leaves })
     }
 
     /// The subject key identifier in hex.
@@ -272,6 +278,20 @@ impl ActiveX509 {
     /// the authority itself.
     pub fn backdate(&self, now: UnixTime) -> UnixTime {
         now.minus(BACKDATE).max(self.not_before)
+    }
+
+    /// Signs the certificate of an X509-SVID.
+    ///
+    /// # Errors
+    /// When a date cannot be written, or the signer fails.
+    pub(crate) fn sign_leaf(
+        &self,
+        _recorded: &Intent,
+        facts: &LeafFacts<'_>,
+    ) -> Result<CertificateDer<'static>, MintError> {
+        let to_be_signed = self.leaves.to_be_signed(facts)?;
+        let signature = self.key.sign(&to_be_signed, SignatureForm::Asn1)?;
+        Ok(self.leaves.certificate(&to_be_signed, &signature).into())
     }
 
     /// Signs one certificate; issuer and authority key identifier are this authority's. Leaf first, no root.

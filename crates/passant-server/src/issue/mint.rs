@@ -7,19 +7,13 @@ use passant_core::jwt_svid::JwtSvid;
 use passant_core::serial::Serial;
 use passant_core::x509_svid::X509Svid;
 use passant_core::{Refusal, UnixTime};
-use rcgen::{
-    CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber,
-};
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::ParsedExtension;
 
 use super::order::{JwtOrder, Ordered, X509Order};
-use crate::authority::{self, AuthorityFacts, MintError};
+use crate::authority::{AuthorityFacts, LeafFacts, MintError};
 use crate::record::{Intent, Receipt};
 use crate::state::{Authority, AuthorityId, Phase, State};
-
-/// RFC 5280 A.1, `ub-common-name`: longer DNS names are not repeated there.
-const COMMON_NAME: usize = 64;
 
 /// An order whose decision is durably on record.
 pub(super) struct Approved<O> {
@@ -117,10 +111,18 @@ pub(super) fn is_untainted(state: &State, authority: &AuthorityId) -> Result<(),
 
 /// Signs and checks an X509-SVID.
 pub(super) fn x509(order: &X509Order, recorded: &Intent) -> Result<X509Svid, MintError> {
-    let params = leaf(order)?;
-    let chain = order.authority.sign(recorded, &params, &order.csr)?;
-    let svid = X509Svid::parse(chain).map_err(|error| MintError::Invalid(Box::new(error)))?;
     let ordered = &order.decision;
+    let facts = LeafFacts {
+        serial: &order.serial,
+        not_before: order.not_before,
+        not_after: ordered.not_after,
+        spiffe_id: &ordered.spiffe_id,
+        dns_names: &order.dns_names,
+        public_key: order.csr.public_key(),
+        key_hash: &ordered.key_hash,
+    };
+    let leaf = order.authority.sign_leaf(recorded, &facts)?;
+    let svid = X509Svid::parse(vec![leaf]).map_err(|error| MintError::Invalid(Box::new(error)))?;
     matches(&[
         (*svid.id() == ordered.spiffe_id, "SPIFFE ID"),
         (svid.public_key() == order.csr.public_key(), "public key"),
@@ -132,29 +134,6 @@ pub(super) fn x509(order: &X509Order, recorded: &Intent) -> Result<X509Svid, Min
         (svid.authority_key_id() == Some(order.authority.key_id()), "authority key identifier"),
     ])?;
     Ok(svid)
-}
-
-/// The profile of a leaf: X509-SVID 4 and appendix A.
-fn leaf(order: &X509Order) -> Result<CertificateParams, MintError> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = authority::subject()?;
-    if let Some(name) = order.dns_names.first().filter(|name| name.len() <= COMMON_NAME) {
-        params.distinguished_name.push(DnType::CommonName, name.as_str());
-    }
-    params.serial_number = Some(SerialNumber::from(order.serial.as_bytes().to_vec()));
-    params.not_before = authority::moment(order.not_before)?;
-    params.not_after = authority::moment(order.decision.not_after)?;
-    params.subject_alt_names = vec![SanType::URI(authority::ia5(order.decision.spiffe_id.as_str())?)];
-    for name in &order.dns_names {
-        params.subject_alt_names.push(SanType::DnsName(authority::ia5(name)?));
-    }
-    // Written out: rust-spiffe refuses a leaf without the extension.
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
 }
 
 /// Signs and checks the certificate of an authority below.
