@@ -1,5 +1,7 @@
 //! When is a certificate chain a valid X509-SVID?
 
+mod signed;
+
 use std::time::Duration;
 
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm};
@@ -20,6 +22,7 @@ use crate::serial::{Serial, SerialError};
 use crate::spiffe_id::{SpiffeId, SpiffeIdError};
 use crate::time::UnixTime;
 use crate::trust_domain::TrustDomain;
+pub use signed::{LeafOrder, NotAsOrdered};
 
 /// The signatures that may stand in a chain. ring has neither P-521 nor SHA-1 for certificates.
 static SIGNATURE_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[

@@ -37,7 +37,7 @@ pub(crate) use leaf::LeafFacts;
 #[cfg(test)]
 pub(crate) use mint::moment;
 pub use mint::{ActiveJwt, ActiveX509, MintError};
-pub(crate) use mint::{AuthorityFacts, authority_id};
+pub(crate) use mint::{AuthorityFacts, KEY_ID_BYTES, authority_id};
 pub use reach::Reach;
 use slots::{Policy, Step};
 

@@ -28,7 +28,7 @@ use crate::record::Intent;
 use crate::state::authority::{Authority, AuthorityId};
 
 /// The length of a subject key identifier, as RFC 5280 4.2.1.2 suggests.
-pub(super) const KEY_ID_BYTES: usize = 20;
+pub(crate) const KEY_ID_BYTES: usize = 20;
 /// Names the country in subjects, as SPIRE does.
 pub(super) const COUNTRY: &str = "US";
 /// Names us in subjects.
@@ -49,6 +49,8 @@ pub struct ActiveX509 {
     not_after: UnixTime,
     /// What its certificates name as their issuer.
     names: CertificateParams,
+    /// The same, as its own certificate says it.
+    name: Vec<u8>,
     /// How the leaves look that it signs.
     leaves: LeafForm,
 }
@@ -245,7 +247,7 @@ impl ActiveX509 {
     ///
     /// # Errors
     /// [`MintError::ForeignKey`] when they do not belong together; [`MintError::Mismatch`] when what would be signed is not
-    /// what rcgen writes.
+    /// what rcgen writes; and when there is no certificate of it.
     pub(super) fn new(authority: &Authority, key: Arc<dyn SigningKey>) -> Result<Self, MintError> {
         let foreign = || MintError::ForeignKey(authority.id.clone());
         let key_id = from_hex(authority.id.as_str()).ok_or_else(foreign)?;
@@ -256,7 +258,10 @@ impl ActiveX509 {
         let names = authority_params(key_id)?;
         let leaves = LeafForm::new(key.key_type(), &key_id);
         leaves.check(&names, &*key)?;
-        Ok(Self { id: authority.id.clone(), key_id, key, not_before, not_after, names, leaves })
+        let own = authority.certificate.as_deref().ok_or(MintError::Mismatch { what: "authority" })?;
+        let (_, own) = X509Certificate::from_der(own).map_err(|error| MintError::Invalid(Box::new(error)))?;
+        let name = own.subject().as_raw().to_vec();
+        Ok(Self { id: authority.id.clone(), key_id, key, not_before, not_after, names, name, leaves })
     }
 
     /// The subject key identifier in hex.
@@ -267,6 +272,11 @@ impl ActiveX509 {
     /// What the authority identifier extension of its certificates holds.
     pub(crate) fn key_id(&self) -> &[u8] {
         &self.key_id
+    }
+
+    /// Its name in DER, the subject of its own certificate.
+    pub(crate) fn name(&self) -> &[u8] {
+        &self.name
     }
 
     /// Its last valid second: nothing it signs outlives it.

@@ -1,17 +1,16 @@
 //! How does an approved order become an SVID?
 //!
-//! Signed, parsed back by the same code that verifies other people's SVIDs, and compared with the order field by field:
-//! what differs is dropped and never seen outside.
+//! Signed, read back, and compared with the order field by field: what differs is dropped and never seen outside.
 
 use passant_core::jwt_svid::JwtSvid;
 use passant_core::serial::Serial;
-use passant_core::x509_svid::X509Svid;
+use passant_core::x509_svid::{LeafOrder, NotAsOrdered, X509Svid};
 use passant_core::{Refusal, UnixTime};
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::ParsedExtension;
 
 use super::order::{JwtOrder, Ordered, X509Order};
-use crate::authority::{AuthorityFacts, LeafFacts, MintError};
+use crate::authority::{AuthorityFacts, KEY_ID_BYTES, LeafFacts, MintError};
 use crate::record::{Intent, Receipt};
 use crate::state::{Authority, AuthorityId, Phase, State};
 
@@ -122,17 +121,22 @@ pub(super) fn x509(order: &X509Order, recorded: &Intent) -> Result<X509Svid, Min
         key_hash: &ordered.key_hash,
     };
     let leaf = order.authority.sign_leaf(recorded, &facts)?;
-    let svid = X509Svid::parse(vec![leaf]).map_err(|error| MintError::Invalid(Box::new(error)))?;
-    matches(&[
-        (*svid.id() == ordered.spiffe_id, "SPIFFE ID"),
-        (svid.public_key() == order.csr.public_key(), "public key"),
-        (*svid.serial() == order.serial, "serial number"),
-        (svid.not_before() == order.not_before, "not_before"),
-        (svid.not_after() == ordered.not_after, "not_after"),
-        (svid.not_after() <= order.authority.not_after(), "end of the authority"),
-        (svid.dns_names() == order.dns_names, "DNS names"),
-        (svid.authority_key_id() == Some(order.authority.key_id()), "authority key identifier"),
-    ])?;
+    let svid = X509Svid::of_signed(
+        leaf,
+        &LeafOrder {
+            spiffe_id: &ordered.spiffe_id,
+            dns_names: &order.dns_names,
+            serial: &order.serial,
+            not_before: order.not_before,
+            not_after: ordered.not_after,
+            public_key: order.csr.public_key(),
+            key_id: &ordered.key_hash[..KEY_ID_BYTES],
+            issuer: order.authority.name(),
+            authority_key_id: order.authority.key_id(),
+        },
+    );
+    let svid = svid.map_err(|NotAsOrdered(what)| MintError::Mismatch { what })?;
+    matches(&[(svid.not_after() <= order.authority.not_after(), "end of the authority")])?;
     Ok(svid)
 }
 
