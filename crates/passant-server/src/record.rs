@@ -38,6 +38,7 @@ pub mod chain;
 #[cfg(test)]
 mod contract;
 pub(crate) mod history;
+mod line;
 pub(crate) mod metered;
 pub(crate) mod refusals;
 pub mod segments;

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::encoding;
 use crate::limits::{RECORD_REFUSALS_KEPT, RECORD_UNSYNCED};
+use crate::record::line;
 use crate::record::segments::Segments;
 use crate::record::{Act, By, ChainReport, Decision, Done, Outcome, RecordError, Refused, Retention};
 
@@ -539,8 +540,7 @@ impl Chain {
         for body in bodies {
             let line = Line { seq: self.next.seq, prev: self.next.prev, at, body };
             let from = text.len();
-            serde_json::to_writer(&mut text, &line)
-                .expect("a line has string keys and no failing serializers");
+            line::write(&mut text, &line);
             self.next = Link { seq: line.seq + 1, prev: hash(&text[from..]) };
             follow(&mut self.open, line.seq, &line.body);
             text.push(b'\n');
