@@ -46,7 +46,7 @@ impl Selector {
     /// When a part is empty or too long, or the kind holds a colon.
     pub fn new(kind: &str, value: &str) -> Result<Self, SelectorError> {
         check(kind, value)?;
-        Ok(Self { text: Arc::from(format!("{kind}:{value}")) })
+        Ok(Self { text: Arc::from([kind, ":", value].concat()) })
     }
 
     /// Parses `kind:value`.

@@ -163,9 +163,12 @@ impl From<Serial> for String {
 
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digit = |nibble: u8| char::from_digit(u32::from(nibble & 0x0f), 16).unwrap_or('0');
-        let digits: String = self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect();
-        f.write_str(&digits)
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut digits = [0; 2 * SERIAL_BYTES];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(&self.0) {
+            pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0x0f)]]);
+        }
+        f.write_str(std::str::from_utf8(&digits[..2 * self.0.len()]).unwrap_or_default())
     }
 }
 

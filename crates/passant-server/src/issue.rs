@@ -194,9 +194,10 @@ impl Issuer {
         let state = self.journal.state();
         // What this very state allowed when it was ordered, it allows.
         let is_unchanged = Arc::ptr_eq(&state, &ordered_in);
+        let fault = fault_of(&state, caller);
         let release = |minted: Minted<X509Svid>, ground: Option<(EntryId, u64)>, plea: &Plea| {
             let ground = ground.as_ref().filter(|_| !is_unchanged);
-            still_stands(&state, caller, ground)?;
+            still_stands(&state, caller, fault, ground)?;
             plea.stands(&state, caller)?;
             Ok(IssuedX509 { svid: minted.release(&state)? })
         };
@@ -242,7 +243,7 @@ impl Issuer {
             let ground = order.decision().entry.clone();
             let minted = self.mint_one(&self.pool_of(caller), order).await?;
             let state = self.journal.state();
-            still_stands(&state, caller, ground.as_ref())?;
+            still_stands(&state, caller, fault_of(&state, caller), ground.as_ref())?;
             plea.stands(&state, caller)?;
             Ok(IssuedJwt { svid: minted.release(&state)? })
         };
@@ -534,12 +535,14 @@ fn below<'a>(state: &'a State, caller: &DownstreamCaller, now: UnixTime) -> Resu
 
 /// Whether what was ordered on the ground of an entry, in its revision of then, may leave the server now. Disk and signer
 /// were waited for meanwhile: what an operator stopped in that time, and was told to be stopped, is not handed out.
-fn still_stands(state: &State, caller: &AgentCaller, ground: Option<&(EntryId, u64)>) -> Result<(), Refusal> {
-    let fallen = |fault| Err(at_fault(caller.id(), fault));
-    match state.node(caller.id()) {
-        None => return fallen(AgentFault::NotAttested),
-        Some(node) if node.is_banned() => return fallen(AgentFault::Banned),
-        Some(_) => {}
+fn still_stands(
+    state: &State,
+    caller: &AgentCaller,
+    fault: Option<AgentFault>,
+    ground: Option<&(EntryId, u64)>,
+) -> Result<(), Refusal> {
+    if let Some(fault) = fault {
+        return Err(at_fault(caller.id(), fault));
     }
     let Some((id, revision)) = ground else { return Ok(()) };
     match state.entry(id) {
@@ -549,6 +552,14 @@ fn still_stands(state: &State, caller: &AgentCaller, ground: Option<&(EntryId, u
             Err(Refusal::unavailable("entry was changed while its SVID was signed: ask again"))
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// Why the caller may have nothing any more, if so.
+fn fault_of(state: &State, caller: &AgentCaller) -> Option<AgentFault> {
+    match state.node(caller.id()) {
+        None => Some(AgentFault::NotAttested),
+        Some(node) => node.is_banned().then_some(AgentFault::Banned),
     }
 }
 
