@@ -1,7 +1,9 @@
 //! When is a token a valid JWT-SVID, and how is one made?
 
+mod signed;
+
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -23,6 +25,7 @@ use crate::spiffe_id::{SpiffeId, SpiffeIdError};
 use crate::strict_json;
 use crate::time::UnixTime;
 use crate::trust_domain::TrustDomain;
+pub use signed::TokenNotAsOrdered;
 
 /// 9999-12-31T23:59:59Z: a NumericDate beyond it is a slip, not a date.
 const LATEST_DATE: f64 = 253_402_300_799.0;
@@ -56,7 +59,8 @@ pub struct JwtSvid {
     expires_at: UnixTime,
     issued_at: Option<UnixTime>,
     key_id: Option<String>,
-    claims: Map<String, Value>,
+    /// Not read before somebody asks, where they are known otherwise.
+    claims: OnceLock<Map<String, Value>>,
     token: Arc<Secret<String>>,
 }
 
@@ -289,7 +293,8 @@ impl JwtSvid {
 
     /// Everything it says, as it says it.
     pub fn claims(&self) -> &Map<String, Value> {
-        &self.claims
+        // A token whose claims cannot be read is made into no JWT-SVID, so there are some.
+        self.claims.get_or_init(|| read_claims(self.token()).unwrap_or_default())
     }
 
     /// The token in compact form. Whoever sees it can act as the workload.
@@ -354,6 +359,7 @@ impl<'a> Token<'a> {
         let Ok(Value::Object(claims)) = strict_json::parse(&claims) else {
             return Err(JwtSvidError::MalformedClaims);
         };
+        let not_before = date(&claims, "nbf")?;
         let svid = JwtSvid {
             id: subject(&claims)?,
             audience: audience(&claims)?,
@@ -361,9 +367,8 @@ impl<'a> Token<'a> {
             issued_at: date(&claims, "iat")?,
             key_id,
             token: Arc::new(Secret::new(text.to_owned())),
-            claims,
+            claims: OnceLock::from(claims),
         };
-        let not_before = date(&svid.claims, "nbf")?;
         Ok(Self { algorithm, signed, signature, not_before, svid })
     }
 
@@ -450,6 +455,14 @@ impl Algorithm {
             (Self::Es512, Some(Curve::P521)) => Err(JwtSvidError::Unverifiable),
             _ => Err(JwtSvidError::WrongKey),
         }
+    }
+}
+
+/// The claims of a token in compact form.
+fn read_claims(token: &str) -> Option<Map<String, Value>> {
+    match strict_json::parse(&decode(token.split('.').nth(1)?).ok()?).ok()? {
+        Value::Object(claims) => Some(claims),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
     }
 }
 

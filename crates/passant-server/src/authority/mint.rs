@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use passant_core::jwt_svid::{self, JwtClaims};
-use passant_core::keys::{KeyError, RcgenKey, SignatureForm, SigningKey};
+use passant_core::keys::{KeyError, KeyType, RcgenKey, SignatureForm, SigningKey};
 use passant_core::limits::BACKDATE;
 use passant_core::serial::Serial;
 use passant_core::{SpiffeId, UnixTime};
@@ -334,6 +334,11 @@ impl ActiveJwt {
     /// The key ID that tokens carry.
     pub fn id(&self) -> &AuthorityId {
         &self.id
+    }
+
+    /// The kind of its key.
+    pub(crate) fn key_type(&self) -> KeyType {
+        self.key.key_type()
     }
 
     /// The last second a token of it may be valid.
