@@ -34,23 +34,23 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, SyncSender};
 use std::time::Duration;
 
 use crate::limits::{STORE_CACHE_BYTES, STORE_RECORD_BYTES};
-use passant_core::texts::Texts;
 use passant_core::{Host, TrustDomain};
 use passant_daemon::private_dir::{make_data_dir, make_private_dir};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, IVec};
 
+use self::loading::Decoded;
 use self::read_ahead::ReadAhead;
 use crate::keystore::FILE as KEY_FILE;
 use crate::state::change::{Change, Commit, Lineage, RequestId, Revision};
 use crate::store::witness::Witness;
 use crate::store::{AppendError, Loaded, Store, StoreError, check_trust_domain};
 
+mod loading;
 mod read_ahead;
 pub(crate) mod restoring;
 
@@ -61,9 +61,6 @@ const RECORD_FORMAT: u8 = 2;
 /// The format of all records but those whose changes need the second one: as long as there are none of these, versions
 /// that know the first alone read the store, too.
 const FIRST_RECORD_FORMAT: u8 = 1;
-/// Records that are handed on at a time when the store is read, and how many such parts wait to be decoded.
-const LOAD_PART: usize = 512;
-const PARTS_WAITING: usize = 8;
 const META: &[u8] = b"meta";
 const HEAD: &[u8] = b"head";
 const OBJECTS: &str = "o/";
@@ -145,41 +142,6 @@ impl Written {
     fn sealed(&self, key: &[u8]) -> Vec<u8> {
         sealed(self.format, key, &self.json)
     }
-}
-
-/// Records as they were read, their bytes one after the other: whoever decodes them frees nothing that sled made.
-#[derive(Default)]
-struct Part {
-    bytes: Vec<u8>,
-    /// Where each key, and then its value, ends.
-    ends: Vec<(usize, usize)>,
-}
-
-impl Part {
-    fn push(&mut self, key: &[u8], value: &[u8]) {
-        self.bytes.extend_from_slice(key);
-        let end = self.bytes.len();
-        self.bytes.extend_from_slice(value);
-        self.ends.push((end, self.bytes.len()));
-    }
-
-    /// Keys and values.
-    fn records(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut at = 0;
-        self.ends.iter().map(move |(key_end, end)| {
-            let record = (&self.bytes[at..*key_end], &self.bytes[*key_end..*end]);
-            at = *end;
-            record
-        })
-    }
-}
-
-/// What was decoded.
-#[derive(Default)]
-struct Decoded {
-    objects: Vec<Change>,
-    /// The checksums of their records, added up.
-    sum: u64,
 }
 
 impl SledStore {
@@ -315,64 +277,6 @@ impl SledStore {
             Some((Revision::new(u64::from_be_bytes(*revision)), u32::from_be_bytes(part.try_into().ok()?)))
         });
         numbers.ok_or_else(|| self.corrupt(key, "its key is not one of the journal".to_owned()))
-    }
-
-    /// All objects in the order of their keys, and their checksums added up. While one thread reads on, another decodes what
-    /// was read.
-    fn load_objects(&self) -> Result<Decoded, StoreError> {
-        let (parts, read) = mpsc::sync_channel(PARTS_WAITING);
-        let decode = move || {
-            let (mut decoded, mut texts) = (Decoded::default(), Texts::default());
-            read.into_iter().try_for_each(|part: Part| {
-                texts.reading(|| {
-                    part.records().try_for_each(|(key, value)| self.decode(key, value, &mut decoded))
-                })
-            })?;
-            Ok(decoded)
-        };
-        let decoded = std::thread::scope(|scope| {
-            let decoding = std::thread::Builder::new().spawn_scoped(scope, decode);
-            let decoding = decoding.map_err(io_error("start a thread to read", &self.place))?;
-            let done = self.read_objects(parts);
-            let decoded = decoding.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            done.and(decoded)
-        })?;
-        let found = u64::try_from(decoded.objects.len()).unwrap_or(u64::MAX);
-        if found != self.head.objects {
-            let what = format!("{} objects were written, {found} were found", self.head.objects);
-            return Err(StoreError::Corrupt { place: self.place.display().to_string(), what });
-        }
-        if self.head.sum.is_some_and(|written| written != decoded.sum) {
-            let what = "some of its objects are not the newest that were written".to_owned();
-            return Err(StoreError::Corrupt { place: self.place.display().to_string(), what });
-        }
-        Ok(decoded)
-    }
-
-    /// Reads the records of all objects into `parts`, until nobody wants any more.
-    fn read_objects(&self, parts: SyncSender<Part>) -> Result<(), StoreError> {
-        let mut records = self.db()?.scan_prefix(OBJECTS);
-        loop {
-            let mut part = Part::default();
-            for record in records.by_ref().take(LOAD_PART) {
-                let (key, value) = record.map_err(|source| self.sled_error("read", source))?;
-                part.push(&key, &value);
-            }
-            if part.ends.is_empty() || parts.send(part).is_err() {
-                return Ok(());
-            }
-        }
-    }
-
-    fn decode(&self, key: &[u8], value: &[u8], decoded: &mut Decoded) -> Result<(), StoreError> {
-        let object: Change = self.read(key, value)?;
-        let is_under = key.strip_prefix(OBJECTS.as_bytes()).is_some_and(|key| object.has_key(key));
-        if !object.is_put() || !is_under {
-            return Err(self.corrupt(key, "it holds another object".to_owned()));
-        }
-        decoded.objects.push(object);
-        decoded.sum = decoded.sum.wrapping_add(checksum_in(value));
-        Ok(())
     }
 
     /// The batch that makes `commits`, and the head after it.
