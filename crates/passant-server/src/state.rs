@@ -138,32 +138,35 @@ impl State {
     }
 
     /// Takes `entries` into a state without any.
-    fn take_entries(&mut self, entries: Vec<Arc<Entry>>) {
-        self.entries = entries.into_iter().collect();
-        let entries = &self.entries;
-        let below = |of_nodes: bool| {
-            Index::of_all(
-                entries,
-                |entry| (entry.parent_id.is_reserved() == of_nodes).then_some(&entry.parent_id),
-                SpiffeId::as_str,
-            )
+    fn take_entries(&mut self, mut entries: Vec<Arc<Entry>>) {
+        if !entries.is_sorted_by(|one, other| one.id < other.id) {
+            entries = entries.into_iter().collect::<Entries>().iter().map(Arc::clone).collect();
+        }
+        let others = || {
+            let below =
+                Index::of_all(&entries, |entry| &entry.parent_id, SpiffeId::as_str, SpiffeId::is_reserved);
+            let (mut flagged, mut aliases) = (Index::new(), Index::new());
+            for entry in &entries {
+                if is_flagged(entry) {
+                    flagged.insert(&entry.spiffe_id, entry);
+                }
+                if entry.is_node_alias() {
+                    entry.selectors.iter().for_each(|selector| aliases.insert(selector, entry));
+                }
+            }
+            (Entries::of_all(&entries), below, flagged, aliases)
         };
-        let by_parent = || (below(true), below(false));
-        let by_spiffe_id = || Index::of_all(entries, |entry| Some(&entry.spiffe_id), SpiffeId::as_str);
-        ((self.below_nodes, self.below_entries), self.by_spiffe_id) =
-            std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, by_parent) {
+        let by_spiffe_id = || Index::of_all(&entries, |entry| &entry.spiffe_id, SpiffeId::as_str, |_| true).0;
+        let (others, by_spiffe_id) =
+            std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, others) {
                 Ok(aside) => {
                     let by_spiffe_id = by_spiffe_id();
                     (aside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), by_spiffe_id)
                 }
-                Err(_) => (by_parent(), by_spiffe_id()),
+                Err(_) => (others(), by_spiffe_id()),
             });
-        for entry in entries.iter().filter(|entry| is_flagged(entry)) {
-            self.flagged.insert(&entry.spiffe_id, entry);
-        }
-        for entry in entries.iter().filter(|entry| entry.is_node_alias()) {
-            entry.selectors.iter().for_each(|selector| self.aliases.insert(selector, entry));
-        }
+        self.by_spiffe_id = by_spiffe_id;
+        (self.entries, (self.below_nodes, self.below_entries), self.flagged, self.aliases) = others;
     }
 
     /// Takes one commit: all its changes, and one revision.

@@ -15,6 +15,11 @@ use passant_core::{Entry, EntryId};
 /// shares it.
 const LISTED: usize = 256;
 
+/// Values that are put into a tree in another order than their own, at a time.
+const PACKED: usize = 4_096;
+/// So few texts are sorted by comparing them.
+const FEW: usize = 32;
+
 /// Entries in the order of their IDs, each ID once.
 ///
 /// Inner nodes of the tree hold entries too, to tell its branches apart: of those that were replaced or removed, one in
@@ -57,6 +62,11 @@ impl Entries {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> + Send {
         self.0.iter().map(|entry| &entry.0)
+    }
+
+    /// Of entries in the order of their IDs, each ID once.
+    pub(super) fn of_all(entries: &[Arc<Entry>]) -> Self {
+        packed(entries).map(Arc::clone).collect()
     }
 
     /// Those after `id`; all without `id`.
@@ -111,31 +121,41 @@ impl<K: Ord + Clone> Index<K> {
         !self.0.is_empty() && self.0.contains_key(under)
     }
 
-    /// Files all `entries` in an empty index. Quick where equal places are mostly one text: `text` tells the text of a place.
+    /// Files all `entries`, which are in the order of their IDs: in the first index under the places that `is_first` says,
+    /// in the second one under all others. Quick where equal places are mostly one text: `text` tells the text of a place.
     pub(super) fn of_all<'a>(
-        entries: &'a Entries,
-        under: impl Fn(&'a Entry) -> Option<&'a K>,
+        entries: &'a [Arc<Entry>],
+        under: impl Fn(&'a Entry) -> &'a K,
         text: impl Fn(&K) -> &str,
-    ) -> Self
+        is_first: impl Fn(&K) -> bool,
+    ) -> (Self, Self)
     where
         K: 'a,
     {
-        let filed = entries.iter().enumerate().filter_map(|(at, entry)| Some((under(entry)?, at, entry)));
-        let mut filed: Vec<(&K, usize, &Arc<Entry>)> = filed.collect();
-        // Numbers are compared quickly, and bring together what is in one place.
-        filed.sort_unstable_by_key(|(under, at, _)| (text(under).as_ptr().addr(), *at));
-        let mut places: Vec<&[(&K, usize, &Arc<Entry>)]> =
-            filed.chunk_by(|(one, ..), (other, ..)| text(one).as_ptr() == text(other).as_ptr()).collect();
-        places.sort_unstable_by_key(|place| place[0].0);
-        let listed = |equal: &[&[(&K, usize, &Arc<Entry>)]]| {
-            let under = equal.first()?.first()?.0.clone();
-            let mut entries: Vec<_> = equal.iter().copied().flatten().collect();
-            if equal.len() > 1 {
-                entries.sort_unstable_by_key(|(_, at, _)| *at);
+        // Where the text is, and whose: numbers are compared quickly, and bring together what is in one place.
+        let filed = entries.iter().enumerate().map(|(at, entry)| (text(under(entry)).as_ptr().addr(), at));
+        let mut filed: Vec<(usize, usize)> = filed.collect();
+        filed.sort_unstable();
+        let places = filed.chunk_by(|(one, _), (other, _)| one == other);
+        let mut places: Vec<(&K, &[(usize, usize)])> =
+            places.map(|place| (under(&entries[place[0].1]), place)).collect();
+        sort_by_text(&mut places, |(under, _)| text(under));
+        let (first, second): (Vec<_>, Vec<_>) =
+            places.chunk_by(|(one, _), (other, _)| one == other).partition(|equal| is_first(equal[0].0));
+        let listed = |equal: &&[(&K, &[(usize, usize)])]| {
+            let under = equal[0].0.clone();
+            if let [(_, [(_, at)])] = equal {
+                return Some((under, Listed::One(Arc::clone(&entries[*at]))));
             }
-            Some((under, Listed::of(entries.into_iter().map(|(_, _, entry)| Arc::clone(entry)).collect())?))
+            let mut numbers: Vec<usize> =
+                equal.iter().flat_map(|(_, place)| *place).map(|(_, at)| *at).collect();
+            if equal.len() > 1 {
+                numbers.sort_unstable();
+            }
+            Some((under, Listed::of(numbers.iter().map(|at| Arc::clone(&entries[*at])).collect())?))
         };
-        Self(places.chunk_by(|one, other| one[0].0 == other[0].0).filter_map(listed).collect())
+        let index = |places: &[&[_]]| Self(packed(places).filter_map(listed).collect());
+        (index(&first), index(&second))
     }
 
     #[cfg(test)]
@@ -148,7 +168,7 @@ impl Listed {
     /// Of entries in the order of their IDs; `None` of none.
     fn of(mut entries: Vec<Arc<Entry>>) -> Option<Self> {
         if entries.len() > LISTED {
-            return Some(Self::Many(Arc::new(entries.into_iter().collect())));
+            return Some(Self::Many(Arc::new(Entries::of_all(&entries))));
         }
         if entries.len() > 1 {
             entries.shrink_to_fit();
@@ -210,6 +230,50 @@ impl PartialEq for Listed {
     /// However they are held: that follows from what was there before.
     fn eq(&self, other: &Self) -> bool {
         self.iter().eq(other.iter())
+    }
+}
+
+/// Values that are sorted, in an order in which a tree that takes them one by one has full leaves at the end: taken in
+/// their own order, each leaf would be left half empty when it is divided. Every second comes first, then those between.
+fn packed<T>(sorted: &[T]) -> impl Iterator<Item = &T> {
+    sorted.chunks(PACKED).flat_map(|some| some.iter().step_by(2).chain(some.iter().skip(1).step_by(2)))
+}
+
+/// Sorts by texts, which lie scattered in memory and mostly begin alike: looks at each only a few times.
+fn sort_by_text<'a, T: Copy>(values: &mut [T], text: impl Fn(&T) -> &'a str + Copy) {
+    sort_from(values, text, 0);
+}
+
+/// The same for texts whose first `from` bytes are the same.
+fn sort_from<'a, T: Copy>(values: &mut [T], text: impl Fn(&T) -> &'a str + Copy, from: usize) {
+    let Some(first) = values.first().map(|value| text(value).as_bytes()) else { return };
+    let alike = |value: &T| {
+        let both = first.iter().zip(text(value).as_bytes());
+        both.skip(from).take_while(|(one, other)| one == other).count()
+    };
+    let shortest = values.iter().map(|value| text(value).len()).min().unwrap_or(0);
+    if values.len() < FEW || shortest <= from {
+        values.sort_unstable_by(|one, other| text(one).cmp(text(other)));
+        return;
+    }
+    let from = from + values.iter().map(alike).min().unwrap_or(0);
+    let next = |value: &T| {
+        let mut next = [0; 8];
+        let rest = text(value).as_bytes().get(from..).unwrap_or_default();
+        let len = rest.len().min(next.len());
+        next[..len].copy_from_slice(&rest[..len]);
+        u64::from_be_bytes(next)
+    };
+    let mut by_next: Vec<(u64, T)> = values.iter().map(|value| (next(value), *value)).collect();
+    by_next.sort_unstable_by_key(|(next, _)| *next);
+    values.iter_mut().zip(&by_next).for_each(|(place, (_, value))| *place = *value);
+    let mut at = 0;
+    for equal in by_next.chunk_by(|(one, _), (other, _)| one == other) {
+        let end = at + equal.len();
+        if equal.len() > 1 {
+            sort_from(&mut values[at..end], text, from + 8);
+        }
+        at = end;
     }
 }
 
@@ -310,7 +374,29 @@ mod tests {
         assert_ne!(one, [entry(1, "new")].into_iter().collect());
     }
 
+    #[test]
+    fn a_tree_of_what_was_packed_holds_all_of_it() {
+        for count in [0, 1, 2, PACKED - 1, PACKED, PACKED * 2 + 3] {
+            let numbers: Vec<usize> = (0..count).collect();
+            let mut taken: Vec<usize> = packed(&numbers).copied().collect();
+            assert!(count < 3 || taken != numbers);
+            taken.sort_unstable();
+            assert_eq!(taken, numbers);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn texts_are_sorted_as_they_compare(
+            texts in prop::collection::vec("(a{1,12}|a[bc]{7,9}|)[a\\x00é]{0,3}", 0..200),
+        ) {
+            let mut sorted: Vec<&str> = texts.iter().map(String::as_str).collect();
+            sort_by_text(&mut sorted, |text| *text);
+            let mut expected: Vec<&str> = texts.iter().map(String::as_str).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(sorted, expected);
+        }
+
         #[test]
         fn an_index_holds_what_a_table_of_tables_would(
             steps in prop::collection::vec((any::<bool>(), 0..3_u8, 0..5_usize), 0..60),
