@@ -2,7 +2,7 @@
 //! operator would write it.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use passant_proto::entry::BatchCreateEntryRequest;
 use passant_proto::types;
 use passant_tests::api::{Operator, selector, wire_id};
 use passant_tests::daemon::Daemon;
+use passant_tests::port::free_port;
 use passant_tests::usage::Usage;
 use tempfile::TempDir;
 
@@ -70,7 +71,7 @@ impl Site {
         let data =
             data.with_context(|| format!("failed to make a directory in {}", places.disk.display()))?;
         // Let go of at once: the server takes it, and takes the same one again after a restart.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = free_port()?;
         let site = Self { places, dir, data, port, daemon: None };
         Nodes::make(site.dir())?;
         let (name, text) = match site.places.make {

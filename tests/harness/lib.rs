@@ -10,6 +10,7 @@
 //! | [`conformance`] | which requirements of the specifications a test meets |
 //! | [`node`] | a node that attests and calls the server, as an agent does |
 //! | [`hostile`] | a client that keeps no rule of HTTP/2 |
+//! | [`port`] | a port for a daemon, its own even while it is away |
 //! | [`usage`] | what a process uses of the machine |
 //! | [`tls`] | a client of the TLS port that shows whatever it likes |
 //! | [`wait`] | waiting for a condition, with a bound |
@@ -21,6 +22,7 @@ pub mod daemon;
 pub mod hostile;
 pub mod node;
 pub mod node_ca;
+pub mod port;
 pub mod site;
 pub mod tls;
 pub mod usage;

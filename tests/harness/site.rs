@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use passant_proto::{convert, types};
 use crate::api::{Operator, fetch_x509, selector, wire_id};
 use crate::binaries::binaries;
 use crate::daemon::Daemon;
+use crate::port::free_port;
 use crate::wait::eventually;
 
 /// The trust domain of every site.
@@ -48,7 +48,7 @@ impl Site {
     pub fn new(options: &ServerOptions) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("passant-").tempdir()?;
         // Let go of at once: the server takes it, and takes the same one again after a restart.
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let port = free_port()?;
         let site = Self { dir, port };
         site.configure(options)?;
         Ok(site)

@@ -2,7 +2,6 @@
 //! `SPIRE_BIN_DIR` names. Nothing of SPIRE comes with this project.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use passant_proto::bundle::GetBundleRequest;
 use passant_proto::convert;
 use passant_tests::api::{Operator, fetch_x509, wire_id};
 use passant_tests::daemon::Daemon;
+use passant_tests::port::free_port;
 use passant_tests::site::{READY_WITHIN, Site, TRUST_DOMAIN};
 use passant_tests::wait::eventually;
 
@@ -47,7 +47,7 @@ impl Spire {
         for name in ["spire-server", "spire-agent"] {
             ensure!(dir.join(name).is_file(), "SPIRE_BIN_DIR has no {name}: {}", dir.display());
         }
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let port = free_port()?;
         Ok(Some(Self { dir, port, agent_ttl }))
     }
 

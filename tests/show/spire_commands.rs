@@ -4,9 +4,9 @@
 //! prints are looked at. A second server of SPIRE is the other end of a federation.
 
 use std::fs;
-use std::net::TcpListener;
 
 use anyhow::{Context, ensure};
+use passant_tests::port::free_port;
 use passant_tests::site::{NODE, ServerOptions, Site, TRUST_DOMAIN};
 use serde_json::Value;
 
@@ -150,8 +150,7 @@ fn bundles(line: &Line<'_>, site: &Site) -> anyhow::Result<()> {
 /// With a server of SPIRE whose bundle endpoint proves itself by its X509-SVID.
 async fn federation(line: &Line<'_>) -> anyhow::Result<()> {
     let site = Site::new(&ServerOptions::default())?;
-    let port = || -> anyhow::Result<u16> { Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()) };
-    let (port, endpoint) = (port()?, port()?);
+    let (port, endpoint) = (free_port()?, free_port()?);
     let socket = site.server_socket();
     let keys = format!(
         "federation {{ bundle_endpoint {{ address = \"127.0.0.1\" port = {endpoint} profile \"https_spiffe\" {{}} }} }}"

@@ -1,11 +1,11 @@
 //! What is wrong with the node: does it not get in, or has it lost what it had?
 
 use std::fs;
-use std::net::TcpListener;
 use std::time::Duration;
 
 use passant_tests::daemon::Daemon;
 use passant_tests::node_ca::{NodeCa, NodeFiles};
+use passant_tests::port::free_port;
 use passant_tests::site::{ServerOptions, Site};
 
 use super::{Node, Table, admin, edit, id_of, own_pid, token};
@@ -54,8 +54,8 @@ pub(super) async fn attestation(table: &Table<'_>) -> anyhow::Result<()> {
         edit(&site, name, from, to)?;
         site.spawn_agent(name, &["--join-token", &token(&site, "10m")?])
     };
-    // A port that nobody listens on: it was free a moment ago.
-    let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    // Nobody listens there.
+    let nobody = format!("127.0.0.1:{}", free_port()?);
     let _astray = changed("astray", &site.address(), &nobody)?;
     told(&site, "astray", "an address where no server is", &nobody).await;
     let (own, other) = (site.bundle_file(), tokens_only.bundle_file());
